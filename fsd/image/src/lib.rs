@@ -1,0 +1,19 @@
+//! Container image formats as read-only file trees.
+//!
+//! Bytes enter through [`read_at::ReadAt`] only and leave as a [`tree::Tree`]. Nothing here touches the network, FUSE,
+//! the environment or a clock, and any byte sequence gives an error or a tree: images are hostile input.
+//!
+//! ```text
+//! read_at, tree  <-  squashfs, sif, directory, oci  <-  open
+//! ```
+
+#![forbid(unsafe_code)]
+
+pub mod directory;
+pub mod oci;
+pub mod open;
+pub mod path;
+pub mod read_at;
+pub mod sif;
+pub mod squashfs;
+pub mod tree;

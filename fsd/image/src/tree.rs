@@ -1,0 +1,161 @@
+//! The vocabulary of a read-only file tree: what every image format is turned into.
+//!
+//! Names and link targets are bytes (`OsStr`), as the kernel has them. Nodes are named by [`NodeId`], which a tree
+//! hands out and takes back; two names with the same id are hard links of one file.
+
+use std::ffi::{OsStr, OsString};
+use std::io;
+
+/// A node of one tree, stable for the tree's life and for every later opening of the same image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct NodeId(pub u64);
+
+/// What a node is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Kind {
+    /// A directory.
+    Directory,
+    /// A regular file.
+    File,
+    /// A symbolic link.
+    Symlink,
+    /// A block device.
+    BlockDevice,
+    /// A character device.
+    CharDevice,
+    /// A named pipe.
+    Fifo,
+    /// A Unix socket.
+    Socket,
+}
+
+/// Seconds and nanoseconds since 1970, possibly before it. `nanos` is below 1,000,000,000.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
+pub struct Timestamp {
+    /// Whole seconds.
+    pub seconds: i64,
+    /// The rest, always forward in time.
+    pub nanos: u32,
+}
+
+/// What `stat` says of a node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Attr {
+    /// What it is.
+    pub kind: Kind,
+    /// Permission bits with setuid, setgid and sticky: the low 12 bits of `st_mode`.
+    pub mode: u16,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Bytes in a file, length of a link's target, a format's own idea of a directory's size.
+    pub size: u64,
+    /// Bytes of storage that the content stands for, holes left out, in units of 512 bytes.
+    pub blocks: u64,
+    /// Hard links.
+    pub nlink: u32,
+    /// Last change of the content.
+    pub mtime: Timestamp,
+    /// Last change of the attributes; the same as `mtime` where a format has none.
+    pub ctime: Timestamp,
+    /// Last access; the same as `mtime` where a format has none.
+    pub atime: Timestamp,
+    /// Device number of a device node in the kernel's 32-bit encoding (`new_encode_dev`: minor's low byte, then 12 bits
+    /// of major, then the rest of minor), else 0.
+    pub rdev: u32,
+}
+
+/// One name in a directory. `.` and `..` are never among them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    /// The name: not empty, without `/` and NUL, not `.` or `..`.
+    pub name: OsString,
+    /// The node it names.
+    pub node: NodeId,
+    /// What the node is.
+    pub kind: Kind,
+}
+
+/// An extended attribute: full name with its name space (`user.x`, `security.capability`) and value.
+pub type Xattr = (OsString, Vec<u8>);
+
+/// A read-only file tree. All methods may be called by many threads at once.
+pub trait Tree: Send + Sync + std::fmt::Debug {
+    /// The root directory.
+    fn root(&self) -> NodeId;
+
+    /// The attributes of `node`.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchNode`] if the tree never handed out `node`; [`Error::Damaged`] or [`Error::Io`] from below.
+    fn attr(&self, node: NodeId) -> Result<Attr, Error>;
+
+    /// The node that `name` stands for in the directory `dir`; `None` if there is no such name.
+    ///
+    /// # Errors
+    /// [`Error::NotADirectory`], or as [`Tree::attr`].
+    fn lookup(&self, dir: NodeId, name: &OsStr) -> Result<Option<NodeId>, Error>;
+
+    /// All entries of the directory `dir`, in an order that is the same each time.
+    ///
+    /// # Errors
+    /// [`Error::NotADirectory`], or as [`Tree::attr`].
+    fn entries(&self, dir: NodeId) -> Result<Vec<Entry>, Error>;
+
+    /// The target of the symbolic link `node`.
+    ///
+    /// # Errors
+    /// [`Error::NotASymlink`], or as [`Tree::attr`].
+    fn read_link(&self, node: NodeId) -> Result<OsString, Error>;
+
+    /// Reads file content from `offset` bytes into `buf` and returns how many bytes were read: as many as `buf` holds,
+    /// fewer only at the end of the file, 0 after it.
+    ///
+    /// # Errors
+    /// [`Error::NotAFile`], or as [`Tree::attr`].
+    fn read(&self, node: NodeId, offset: u64, buf: &mut [u8]) -> Result<usize, Error>;
+
+    /// All extended attributes of `node`.
+    ///
+    /// # Errors
+    /// As [`Tree::attr`].
+    fn xattrs(&self, node: NodeId) -> Result<Vec<Xattr>, Error>;
+
+    /// What `statfs` says of the whole tree.
+    fn statistics(&self) -> Statistics;
+}
+
+/// Sizes of a whole tree.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Statistics {
+    /// Bytes that the image takes.
+    pub bytes: u64,
+    /// Nodes in it.
+    pub nodes: u64,
+    /// Its block size in bytes.
+    pub block_size: u32,
+}
+
+/// Why a tree could not answer.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The id is not one of this tree's.
+    #[error("there is no node {0:?}")]
+    NoSuchNode(NodeId),
+    /// A directory operation on something else.
+    #[error("not a directory")]
+    NotADirectory,
+    /// `read_link` on something else.
+    #[error("not a symbolic link")]
+    NotASymlink,
+    /// `read` on something else.
+    #[error("not a regular file")]
+    NotAFile,
+    /// The image contradicts its own format. The source says where and how.
+    #[error("the image is damaged")]
+    Damaged(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// The storage below failed.
+    #[error("cannot read the image")]
+    Io(#[from] io::Error),
+}
