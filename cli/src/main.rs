@@ -1,2 +1,82 @@
-//! Placeholder.
-fn main() {}
+//! The `siphon` command: a drop-in for `singularity` and `apptainer` that never unpacks an image.
+//!
+//! ```text
+//! args -> settings -> plan -> runtime            report: all that is printed
+//!              commands: one file per verb, build: packs a tree into an image
+//! ```
+
+mod args;
+mod build;
+mod commands;
+mod host;
+mod plan;
+mod report;
+mod runtime;
+mod settings;
+
+use args::{Cli, Verb};
+use clap::{CommandFactory, Parser};
+use report::{EXIT_FATAL, EXIT_USAGE, Report};
+use settings::{Common, Environment, RunSettings, Verbosity};
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let environment = Environment::new(std::env::vars_os());
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return usage(&error),
+    };
+    let verbosity = settings::verbosity(cli.global, &environment);
+    log(verbosity);
+    let report = Report::new(verbosity);
+    match run(cli.verb, environment, report) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            report.fatal(&error);
+            ExitCode::from(EXIT_FATAL)
+        }
+    }
+}
+
+fn run(verb: Verb, environment: Environment, report: Report) -> anyhow::Result<()> {
+    let common = Common::resolve(&environment);
+    let become_program = |settings, environment| commands::run::run(settings, &common, environment, report);
+    match verb {
+        Verb::Exec(args) => match become_program(RunSettings::exec(args, &environment)?, environment)? {},
+        Verb::Shell(args) => match become_program(RunSettings::shell(args, &environment)?, environment)? {},
+        Verb::Run(args) => match become_program(RunSettings::run(args, &environment)?, environment)? {},
+        Verb::Build(args) => commands::build::build(&args, &common, report),
+        Verb::Commit(args) => commands::commit::commit(&args, &common, report),
+        Verb::Mount(args) => commands::mount::mount(&args, &common, report),
+        Verb::Umount(args) => commands::umount::umount(&args),
+        Verb::Ls(args) => commands::ls::ls(&args, &common, report),
+        Verb::Cat(args) => commands::cat::cat(&args, &common, report),
+        Verb::Inspect(args) => commands::inspect::inspect(&args, &common, report),
+        Verb::Status(args) => commands::status::status(&args, &common, report),
+        Verb::Completion { shell } => commands::completion::completion(shell, Cli::command(), report),
+        Verb::Version => Ok(report.line(env!("CARGO_PKG_VERSION"))?),
+        Verb::Daemon { state, .. } => commands::daemon::daemon(&state),
+    }
+}
+
+/// Help and version are no errors; a command line that cannot be understood exits with 1, as singularity does.
+fn usage(error: &clap::Error) -> ExitCode {
+    // Nothing can be done where even the message cannot be printed.
+    let _ = error.print();
+    if error.use_stderr() { ExitCode::from(EXIT_USAGE) } else { ExitCode::SUCCESS }
+}
+
+fn log(verbosity: Verbosity) {
+    let level = match verbosity {
+        Verbosity::Silent | Verbosity::Quiet | Verbosity::Normal => tracing::level_filters::LevelFilter::OFF,
+        Verbosity::Verbose => tracing::level_filters::LevelFilter::INFO,
+        Verbosity::Debug => tracing::level_filters::LevelFilter::DEBUG,
+    };
+    tracing_subscriber::fmt().with_max_level(level).with_writer(std::io::stderr).init();
+}
+
+/// `siphon ls image | head` is not a failure of siphon.
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<std::io::Error>().is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
+}

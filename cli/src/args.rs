@@ -1,0 +1,92 @@
+//! What is typed: clap types whose doc comments are the help.
+
+mod images;
+mod run;
+
+pub use images::{BuildArgs, CatArgs, CommitArgs, InspectArgs, LsArgs, MountArgs, StatusArgs, UmountArgs};
+pub use run::{ExecArgs, RunArgs, RunFlags, ShellArgs};
+
+use clap::{Args, Parser, Subcommand};
+use std::path::PathBuf;
+
+/// Runs container images without unpacking them
+///
+/// Siphon mounts SIF and squashfs images, local or over http(s), and reads only the parts that are used. It takes the
+/// same commands and options as singularity and apptainer.
+#[derive(Debug, Parser)]
+#[command(name = "siphon", disable_version_flag = true, subcommand_required = true, arg_required_else_help = true)]
+pub struct Cli {
+    /// Options before the command
+    #[command(flatten)]
+    pub global: GlobalFlags,
+    /// What to do
+    #[command(subcommand)]
+    pub verb: Verb,
+}
+
+/// Options that stand before the command.
+#[derive(Debug, Clone, Copy, Default, Args)]
+pub struct GlobalFlags {
+    /// Print every message, for finding out what goes wrong
+    #[arg(short, long)]
+    pub debug: bool,
+    /// Print no INFO messages
+    #[arg(short, long)]
+    pub quiet: bool,
+    /// Print only errors
+    #[arg(short, long)]
+    pub silent: bool,
+    /// Print more messages
+    #[arg(short, long)]
+    pub verbose: bool,
+    /// Print messages without color
+    #[arg(long)]
+    pub nocolor: bool,
+    /// Print the version
+    #[arg(long, action = clap::ArgAction::Version)]
+    version: (),
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+#[expect(clippy::large_enum_variant, reason = "parsed once; boxing would hide the flags from clap")]
+pub enum Verb {
+    /// Run a command in a container
+    Exec(ExecArgs),
+    /// Run a shell in a container
+    Shell(ShellArgs),
+    /// Run the image's runscript
+    Run(RunArgs),
+    /// Make a sandbox from an image, or an image from a sandbox
+    Build(BuildArgs),
+    /// Turn a sandbox (image plus changes) into a new read-only image
+    Commit(CommitArgs),
+    /// Mount an image onto a directory of the host
+    Mount(MountArgs),
+    /// Unmount what `mount` mounted
+    Umount(UmountArgs),
+    /// List files of an image without mounting it
+    Ls(LsArgs),
+    /// Print files of an image without mounting it
+    Cat(CatArgs),
+    /// Print what an image says of itself
+    Inspect(InspectArgs),
+    /// Show the daemons, their mounts and how much was read and fetched
+    Status(StatusArgs),
+    /// Print completions for a shell
+    Completion {
+        /// The shell to print them for
+        shell: clap_complete::Shell,
+    },
+    /// Print the version
+    Version,
+    /// Serve one mount; started by the other commands
+    #[command(hide = true)]
+    Daemon {
+        /// The daemon's state directory
+        #[arg(long)]
+        state: PathBuf,
+        /// The image, for `ps` to show
+        image: Option<String>,
+    },
+}

@@ -1,0 +1,121 @@
+//! Arguments of the commands that make images and look into them.
+
+use clap::Args;
+use std::path::PathBuf;
+
+/// `build`.
+#[derive(Debug, Args)]
+pub struct BuildArgs {
+    /// Make a writable directory over the image instead of an image file; takes milliseconds
+    #[arg(short, long)]
+    pub sandbox: bool,
+    /// Replace the target if it exists
+    #[arg(short = 'F', long)]
+    pub force: bool,
+    /// What to make: an image file, or with --sandbox a directory
+    pub target: PathBuf,
+    /// What to make it from: an image, a sandbox, a directory or an http(s) URL
+    pub source: String,
+}
+
+/// `commit`.
+#[derive(Debug, Args)]
+pub struct CommitArgs {
+    /// Replace the target if it exists
+    #[arg(short = 'F', long)]
+    pub force: bool,
+    /// The sandbox whose image and changes become one
+    pub sandbox: String,
+    /// The image file to make
+    pub target: PathBuf,
+}
+
+/// `mount`.
+#[derive(Debug, Args)]
+pub struct MountArgs {
+    /// The image: SIF, squashfs, sandbox, directory or http(s) URL
+    pub image: String,
+    /// An existing directory
+    pub directory: PathBuf,
+}
+
+/// `umount`.
+#[derive(Debug, Args)]
+pub struct UmountArgs {
+    /// The directory that was given to `mount`
+    pub directory: PathBuf,
+}
+
+/// `ls`.
+#[derive(Debug, Args)]
+pub struct LsArgs {
+    /// One line for each file with mode, owner, size, time and link target
+    #[arg(short, long)]
+    pub long: bool,
+    /// Directories with all that is below them
+    #[arg(short = 'R', long)]
+    pub recursive: bool,
+    /// One JSON object for each file and line
+    #[arg(short, long)]
+    pub json: bool,
+    /// The image
+    pub image: String,
+    /// Paths in it
+    #[arg(default_value = "/")]
+    pub paths: Vec<PathBuf>,
+}
+
+/// `cat`.
+#[derive(Debug, Args)]
+pub struct CatArgs {
+    /// The image
+    pub image: String,
+    /// Paths in it
+    #[arg(required = true)]
+    pub paths: Vec<PathBuf>,
+}
+
+/// `inspect`.
+#[derive(Debug, Args)]
+pub struct InspectArgs {
+    /// The labels; the default
+    #[arg(short, long)]
+    pub labels: bool,
+    /// The definition file
+    #[arg(short, long)]
+    pub deffile: bool,
+    /// The runscript
+    #[arg(short, long)]
+    pub runscript: bool,
+    /// The startscript
+    #[arg(short, long)]
+    pub startscript: bool,
+    /// The test script
+    #[arg(short, long)]
+    pub test: bool,
+    /// The environment
+    #[arg(short, long)]
+    pub environment: bool,
+    /// The help text
+    #[arg(short = 'H', long)]
+    pub helpfile: bool,
+    /// Names of the SCIF apps
+    #[arg(long)]
+    pub list_apps: bool,
+    /// Everything, as JSON
+    #[arg(long)]
+    pub all: bool,
+    /// As JSON
+    #[arg(short, long)]
+    pub json: bool,
+    /// The image
+    pub image: String,
+}
+
+/// `status`.
+#[derive(Debug, Args)]
+pub struct StatusArgs {
+    /// As JSON
+    #[arg(short, long)]
+    pub json: bool,
+}

@@ -1,0 +1,25 @@
+//! The verbs, one file each.
+
+pub mod build;
+pub mod cat;
+pub mod commit;
+pub mod completion;
+pub mod daemon;
+pub mod inspect;
+pub mod ls;
+pub mod mount;
+pub mod run;
+pub mod status;
+pub mod umount;
+
+use crate::host::cache_dir;
+use crate::settings::Common;
+use anyhow::Context;
+use siphon_fsd::locator::{Locator, Opened};
+
+/// Opens an image for looking into it, without a mount.
+fn open_image(image: &str, common: &Common) -> anyhow::Result<Opened> {
+    let context = || format!("could not open image {image}");
+    let locator = Locator::parse(image).with_context(context)?;
+    siphon_fsd::locator::open(&locator, &cache_dir(common)).with_context(context)
+}

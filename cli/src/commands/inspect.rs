@@ -1,0 +1,84 @@
+//! `siphon inspect`: what an image says of itself.
+
+use crate::args::InspectArgs;
+use crate::report::Report;
+use crate::settings::Common;
+use serde_json::{Map, Value, json};
+use siphon_image::open::{Facts, facts};
+
+/// Prints the chosen parts, the labels if none is chosen.
+///
+/// # Errors
+/// If the image cannot be opened.
+pub fn inspect(args: &InspectArgs, common: &Common, report: Report) -> anyhow::Result<()> {
+    let opened = super::open_image(&args.image, common)?;
+    let facts = facts(opened.tree.as_ref())?;
+    if args.json || args.all {
+        return Ok(report.line(serde_json::to_string_pretty(&as_json(args, &facts))?)?);
+    }
+    for (chosen, text) in texts(args, &facts) {
+        if let (true, Some(text)) = (chosen, text) {
+            report.line(text.trim_end())?;
+        }
+    }
+    if args.environment {
+        for script in &facts.env_scripts {
+            report.line(format_args!("=== /.singularity.d/env/{} ===\n{}\n", script.name, script.text.trim_end()))?;
+        }
+    }
+    if args.list_apps {
+        for app in &facts.apps {
+            report.line(app)?;
+        }
+    }
+    if labels_chosen(args) {
+        for (name, value) in &facts.labels {
+            report.line(format_args!("{name}: {value}"))?;
+        }
+    }
+    Ok(())
+}
+
+fn labels_chosen(args: &InspectArgs) -> bool {
+    let others = [args.deffile, args.runscript, args.startscript, args.test, args.environment, args.helpfile];
+    args.all || args.labels || !(args.list_apps || others.contains(&true))
+}
+
+fn texts<'a>(args: &InspectArgs, facts: &'a Facts) -> [(bool, Option<&'a str>); 5] {
+    [
+        (args.helpfile, facts.helpfile.as_deref()),
+        (args.deffile, facts.deffile.as_deref()),
+        (args.runscript, facts.runscript.as_deref()),
+        (args.startscript, facts.startscript.as_deref()),
+        (args.test, facts.test.as_deref()),
+    ]
+}
+
+/// The shape of `apptainer inspect --json`.
+fn as_json(args: &InspectArgs, facts: &Facts) -> Value {
+    let mut attributes = Map::new();
+    let mut put = |chosen: bool, name: &str, text: &Option<String>| {
+        if let (true, Some(text)) = (chosen || args.all, text) {
+            attributes.insert(name.into(), json!(text));
+        }
+    };
+    put(args.deffile, "deffile", &facts.deffile);
+    put(args.helpfile, "helpfile", &facts.helpfile);
+    put(args.runscript, "runscript", &facts.runscript);
+    put(args.startscript, "startscript", &facts.startscript);
+    put(args.test, "test", &facts.test);
+    if args.environment || args.all {
+        let environment = facts.env_scripts.iter();
+        let scripts: Map<_, _> =
+            environment.map(|script| (format!("/.singularity.d/env/{}", script.name), json!(script.text))).collect();
+        attributes.insert("environment".into(), Value::Object(scripts));
+    }
+    if args.list_apps || args.all {
+        attributes
+            .insert("apps".into(), facts.apps.iter().map(|app| (app.clone(), json!({}))).collect::<Map<_, _>>().into());
+    }
+    if labels_chosen(args) {
+        attributes.insert("labels".into(), json!(facts.labels));
+    }
+    json!({ "data": { "attributes": attributes }, "type": "container" })
+}

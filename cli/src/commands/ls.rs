@@ -1,0 +1,187 @@
+//! `siphon ls`: files of an image, without mounting it.
+
+use crate::args::LsArgs;
+use crate::report::Report;
+use crate::settings::Common;
+use anyhow::{Context, bail};
+use serde::Serialize;
+use siphon_image::path::resolve;
+use siphon_image::tree::{Attr, Kind, NodeId, Tree};
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+/// How deep `-R` goes: no image that a kernel mounts has longer paths (`PATH_MAX` 4096, two bytes a level).
+const MAX_DEPTH: usize = 2048;
+
+/// One line.
+#[derive(Debug, Serialize)]
+struct Line {
+    path: String,
+    kind: &'static str,
+    mode: String,
+    uid: u32,
+    gid: u32,
+    size: u64,
+    links: u32,
+    mtime: i64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    target: Option<String>,
+}
+
+/// Lists `args.paths`.
+///
+/// # Errors
+/// If the image cannot be opened or a path does not exist in it.
+pub fn ls(args: &LsArgs, common: &Common, report: Report) -> anyhow::Result<()> {
+    let opened = super::open_image(&args.image, common)?;
+    let tree = opened.tree.as_ref();
+    for path in &args.paths {
+        let resolved = resolve(tree, path, !args.long).with_context(|| format!("cannot look up {}", path.display()))?;
+        let Some(node) = resolved.node else { bail!("{} does not exist in {}", path.display(), args.image) };
+        let listing = Listing { tree, args, report };
+        let attr = tree.attr(node)?;
+        match attr.kind {
+            Kind::Directory => listing.directory(node, &resolved.path)?,
+            _ => listing.print(node, &attr, &resolved.path, resolved.path.as_os_str())?,
+        }
+    }
+    Ok(())
+}
+
+struct Listing<'a> {
+    tree: &'a dyn Tree,
+    args: &'a LsArgs,
+    report: Report,
+}
+
+impl Listing<'_> {
+    /// Prints a directory, and with `-R` everything below it, each directory before what is in it. The walk keeps its
+    /// own stack: an image may be as deep as it likes.
+    fn directory(&self, top: NodeId, top_path: &Path) -> anyhow::Result<()> {
+        let mut stack = vec![(top, top_path.to_owned(), 0)];
+        while let Some((directory, path, depth)) = stack.pop() {
+            if depth > MAX_DEPTH {
+                bail!("{} is nested too deep; the image is damaged", top_path.display());
+            }
+            let mut below = Vec::new();
+            for entry in self.tree.entries(directory)? {
+                let entry_path = path.join(&entry.name);
+                let attr = self.tree.attr(entry.node)?;
+                let shown = if self.args.recursive { entry_path.as_os_str() } else { &entry.name };
+                self.print(entry.node, &attr, &entry_path, shown)?;
+                if self.args.recursive && entry.kind == Kind::Directory {
+                    below.push((entry.node, entry_path, depth + 1));
+                }
+            }
+            stack.extend(below.into_iter().rev());
+        }
+        Ok(())
+    }
+
+    fn print(&self, node: NodeId, attr: &Attr, path: &Path, shown: &OsStr) -> anyhow::Result<()> {
+        if !self.args.long && !self.args.json {
+            self.report.bytes(shown.as_bytes())?;
+            return Ok(self.report.bytes(b"\n")?);
+        }
+        let line = self.line(node, attr, path)?;
+        if self.args.json {
+            return Ok(self.report.line(serde_json::to_string(&line)?)?);
+        }
+        let head = format!("{} {:>3} {:>5} {:>5} {:>10} ", line.mode, line.links, line.uid, line.gid, line.size);
+        self.report.bytes(head.as_bytes())?;
+        self.report.bytes(format!("{} ", utc(line.mtime)).as_bytes())?;
+        self.report.bytes(shown.as_bytes())?;
+        let target = line.target.map(|target| format!(" -> {target}")).unwrap_or_default();
+        Ok(self.report.line(target)?)
+    }
+
+    fn line(&self, node: NodeId, attr: &Attr, path: &Path) -> anyhow::Result<Line> {
+        let target = match attr.kind {
+            Kind::Symlink => Some(self.tree.read_link(node)?.to_string_lossy().into_owned()),
+            _ => None,
+        };
+        Ok(Line {
+            path: PathBuf::from(path).display().to_string(),
+            kind: kind_name(attr.kind),
+            mode: mode_text(attr),
+            uid: attr.uid,
+            gid: attr.gid,
+            size: attr.size,
+            links: attr.nlink,
+            mtime: attr.mtime.seconds,
+            target,
+        })
+    }
+}
+
+fn kind_name(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Directory => "directory",
+        Kind::File => "file",
+        Kind::Symlink => "symlink",
+        Kind::BlockDevice => "block device",
+        Kind::CharDevice => "character device",
+        Kind::Fifo => "fifo",
+        Kind::Socket => "socket",
+    }
+}
+
+/// `drwxr-xr-x`, as `ls` writes it.
+fn mode_text(attr: &Attr) -> String {
+    let kind = match attr.kind {
+        Kind::Directory => 'd',
+        Kind::File => '-',
+        Kind::Symlink => 'l',
+        Kind::BlockDevice => 'b',
+        Kind::CharDevice => 'c',
+        Kind::Fifo => 'p',
+        Kind::Socket => 's',
+    };
+    let mut text = String::from(kind);
+    for (shift, special, letter) in [(6, 0o4000, 's'), (3, 0o2000, 's'), (0, 0o1000, 't')] {
+        let bits = attr.mode >> shift;
+        text.push(if bits & 4 != 0 { 'r' } else { '-' });
+        text.push(if bits & 2 != 0 { 'w' } else { '-' });
+        text.push(match (attr.mode & special != 0, bits & 1 != 0) {
+            (true, true) => letter,
+            (true, false) => letter.to_ascii_uppercase(),
+            (false, true) => 'x',
+            (false, false) => '-',
+        });
+    }
+    text
+}
+
+/// `2026-11-23 20:00` in UTC, by the days-to-civil algorithm of Howard Hinnant's "chrono-Compatible Low-Level Date
+/// Algorithms": an era has 146,097 days, and a year begins in March so that the leap day is its last.
+fn utc(seconds: i64) -> String {
+    let (days, rest) = (seconds.div_euclid(86_400), seconds.rem_euclid(86_400));
+    let shifted = days + 719_468;
+    let (era, day_of_era) = (shifted.div_euclid(146_097), shifted.rem_euclid(146_097));
+    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let shifted_month = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * shifted_month + 2) / 5 + 1;
+    let month = if shifted_month < 10 { shifted_month + 3 } else { shifted_month - 9 };
+    let year = year_of_era + era * 400 + i64::from(month <= 2);
+    format!("{year:04}-{month:02}-{day:02} {:02}:{:02}", rest / 3600, rest % 3600 / 60)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_written_as_dates() {
+        let cases = [
+            (0, "1970-01-01 00:00"),
+            (951_782_400, "2000-02-29 00:00"),
+            (1_795_464_061, "2026-11-23 20:01"),
+            (-1, "1969-12-31 23:59"),
+        ];
+        for (seconds, expected) in cases {
+            assert_eq!(utc(seconds), expected);
+        }
+    }
+}

@@ -1,0 +1,68 @@
+//! `siphon exec`, `shell` and `run`: join the image's daemon, make the plan, become the program.
+
+use crate::host::{HostFacts, cache_dir, runtime_dir};
+use crate::plan::{PlanError, SourceKind, plan};
+use crate::report::Report;
+use crate::runtime::{Place, apply};
+use crate::settings::{Common, Environment, RunSettings, Writes};
+use anyhow::{Context, bail};
+use siphon_fsd::daemon::{self, Ids, Layer, MountPointKind, Placement, Spec};
+use siphon_fsd::locator::Locator;
+use std::convert::Infallible;
+
+/// Runs. Returns only if that fails.
+///
+/// # Errors
+/// Whatever stands between the command line and the program.
+pub fn run(
+    mut settings: RunSettings,
+    common: &Common,
+    environment: Environment,
+    report: Report,
+) -> anyhow::Result<Infallible> {
+    let locator =
+        Locator::parse(&settings.image).with_context(|| format!("could not open image {}", settings.image))?;
+    let layer = layer(&settings, &locator)?;
+    settings.image = locator.to_string();
+    let host = HostFacts::gather(&settings, environment)?;
+    let spec = Spec {
+        image: locator.to_string(),
+        layer,
+        ids: if host.uid == 0 { Ids::Host } else { Ids::Caller },
+        scope: common.scope.clone(),
+        cache_dir: cache_dir(common),
+        idle: common.idle,
+        placement: Placement::InNamespace,
+    };
+    let executable = std::env::current_exe().context("cannot find the siphon program itself")?;
+    let joined = daemon::join(&spec, &runtime_dir(common), &executable)
+        .with_context(|| format!("could not open image {}", settings.image))?;
+    if let (Writes::Sandbox, Err(reason)) = (settings.writes, &joined.writable) {
+        bail!("cannot write to {}: {reason}", settings.image);
+    }
+    let plan = plan(&settings, &joined.facts, &host)?;
+    let points: Vec<_> = plan
+        .mount_points()
+        .into_iter()
+        .map(|(path, kind)| match kind {
+            SourceKind::Directory => (path, MountPointKind::Directory),
+            SourceKind::File => (path, MountPointKind::File),
+        })
+        .collect();
+    joined.make_mount_points(&points).context("cannot make the mount points")?;
+    let place = Place { root: joined.root.clone(), session: joined.session.clone() };
+    joined.enter().context("cannot join the namespaces of the image's daemon")?;
+    apply(&plan, &place, report)
+}
+
+/// What the daemon puts over the image. A sandbox brings its own layer.
+fn layer(settings: &RunSettings, locator: &Locator) -> Result<Layer, PlanError> {
+    match (settings.writes, locator) {
+        (Writes::Temporary, _) => Ok(Layer::Temporary),
+        (Writes::Refused, _) | (Writes::Sandbox, Locator::Sandbox(_)) => Ok(Layer::ReadOnly),
+        (Writes::Sandbox, Locator::Directory(path)) => Ok(Layer::Directory(path.clone())),
+        (Writes::Sandbox, Locator::File(_) | Locator::Url(_)) => {
+            Err(PlanError::ReadOnlyImage { image: settings.image.clone() })
+        }
+    }
+}

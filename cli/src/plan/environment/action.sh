@@ -1,0 +1,124 @@
+# Run by the container's own /bin/sh: prepares the environment as the image asks, then becomes the program.
+# SIPHON_HOST_x holds the host's variable x, SIPHON_SET_x one that the user sets; the _NAMES list them.
+
+siphon_fatal() {
+    echo "FATAL:   $1" >&2
+    exit 255
+}
+
+siphon_complete_path() {
+    for siphon_dir in /usr/local/sbin /usr/local/bin /usr/sbin /usr/bin /sbin /bin; do
+        case ":$PATH:" in
+            *":$siphon_dir:"*) ;;
+            *) PATH=$PATH:$siphon_dir ;;
+        esac
+    done
+}
+
+# The user's variables come between 99-base.sh and 99-runtimevars.sh, so that they win over the image's.
+siphon_inject() {
+    for siphon_name in $SIPHON_SET_NAMES; do
+        eval "siphon_value=\$SIPHON_SET_$siphon_name"
+        if [ -n "$SIPHON_EVALUATE" ]; then
+            eval "export $siphon_name=\"$siphon_value\""
+        else
+            export "$siphon_name=$siphon_value"
+        fi
+        unset "SIPHON_SET_$siphon_name"
+    done
+    SIPHON_SET_NAMES=
+}
+
+# What the image defined stays; what it defined as empty is taken away; the rest is the host's.
+siphon_restore() {
+    for siphon_name in $SIPHON_HOST_NAMES; do
+        if eval "[ -z \"\${$siphon_name+x}\" ]"; then
+            eval "$siphon_name=\$SIPHON_HOST_$siphon_name; export $siphon_name"
+        elif eval "[ -z \"\$$siphon_name\" ]"; then
+            unset "$siphon_name"
+        fi
+        unset "SIPHON_HOST_$siphon_name"
+    done
+}
+
+siphon_check() {
+    case $1 in
+        */*)
+            [ -e "$1" ] || siphon_fatal "stat $1: no such file or directory"
+            [ -x "$1" ] && [ ! -d "$1" ] || siphon_fatal "$1: permission denied"
+            return
+            ;;
+    esac
+    siphon_rest=$PATH:
+    while [ -n "$siphon_rest" ]; do
+        siphon_dir=${siphon_rest%%:*}
+        siphon_rest=${siphon_rest#*:}
+        [ -x "${siphon_dir:-.}/$1" ] && [ ! -d "${siphon_dir:-.}/$1" ] && return
+    done
+    siphon_fatal "\"$1\": executable file not found in \$PATH"
+}
+
+if [ -d /.singularity.d/env ]; then
+    for siphon_script in /.singularity.d/env/*.sh; do
+        [ -f "$siphon_script" ] || continue
+        . "$siphon_script"
+        case $siphon_script in
+            */10-docker*.sh) siphon_complete_path ;;
+            */99-base.sh) siphon_inject ;;
+        esac
+    done
+elif [ -f /environment ]; then
+    . /environment
+fi
+set +eu
+unset IFS
+siphon_complete_path
+siphon_inject
+siphon_restore
+
+[ -z "$SIPHON_PATH" ] || PATH=$SIPHON_PATH
+[ -z "$SIPHON_PREPEND_PATH" ] || PATH=$SIPHON_PREPEND_PATH:$PATH
+[ -z "$SIPHON_APPEND_PATH" ] || PATH=$PATH:$SIPHON_APPEND_PATH
+export PATH
+if [ -n "$SIPHON_LIBRARIES" ]; then
+    case ":$LD_LIBRARY_PATH:" in
+        *":$SIPHON_LIBRARIES:"*) ;;
+        *) LD_LIBRARY_PATH=${LD_LIBRARY_PATH:+$LD_LIBRARY_PATH:}$SIPHON_LIBRARIES ;;
+    esac
+    export LD_LIBRARY_PATH
+fi
+siphon_action=$SIPHON_ACTION
+siphon_shell=$SIPHON_SHELL
+siphon_quiet=$SIPHON_QUIET
+unset SIPHON_HOST_NAMES SIPHON_SET_NAMES SIPHON_EVALUATE SIPHON_PATH SIPHON_PREPEND_PATH SIPHON_APPEND_PATH \
+    SIPHON_LIBRARIES SIPHON_ACTION SIPHON_SHELL SIPHON_QUIET
+PS1='Apptainer> '
+PROMPT_COMMAND='PS1="Apptainer> "; unset PROMPT_COMMAND'
+export PS1 PROMPT_COMMAND
+
+case $siphon_action in
+    exec)
+        siphon_check "$1"
+        exec "$@"
+        ;;
+    shell)
+        if [ -n "$siphon_shell" ]; then
+            siphon_check "$siphon_shell"
+            exec "$siphon_shell" "$@"
+        elif [ -x /bin/bash ]; then
+            SHELL=/bin/bash
+            export SHELL
+            exec /bin/bash --norc "$@"
+        fi
+        SHELL=/bin/sh
+        export SHELL
+        exec /bin/sh "$@"
+        ;;
+    run)
+        for siphon_script in /.singularity.d/runscript /singularity; do
+            [ -x "$siphon_script" ] && exec "$siphon_script" "$@"
+        done
+        [ -n "$siphon_quiet" ] || echo "INFO:    No runscript found in container, executing /bin/sh" >&2
+        exec /bin/sh "$@"
+        ;;
+esac

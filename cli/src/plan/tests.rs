@@ -1,0 +1,174 @@
+//! What a plan holds, for made-up hosts and images.
+
+use super::*;
+use crate::host::Nvidia;
+use crate::settings::{Action, Bind, Environment, Home};
+use siphon_image::open::Script;
+use std::collections::BTreeMap;
+
+fn settings() -> RunSettings {
+    RunSettings {
+        image: "/images/a.sif".into(),
+        action: Action::Exec(vec!["true".into()]),
+        binds: Vec::new(),
+        home: None,
+        left_out: Default::default(),
+        cwd: None,
+        writes: Writes::Refused,
+        clean_env: false,
+        injected: BTreeMap::new(),
+        evaluate: true,
+        nv: false,
+    }
+}
+
+fn image() -> Facts {
+    Facts {
+        has_shell: true,
+        passwd: Some("root:x:0:0:root:/root:/bin/bash\n".into()),
+        group: Some("root:x:0:\n".into()),
+        ..Facts::default()
+    }
+}
+
+fn host() -> HostFacts {
+    let variables = [("PATH", "/host/bin"), ("LANG", "C.UTF-8"), ("LD_LIBRARY_PATH", "/x"), ("APPTAINER_BIND", "/y")];
+    HostFacts::made_up(
+        Environment::new(variables.map(|(name, value)| (name.into(), value.into()))),
+        &["/tmp", "/var/tmp", "/home/me", "/data", "/data/deep", "/work"],
+        &["/etc/hosts", "/etc/localtime", "/data/file"],
+    )
+}
+
+fn targets(plan: &Plan) -> Vec<&str> {
+    plan.mounts.iter().map(|mount| mount.target.to_str().unwrap()).collect()
+}
+
+fn variable<'a>(plan: &'a Plan, name: &str) -> Option<&'a str> {
+    plan.environment.iter().find(|(known, _)| known == name).map(|(_, value)| value.to_str().unwrap())
+}
+
+#[test]
+fn the_default_mounts_are_singularitys_and_in_its_order() {
+    let plan = plan(&settings(), &image(), &host()).unwrap();
+
+    let expected = [
+        "/dev",
+        "/proc",
+        "/sys",
+        "/etc/localtime",
+        "/etc/hosts",
+        "/home/me",
+        "/tmp",
+        "/var/tmp",
+        "/etc/resolv.conf",
+        "/etc/passwd",
+        "/etc/group",
+        "/work",
+    ];
+    assert_eq!(targets(&plan), expected);
+    assert!(!plan.writable_root);
+}
+
+#[test]
+fn binds_are_made_from_the_root_down_and_need_mount_points_only_outside_others() {
+    let bind = |source: &str, destination: &str| Bind {
+        source: source.into(),
+        destination: destination.into(),
+        read_only: true,
+    };
+    let binds = vec![bind("/data/deep", "/new/deep"), bind("/data", "/new"), bind("/data/file", "/etc/file")];
+
+    let plan = plan(&RunSettings { binds, ..settings() }, &image(), &host()).unwrap();
+
+    let targets = targets(&plan);
+    let place = |wanted: &str| targets.iter().position(|target| *target == wanted).unwrap();
+    assert!(place("/new") < place("/new/deep"));
+    let points = plan.mount_points();
+    assert!(points.contains(&("/new".into(), SourceKind::Directory)));
+    assert!(points.contains(&("/etc/file".into(), SourceKind::File)));
+    assert!(!points.iter().any(|(path, _)| path == Path::new("/new/deep")));
+}
+
+#[test]
+fn a_bind_without_a_source_ends_the_run() {
+    let bind = Bind { source: "/nosuch".into(), destination: "/x".into(), read_only: false };
+
+    let refused = plan(&RunSettings { binds: vec![bind], ..settings() }, &image(), &host());
+
+    assert_eq!(refused, Err(PlanError::NoSource("/nosuch".into())));
+}
+
+#[test]
+fn the_home_can_have_another_name_and_passwd_says_so() {
+    let home = Home { source: "/home/me".into(), destination: Some("/home".into()) };
+
+    let plan = plan(&RunSettings { home: Some(home), ..settings() }, &image(), &host()).unwrap();
+
+    assert_eq!(variable(&plan, "HOME"), Some("/home"));
+    let passwd = plan.mounts.iter().find(|mount| mount.target == Path::new("/etc/passwd")).unwrap();
+    let What::File(content) = &passwd.what else { panic!("passwd is a file") };
+    let text = String::from_utf8(content.clone()).unwrap();
+    assert_eq!(text, "root:x:0:0:root:/root:/bin/bash\nme:x:1000:1000::/home:/bin/sh\n");
+}
+
+#[test]
+fn the_hosts_path_libraries_and_orders_stay_outside() {
+    let plan = plan(&settings(), &image(), &host()).unwrap();
+
+    assert_eq!(variable(&plan, "USER_PATH"), Some("/host/bin"));
+    assert_eq!(variable(&plan, "SIPHON_HOST_LANG"), Some("C.UTF-8"));
+    assert_eq!(variable(&plan, "SIPHON_HOST_NAMES"), Some("LANG"));
+    assert_eq!(variable(&plan, "APPTAINER_BIND"), Some(""));
+    assert_eq!(variable(&plan, "APPTAINER_NAME"), Some("a.sif"));
+}
+
+#[test]
+fn a_clean_environment_has_no_variables_of_the_host() {
+    let plan = plan(&RunSettings { clean_env: true, ..settings() }, &image(), &host()).unwrap();
+
+    assert_eq!(variable(&plan, "SIPHON_HOST_NAMES"), Some(""));
+    assert_eq!(variable(&plan, "LANG"), Some("C"));
+    assert_eq!(variable(&plan, "USER_PATH"), None);
+}
+
+#[test]
+fn an_image_without_a_shell_runs_commands_only() {
+    let script = Script { name: "10-docker2singularity.sh".into(), text: "export A=\"${A:-\"1\"}\"\n".into() };
+    let bare = Facts { has_shell: false, env_scripts: vec![script], ..image() };
+
+    let exec = plan(&settings(), &bare, &host()).unwrap();
+    let run = plan(&RunSettings { action: Action::Run(Vec::new()), ..settings() }, &bare, &host());
+
+    assert_eq!(exec.argv, ["true"]);
+    assert_eq!(variable(&exec, "A"), Some("1"));
+    assert_eq!(run, Err(PlanError::NoShell("run")));
+}
+
+#[test]
+fn the_driver_is_bound_where_it_was_asked_for() {
+    let driver = Nvidia {
+        ldconfig: "\tlibcuda.so.1 (libc6,x86-64,AArch64) => /lib/libcuda.so.1\n".into(),
+        binaries: vec!["/opt/nv/nvidia-smi".into()],
+        files: Vec::new(),
+    };
+    let with_driver = HostFacts { nvidia: Some(driver), ..host() };
+
+    let found = plan(&RunSettings { nv: true, ..settings() }, &image(), &with_driver).unwrap();
+    let missing = HostFacts { nvidia: Some(Nvidia::default()), ..host() };
+    let missing = plan(&RunSettings { nv: true, ..settings() }, &image(), &missing).unwrap();
+
+    assert!(targets(&found).contains(&"/.singularity.d/libs"));
+    assert!(targets(&found).contains(&"/usr/bin/nvidia-smi"));
+    assert_eq!(variable(&found, "SIPHON_LIBRARIES"), Some("/.singularity.d/libs"));
+    assert_eq!(missing.warnings, ["Could not find any nv files on this host!"]);
+}
+
+#[test]
+fn a_chosen_directory_must_exist_and_the_hosts_need_not() {
+    let chosen = plan(&RunSettings { cwd: Some("/usr".into()), ..settings() }, &image(), &host()).unwrap();
+    let default = plan(&settings(), &image(), &host()).unwrap();
+
+    assert_eq!(chosen.start, Start::At("/usr".into()));
+    assert_eq!(default.start, Start::FirstOf(vec!["/work".into(), "/home/me".into(), "/".into()]));
+}

@@ -1,0 +1,73 @@
+//! What the user sees: results on stdout, messages on stderr, exit codes. The only module that prints.
+
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "this is where output belongs")]
+
+mod progress;
+
+pub use progress::Bar;
+
+use crate::settings::Verbosity;
+use std::io::Write;
+
+/// Exit code of a command line that cannot be understood, as singularity's.
+pub const EXIT_USAGE: u8 = 1;
+/// Exit code of anything that fails before or outside the contained program, as singularity's.
+pub const EXIT_FATAL: u8 = 255;
+
+/// Prints messages as far as the verbosity lets them through.
+#[derive(Debug, Clone, Copy)]
+pub struct Report {
+    verbosity: Verbosity,
+}
+
+impl Report {
+    /// A report for one process.
+    pub fn new(verbosity: Verbosity) -> Self {
+        Self { verbosity }
+    }
+
+    /// What a user may want to know.
+    pub fn info(self, message: impl std::fmt::Display) {
+        if self.verbosity >= Verbosity::Normal {
+            eprintln!("INFO:    {message}");
+        }
+    }
+
+    /// What a user should look at although the command goes on.
+    pub fn warning(self, message: impl std::fmt::Display) {
+        if self.verbosity >= Verbosity::Quiet {
+            eprintln!("WARNING: {message}");
+        }
+    }
+
+    /// What ended the command: the error with its causes, and what to do if something can be done.
+    pub fn fatal(self, error: &anyhow::Error) {
+        eprintln!("FATAL:   {error:#}");
+    }
+
+    /// A progress bar for work on `total_bytes` bytes; silent where stderr is no terminal.
+    pub fn progress(self, what: &'static str, total_bytes: u64) -> Bar {
+        Bar::new(what, total_bytes, self.verbosity >= Verbosity::Normal)
+    }
+
+    /// A line of the result.
+    ///
+    /// # Errors
+    /// If stdout is closed.
+    pub fn line(self, line: impl std::fmt::Display) -> std::io::Result<()> {
+        writeln!(std::io::stdout(), "{line}")
+    }
+
+    /// Raw bytes of the result.
+    ///
+    /// # Errors
+    /// If stdout is closed.
+    pub fn bytes(self, bytes: &[u8]) -> std::io::Result<()> {
+        std::io::stdout().write_all(bytes)
+    }
+}
+
+/// A number of bytes as people read it, such as `3.2 GiB`.
+pub fn human_bytes(bytes: u64) -> String {
+    indicatif::BinaryBytes(bytes).to_string()
+}
