@@ -1,5 +1,8 @@
 //! What the squashfs writer writes, read by the kernel, by squashfs-tools and by libsquashfs.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![allow(clippy::print_stderr, reason = "a check left out is told")]
+
 mod memory_tree;
 
 use memory_tree::{Content, MemoryTree, assert_same};
@@ -90,7 +93,7 @@ fn add_special_nodes(tree: &mut MemoryTree, root: NodeId) {
         ("symlink", Content::Symlink("target".into())),
         ("long symlink", Content::Symlink("x".repeat(4000).into())),
         ("character", Content::Special(Kind::CharDevice, 0x103)),
-        ("block", Content::Special(Kind::BlockDevice, 0xab1_23_45)),
+        ("block", Content::Special(Kind::BlockDevice, 0x0ab1_2345)),
         ("fifo", Content::Special(Kind::Fifo, 0)),
         ("socket", Content::Special(Kind::Socket, 0)),
     ];
@@ -236,7 +239,8 @@ fn squashfs_tools_read_back_every_tree() {
 
 #[test]
 fn libsquashfs_reads_back_content() {
-    for compressor in COMPRESSORS {
+    // The licence of LZO keeps it out of libsquashfs.
+    for compressor in COMPRESSORS.into_iter().filter(|compressor| *compressor != Compressor::Lzo) {
         let place = Place::new();
         let tree = everything();
         let (image, summary) = place.write("image", &tree, &Options { compressor, ..Options::default() });

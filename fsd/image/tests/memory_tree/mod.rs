@@ -1,5 +1,7 @@
 //! A tree in memory, built by a test, and its comparison with a mounted or unpacked directory.
 
+#![allow(dead_code, reason = "each test program uses a part of it")]
+
 use siphon_image::tree::{Attr, Entry, Error, Kind, NodeId, Statistics, Timestamp, Tree, Xattr};
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
