@@ -6,7 +6,7 @@
 mod memory_tree;
 
 use memory_tree::{Content, MemoryTree, assert_same};
-use siphon_image::squashfs::format::Compressor;
+use siphon_image::squashfs::format::{Compressor, SUPERBLOCK_BYTES, Superblock};
 use siphon_image::squashfs::writer::{Error, Options, Owners, Progress, Summary, write};
 use siphon_image::tree::{Kind, NodeId};
 use std::ffi::OsStr;
@@ -122,6 +122,12 @@ impl Place {
     fn write(&self, name: &str, tree: &MemoryTree, options: &Options) -> (PathBuf, Summary) {
         let path = self.path(name);
         let summary = write(tree, &File::create(&path).unwrap(), 0, options, &Progress::default()).unwrap();
+        let mut superblock = [0; SUPERBLOCK_BYTES];
+        File::open(&path).unwrap().read_exact_at(&mut superblock, 0).unwrap();
+        let bytes_used = Superblock::decode(&superblock).unwrap().bytes_used;
+        let mut padding = vec![1; usize::try_from(summary.image_bytes - bytes_used).unwrap()];
+        File::open(&path).unwrap().read_exact_at(&mut padding, bytes_used).unwrap();
+        assert!(padding.len() < 4096 && padding.iter().all(|byte| *byte == 0));
         assert_eq!(std::fs::metadata(&path).unwrap().len(), summary.image_bytes);
         (path, summary)
     }
@@ -284,7 +290,7 @@ fn equal_content_is_stored_once() {
     let (_, once) = place.write("once", &tree, &Options::default());
     tree.file(NodeId(0), "b", bytes.clone());
     tree.file(NodeId(0), "c", bytes);
-    tree.file(NodeId(0), "d", text(3, 2 * BLOCK));
+    tree.file(NodeId(0), "aa", text(3, 2 * BLOCK));
 
     let (image, thrice) = place.write("thrice", &tree, &Options::default());
 

@@ -241,6 +241,8 @@ pub fn write(
     };
     image.write_at(&superblock.encode(), 0)?;
     let image_bytes = superblock.bytes_used.next_multiple_of(PADDING_BYTES);
+    // Cut first: a repeated file at the end may have been written further than the tables now reach.
+    out.set_len(start_bytes + superblock.bytes_used)?;
     out.set_len(start_bytes + image_bytes)?;
     Ok(Summary {
         image_bytes,
