@@ -121,8 +121,6 @@ fn labels(json: &str) -> BTreeMap<String, String> {
 }
 
 fn apps(tree: &dyn Tree) -> Vec<String> {
-    let mut apps = names(tree, "/scif/apps").unwrap_or_default();
-    apps.retain(|name| kind_of(tree, &format!("/scif/apps/{name}")) == Some(Kind::Directory));
-    apps.truncate(MAX_APPS);
-    apps
+    let is_app = |name: &String| kind_of(tree, &format!("/scif/apps/{name}")) == Some(Kind::Directory);
+    names(tree, "/scif/apps").unwrap_or_default().into_iter().take(MAX_APPS).filter(is_app).collect()
 }
