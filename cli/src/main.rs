@@ -17,7 +17,7 @@ mod settings;
 use args::{Cli, Verb};
 use clap::{CommandFactory, Parser};
 use report::{EXIT_FATAL, EXIT_USAGE, Report};
-use settings::{Common, Environment, RunSettings, Verbosity};
+use settings::{Common, Environment, RunSettings};
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
@@ -27,8 +27,8 @@ fn main() -> ExitCode {
         Err(error) => return usage(&error),
     };
     let verbosity = settings::verbosity(cli.global, &environment);
-    log(verbosity);
     let report = Report::new(verbosity);
+    report.log();
     match run(cli.verb, environment, report) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
@@ -65,15 +65,6 @@ fn usage(error: &clap::Error) -> ExitCode {
     // Nothing can be done where even the message cannot be printed.
     let _ = error.print();
     if error.use_stderr() { ExitCode::from(EXIT_USAGE) } else { ExitCode::SUCCESS }
-}
-
-fn log(verbosity: Verbosity) {
-    let level = match verbosity {
-        Verbosity::Silent | Verbosity::Quiet | Verbosity::Normal => tracing::level_filters::LevelFilter::OFF,
-        Verbosity::Verbose => tracing::level_filters::LevelFilter::INFO,
-        Verbosity::Debug => tracing::level_filters::LevelFilter::DEBUG,
-    };
-    tracing_subscriber::fmt().with_max_level(level).with_writer(std::io::stderr).init();
 }
 
 /// `siphon ls image | head` is not a failure of siphon.

@@ -4,9 +4,11 @@
 
 pub mod environment;
 pub mod gpu;
+mod host_facts;
 mod mounts;
 
-use crate::host::HostFacts;
+pub use host_facts::{HostFacts, Nvidia};
+
 use crate::settings::{RunSettings, Writes};
 use siphon_image::open::Facts;
 use std::ffi::OsString;

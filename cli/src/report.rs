@@ -8,6 +8,7 @@ pub use progress::Bar;
 
 use crate::settings::Verbosity;
 use std::io::Write;
+use tracing::level_filters::LevelFilter;
 
 /// Exit code of a command line that cannot be understood, as singularity's.
 pub const EXIT_USAGE: u8 = 1;
@@ -24,6 +25,16 @@ impl Report {
     /// A report for one process.
     pub fn new(verbosity: Verbosity) -> Self {
         Self { verbosity }
+    }
+
+    /// Lets the log of what happens inside through to stderr, as far as the verbosity asks for it.
+    pub fn log(self) {
+        let level = match self.verbosity {
+            Verbosity::Silent | Verbosity::Quiet | Verbosity::Normal => LevelFilter::OFF,
+            Verbosity::Verbose => LevelFilter::INFO,
+            Verbosity::Debug => LevelFilter::DEBUG,
+        };
+        tracing_subscriber::fmt().with_max_level(level).with_writer(std::io::stderr).init();
     }
 
     /// What a user may want to know.

@@ -1,6 +1,6 @@
 //! `siphon exec`, `shell` and `run`: join the image's daemon, make the plan, become the program.
 
-use crate::host::{HostFacts, cache_dir, runtime_dir};
+use crate::host::{cache_dir, gather, runtime_dir};
 use crate::plan::{PlanError, SourceKind, plan};
 use crate::report::Report;
 use crate::runtime::{Place, apply};
@@ -24,7 +24,7 @@ pub fn run(
         Locator::parse(&settings.image).with_context(|| format!("could not open image {}", settings.image))?;
     let layer = layer(&settings, &locator)?;
     settings.image = locator.to_string();
-    let host = HostFacts::gather(&settings, environment)?;
+    let host = gather(&settings, environment)?;
     let spec = Spec {
         image: locator.to_string(),
         layer,

@@ -3,8 +3,7 @@
 //! An image with `/bin/sh` gets a script that sources the image's own environment files and then becomes the program.
 //! An image without one runs `exec` directly, with the variables that its files plainly export.
 
-use super::PlanError;
-use crate::host::HostFacts;
+use super::{HostFacts, PlanError};
 use crate::settings::{Action, RunSettings};
 use siphon_image::open::Facts;
 use std::collections::BTreeMap;

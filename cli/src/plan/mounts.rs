@@ -1,8 +1,7 @@
 //! Which mounts a run gets, in order: the system's, the home, the files, the user's binds by depth, the working
 //! directory. The defaults are singularity's.
 
-use super::{Failure, Mount, PlanError, SourceKind, What, gpu};
-use crate::host::HostFacts;
+use super::{Failure, HostFacts, Mount, PlanError, SourceKind, What, gpu};
 use crate::settings::RunSettings;
 use siphon_image::open::Facts;
 use std::path::{Path, PathBuf};

@@ -1,7 +1,6 @@
 //! What a plan holds, for made-up hosts and images.
 
 use super::*;
-use crate::host::Nvidia;
 use crate::settings::{Action, Bind, Environment, Home};
 use siphon_image::open::Script;
 use std::collections::BTreeMap;

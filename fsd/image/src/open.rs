@@ -9,12 +9,14 @@
 
 mod facts;
 
+use crate::directory::Directory;
 use crate::read_at::{ReadAt, Window};
 use crate::sif::{self, DataType, FilesystemType, Sif};
 use crate::squashfs::format::MAGIC as SQUASHFS_MAGIC;
 use crate::squashfs::reader::{self, Squashfs};
-use crate::tree::Tree;
+use crate::tree::{self, Tree};
 use std::io;
+use std::path::Path;
 use std::sync::Arc;
 
 pub use facts::{Facts, Script, facts};
@@ -93,6 +95,9 @@ pub enum Error {
     /// A damaged squashfs.
     #[error("the squashfs file system of the image cannot be used")]
     Squashfs(#[from] reader::Error),
+    /// A directory that cannot be opened.
+    #[error("the directory cannot be used as an image")]
+    Directory(#[source] tree::Error),
     /// The storage below failed.
     #[error("cannot read the image")]
     Io(#[from] io::Error),
@@ -120,6 +125,15 @@ pub fn open(bytes: Arc<dyn ReadAt>) -> Result<Image, Error> {
         return Ok(Image { tree: Arc::new(Squashfs::open(Arc::new(window))?), format: Format::Simg, sif: None });
     }
     Err(refusal(&head, content))
+}
+
+/// Opens a directory of the host, such as one that `apptainer build --sandbox` made, as an image.
+///
+/// # Errors
+/// [`Error::Directory`].
+pub fn open_directory(path: &Path) -> Result<Image, Error> {
+    let tree = Arc::new(Directory::open(path).map_err(Error::Directory)?);
+    Ok(Image { tree, format: Format::Directory, sif: None })
 }
 
 fn open_sif(bytes: Arc<dyn ReadAt>) -> Result<Image, Error> {

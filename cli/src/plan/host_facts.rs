@@ -1,0 +1,83 @@
+//! What a plan needs to know of the host. [`crate::host`] finds it out.
+
+use super::SourceKind;
+use crate::settings::Environment;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// The host as one run sees it.
+#[derive(Debug, Clone)]
+pub struct HostFacts {
+    /// The caller.
+    pub uid: u32,
+    /// The caller's group.
+    pub gid: u32,
+    /// The caller's groups with their names, the first one `gid`.
+    pub groups: Vec<(u32, String)>,
+    /// Login name, or the uid as text.
+    pub user_name: String,
+    /// The comment field of passwd.
+    pub gecos: String,
+    /// Login shell.
+    pub shell: String,
+    /// Home directory by passwd.
+    pub home: PathBuf,
+    /// Working directory, links resolved.
+    pub cwd: PathBuf,
+    /// The process environment.
+    pub environment: Environment,
+    /// The content of `/etc/resolv.conf`.
+    pub resolv_conf: Option<Vec<u8>>,
+    /// The NVIDIA driver, if it was asked for.
+    pub nvidia: Option<Nvidia>,
+    /// The sources of mounts that exist.
+    pub kinds: BTreeMap<PathBuf, SourceKind>,
+}
+
+/// What the host has of the NVIDIA driver.
+#[derive(Debug, Clone, Default)]
+pub struct Nvidia {
+    /// What `ldconfig -p` prints.
+    pub ldconfig: String,
+    /// Programs found through PATH.
+    pub binaries: Vec<PathBuf>,
+    /// Data files that exist.
+    pub files: Vec<PathBuf>,
+}
+
+impl HostFacts {
+    /// `path` as seen from the working directory.
+    pub fn absolute(&self, path: &Path) -> PathBuf {
+        let mut absolute = PathBuf::from("/");
+        absolute.extend(self.cwd.join(path).components().skip(1));
+        absolute
+    }
+
+    /// What a source of a mount is; `None` if it does not exist.
+    pub fn kind(&self, path: &Path) -> Option<SourceKind> {
+        self.kinds.get(path).copied()
+    }
+}
+
+#[cfg(test)]
+impl HostFacts {
+    /// A host with these directories and files, for tests of plans.
+    pub fn made_up(environment: Environment, directories: &[&str], files: &[&str]) -> Self {
+        let directories = directories.iter().map(|path| (PathBuf::from(path), SourceKind::Directory));
+        let files = files.iter().map(|path| (PathBuf::from(path), SourceKind::File));
+        Self {
+            uid: 1000,
+            gid: 1000,
+            groups: vec![(1000, "me".into())],
+            user_name: "me".into(),
+            gecos: String::new(),
+            shell: "/bin/sh".into(),
+            home: "/home/me".into(),
+            cwd: "/work".into(),
+            environment,
+            resolv_conf: Some(Vec::new()),
+            nvidia: None,
+            kinds: directories.chain(files).collect(),
+        }
+    }
+}
