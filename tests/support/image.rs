@@ -166,3 +166,14 @@ pub(crate) fn partition_start(path: &Path) -> u64 {
     let is_primary = |at: &u64| number(*at) & 0xffff_ffff == 0x4004 && number(at + 201) == 0x2_0000_0001;
     descriptors.into_iter().find(is_primary).map(|at| number(at + 17)).expect("no primary partition")
 }
+
+#[test]
+fn the_images_of_these_tests_are_what_other_programs_take_for_one() {
+    let directory = tempfile::tempdir().unwrap();
+    let images = Images::make(directory.path());
+
+    let start = partition_start(&images.sif).to_string();
+    let listed = Command::new("unsquashfs").args(["-o", &start, "-l"]).arg(&images.sif).output().unwrap();
+
+    assert!(String::from_utf8_lossy(&listed.stdout).contains("squashfs-root/data/greeting"), "{listed:?}");
+}

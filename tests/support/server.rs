@@ -119,3 +119,20 @@ impl State {
         Ok(())
     }
 }
+
+#[test]
+fn the_server_of_these_tests_sends_ranges_and_counts_them() {
+    let directory = tempfile::tempdir().unwrap();
+    std::fs::write(directory.path().join("file"), "0123456789").unwrap();
+    let server = Server::start(directory.path());
+    let fetch = |range| {
+        let output =
+            std::process::Command::new("curl").args(["-s", "-r", range, &server.url("file")]).output().unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    };
+
+    let answers = ["2-4", "8-", "9-20"].map(fetch);
+
+    assert_eq!(answers, ["234", "89", "9"]);
+    assert_eq!(server.sent_bytes(), 6);
+}
