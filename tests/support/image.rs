@@ -11,6 +11,8 @@ pub(crate) const PAYLOAD_BYTES: u64 = 24 << 20;
 pub(crate) const COMPRESSORS: [&str; 5] = ["gzip", "xz", "lzo", "lz4", "zstd"];
 
 const ENVIRONMENT: &str = "#!/bin/sh\nexport FROM_IMAGE=image\nexport EMPTY_IN_IMAGE=\n";
+/// Ends the image's own environment: what the caller asks for is set after this file, as apptainer does.
+const BASE_ENVIRONMENT: &str = "#!/bin/sh\nLD_LIBRARY_PATH=\"${LD_LIBRARY_PATH:+$LD_LIBRARY_PATH:}/.singularity.d/libs\"\nexport LD_LIBRARY_PATH\n";
 const RUNSCRIPT: &str = "#!/bin/sh\necho \"runscript: $FROM_IMAGE: $*\"\n";
 const DEFFILE: &str = "bootstrap: scratch\n\n%labels\n    maker siphon tests\n";
 const LABELS: &str = "{\"maker\": \"siphon tests\", \"org.label-schema.schema-version\": \"1.0\"}\n";
@@ -76,6 +78,7 @@ fn make_root(root: &Path) {
         ("data/greeting", "hello from the image\n", 0o644),
         ("data/to-remove", "old\n", 0o600),
         (".singularity.d/env/90-environment.sh", ENVIRONMENT, 0o755),
+        (".singularity.d/env/99-base.sh", BASE_ENVIRONMENT, 0o755),
         (".singularity.d/runscript", RUNSCRIPT, 0o755),
         (".singularity.d/labels.json", LABELS, 0o644),
         (".singularity.d/Singularity", DEFFILE, 0o644),
