@@ -49,7 +49,8 @@ const RESERVED: &[Reserved] = &[
             "io::stdout",
             "io::stderr",
         ],
-        allowed_in: &["cli::report"],
+        // sys names the streams as descriptors, to point a daemon's at its log.
+        allowed_in: &["cli::report", "fsd::sys"],
         forbidden_in: &[],
         why: "only cli::report prints",
     },

@@ -39,7 +39,8 @@ fn read_folder(folder: &Path, module: &[String], modules: &mut Modules) {
         }
         if path.is_dir() {
             read_folder(&path, &inner, modules);
-        } else if path.extension().is_some_and(|extension| extension == "rs") {
+        } else if stem != "tests" && path.extension().is_some_and(|extension| extension == "rs") {
+            // A tests.rs is what its parent declares as `#[cfg(test)] mod tests;`.
             add_source(&std::fs::read_to_string(&path).unwrap(), &inner, modules);
         }
     }
