@@ -6,7 +6,7 @@ use std::process::Command;
 
 /// Changes of every kind, made inside a sandbox.
 const CHANGES: &str = "set -e; cd /data; echo new > new; mkdir -p made/deep; ln -s ../new made/link; rm to-remove; \
-    echo more >> greeting; mv empty moved; chmod 700 moved; ln new made/hard; truncate -s 1048576 made/sparse; \
+    echo more >> notes; mv empty moved; chmod 700 moved; ln new made/hard; truncate -s 1048576 made/sparse; \
     touch -d '2001-02-03 04:05:06' new; rm -r /root; mkdir /root; echo mine > /root/file";
 
 /// Everything about the tree that a copy must keep, as text: run inside a container, over what belongs to the image.
@@ -46,10 +46,10 @@ fn a_writable_sandbox_keeps_its_changes() {
     as_user_and_as_root(|environment| {
         sandbox(environment, CHANGES);
 
-        let line = "cat /data/new /data/greeting /root/file; test ! -e /data/to-remove && test -d /data/moved";
+        let line = "cat /data/new /data/notes /root/file; test ! -e /data/to-remove && test -d /data/moved";
         let output = environment.siphon(&["exec", "sandbox", "sh", "-c", line]).stdout();
 
-        assert_eq!(output, "new\nhello from the image\nmore\nmine");
+        assert_eq!(output, "new\nnote\nmore\nmine");
     });
 }
 

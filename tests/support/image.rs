@@ -76,7 +76,9 @@ fn make_root(root: &Path) {
         ("etc/passwd", "root:x:0:0:root:/root:/bin/sh\n", 0o644),
         ("etc/group", "root:x:0:\n", 0o644),
         ("data/greeting", "hello from the image\n", 0o644),
-        ("data/to-remove", "old\n", 0o600),
+        ("data/notes", "note\n", 0o644),
+        // Readable by the unprivileged account too, which packs this tree as a directory.
+        ("data/to-remove", "old\n", 0o604),
         (".singularity.d/env/90-environment.sh", ENVIRONMENT, 0o755),
         (".singularity.d/env/99-base.sh", BASE_ENVIRONMENT, 0o755),
         (".singularity.d/runscript", RUNSCRIPT, 0o755),
