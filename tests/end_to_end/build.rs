@@ -4,13 +4,13 @@ use crate::support::{is_root, skip};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// Changes of every kind, made inside a sandbox.
+/// Changes of every kind, made inside a sandbox. They stay away from what is mounted from the host, homes above all.
 const CHANGES: &str = "set -e; cd /data; echo new > new; mkdir -p made/deep; ln -s ../new made/link; rm to-remove; \
     echo more >> notes; mv empty moved; chmod 700 moved; ln new made/hard; truncate -s 1048576 made/sparse; \
-    touch -d '2001-02-03 04:05:06' new; rm -r /root; mkdir /root; echo mine > /root/file";
+    touch -d '2001-02-03 04:05:06' new; rm -r /opt/old; mkdir /opt/old; echo mine > /opt/old/file";
 
 /// Everything about the tree that a copy must keep, as text: run inside a container, over what belongs to the image.
-const MANIFEST: &str = "for d in /bin /data /root /.singularity.d/env; do \
+const MANIFEST: &str = "for d in /bin /data /opt /.singularity.d/env; do \
     find $d | sort | while read f; do stat -c '%n %F %a %h %s %Y' \"$f\" | sed '/directory/s/[0-9]* [0-9]* [0-9]*$//'; \
     if [ -L \"$f\" ]; then readlink \"$f\"; elif [ -f \"$f\" ]; then md5sum < \"$f\"; fi; done; done";
 
@@ -46,7 +46,7 @@ fn a_writable_sandbox_keeps_its_changes() {
     as_user_and_as_root(|environment| {
         sandbox(environment, CHANGES);
 
-        let line = "cat /data/new /data/notes /root/file; test ! -e /data/to-remove && test -d /data/moved";
+        let line = "cat /data/new /data/notes /opt/old/file; test ! -e /data/to-remove && test -d /data/moved";
         let output = environment.siphon(&["exec", "sandbox", "sh", "-c", line]).stdout();
 
         assert_eq!(output, "new\nnote\nmore\nmine");

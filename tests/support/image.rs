@@ -62,9 +62,19 @@ impl Images {
 }
 
 fn make_root(root: &Path) {
-    for directory in
-        ["bin", "etc", "proc", "sys", "dev", "tmp", "root", "data/empty", ".singularity.d/env", ".singularity.d/libs"]
-    {
+    for directory in [
+        "bin",
+        "etc",
+        "proc",
+        "sys",
+        "dev",
+        "tmp",
+        "root",
+        "opt/old",
+        "data/empty",
+        ".singularity.d/env",
+        ".singularity.d/libs",
+    ] {
         std::fs::create_dir_all(root.join(directory)).unwrap();
     }
     std::fs::copy("/bin/busybox", root.join("bin/busybox")).expect("busybox-static is missing: run tests/setup first");
@@ -76,6 +86,7 @@ fn make_root(root: &Path) {
         ("etc/passwd", "root:x:0:0:root:/root:/bin/sh\n", 0o644),
         ("etc/group", "root:x:0:\n", 0o644),
         ("data/greeting", "hello from the image\n", 0o644),
+        ("opt/old/lost", "lost\n", 0o644),
         ("data/notes", "note\n", 0o644),
         // Readable by the unprivileged account too, which packs this tree as a directory.
         ("data/to-remove", "old\n", 0o604),
