@@ -152,13 +152,14 @@ fn the_program_has_no_descriptors_beyond_those_of_its_caller() {
 #[test]
 fn home_temporary_and_working_directories_are_the_hosts() {
     as_user_and_as_root(|environment| {
-        std::fs::write(environment.home().join("in-home"), "home").unwrap();
+        let home = environment.user().dir.to_str().unwrap().to_owned();
         environment.write("in-work", "work");
 
-        let line = "pwd; cat in-work; echo; cat $HOME/in-home; echo; echo new > made; test -d /var/tmp && test -w /tmp";
+        let line = "pwd; cat in-work; echo; echo $HOME; stat -c %i $HOME /tmp /var/tmp; echo new > made";
         let output = printed(environment, &[], line);
 
-        assert_eq!(output, format!("{}\nwork\nhome", environment.work().display()));
+        let inodes = environment.shell(&format!("stat -c %i {home} /tmp /var/tmp")).stdout();
+        assert_eq!(output, format!("{}\nwork\n{home}\n{inodes}", environment.work().display()));
         assert_eq!(std::fs::read_to_string(environment.work().join("made")).unwrap(), "new\n");
     });
 }

@@ -102,11 +102,6 @@ impl TestEnvironment {
         self.directory.path().join("work")
     }
 
-    /// `$HOME` of the commands.
-    pub(crate) fn home(&self) -> PathBuf {
-        self.directory.path().join("home")
-    }
-
     /// Where siphon keeps its daemons' state.
     pub(crate) fn runtime_directory(&self) -> PathBuf {
         self.directory.path().join("run")
@@ -161,7 +156,8 @@ impl TestEnvironment {
         command
             .env_clear()
             .env("PATH", path)
-            .env("HOME", self.home())
+            // Inside a container home is the account's own; this is for programs of the host.
+            .env("HOME", self.directory.path().join("home"))
             .env("USER", &self.user.name)
             .env("TERM", "dumb")
             .env("SIPHON_CACHEDIR", self.directory.path().join("cache"))
