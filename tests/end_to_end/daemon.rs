@@ -1,0 +1,128 @@
+use crate::support::environment::{TestEnvironment, as_user_and_as_root};
+use std::io::{BufRead, BufReader};
+use std::process::Child;
+use std::time::{Duration, Instant};
+
+/// A run of the SIF that holds on until its input ends.
+fn running(environment: &TestEnvironment) -> Child {
+    let mut child = environment.siphon(&["exec", environment.images().sif(), "sh", "-c", "echo started; cat"]).spawn();
+    let mut line = String::new();
+    BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
+    assert_eq!(line, "started\n");
+    child
+}
+
+fn end(mut child: Child) {
+    drop(child.stdin.take());
+    assert!(child.wait().unwrap().success());
+}
+
+#[test]
+fn a_second_run_joins_the_daemon_of_the_first() {
+    as_user_and_as_root(|environment| {
+        let first = running(environment);
+        let daemons = environment.daemons();
+
+        let second = running(environment);
+
+        assert_eq!(daemons.len(), 1);
+        assert_eq!(environment.daemons(), daemons);
+        end(first);
+        end(second);
+    });
+}
+
+#[test]
+fn twenty_concurrent_starts_make_one_daemon() {
+    let environment = TestEnvironment::new();
+
+    let children: Vec<_> = (0..20)
+        .map(|_| environment.siphon(&["exec", environment.images().sif(), "sh", "-c", "echo started; cat"]).spawn())
+        .collect();
+    let children: Vec<_> = children
+        .into_iter()
+        .map(|mut child| {
+            let mut line = String::new();
+            BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
+            assert_eq!(line, "started\n");
+            child
+        })
+        .collect();
+
+    assert_eq!(environment.daemons().len(), 1);
+    children.into_iter().for_each(end);
+}
+
+#[test]
+fn a_killed_daemon_is_replaced() {
+    let environment = TestEnvironment::new();
+    end(running(&environment));
+    let killed = environment.daemons();
+
+    for pid in &killed {
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(*pid), nix::sys::signal::SIGKILL).unwrap();
+    }
+    let next = running(&environment);
+
+    assert_eq!(killed.len(), 1);
+    assert_ne!(environment.daemons(), killed);
+    end(next);
+}
+
+#[test]
+fn a_daemon_leaves_when_it_is_idle_and_not_before() {
+    let environment = TestEnvironment::new();
+    let run = running(&environment);
+    std::thread::sleep(Duration::from_secs(2));
+    assert_eq!(environment.daemons().len(), 1, "the daemon left under a running program");
+
+    end(run);
+
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !environment.daemons().is_empty() && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    assert_eq!(environment.daemons(), Vec::<i32>::new());
+}
+
+#[test]
+fn a_program_that_outlives_its_run_keeps_the_image() {
+    let environment = TestEnvironment::new();
+    let done = environment.work().join("done");
+
+    let line = format!("(sleep 3; md5sum /data/payload > {0}.new; mv {0}.new {0}) >/dev/null 2>&1 &", done.display());
+    environment.siphon(&["exec", environment.images().sif(), "sh", "-c", &line]).stdout();
+
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while !done.exists() && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    assert!(std::fs::read_to_string(done).unwrap().contains("/data/payload"));
+}
+
+#[test]
+fn a_replaced_image_is_a_new_mount() {
+    let environment = TestEnvironment::new();
+    let root = environment.make_directory("root");
+    environment.shell(&format!("cp -a {}/. root", environment.images().root.display())).stdout();
+    environment.siphon(&["build", "image.sif", "root"]).stdout();
+    assert_eq!(environment.siphon(&["exec", "image.sif", "cat", "/data/greeting"]).stdout(), "hello from the image");
+
+    std::fs::write(root.join("data/greeting"), "hello again\n").unwrap();
+    environment.siphon(&["build", "--force", "image.sif", "root"]).stdout();
+
+    assert_eq!(environment.siphon(&["exec", "image.sif", "cat", "/data/greeting"]).stdout(), "hello again");
+}
+
+#[test]
+fn status_shows_the_running_daemon() {
+    let environment = TestEnvironment::new();
+    let run = running(&environment);
+
+    let text = environment.siphon(&["status"]).stdout();
+    let json: serde_json::Value = serde_json::from_str(&environment.siphon(&["status", "--json"]).stdout()).unwrap();
+
+    assert!(text.contains("image.sif"), "{text}");
+    assert!(json.to_string().contains("image.sif"), "{json}");
+    end(run);
+}

@@ -1,0 +1,107 @@
+use crate::support::environment::{Finished, TestEnvironment};
+use crate::support::server::Server;
+
+/// Asserts that a command failed as a runtime does, saying all of `words`, and that it did not panic.
+fn assert_fatal(finished: &Finished, words: &[&str]) {
+    assert_eq!(finished.code, 255, "{finished}");
+    assert!(finished.stderr.contains("FATAL:   "), "{finished}");
+    assert!(!finished.stderr.contains("panicked"), "{finished}");
+    for word in words {
+        assert!(finished.stderr.contains(word), "{word:?} is missing\n{finished}");
+    }
+}
+
+#[test]
+fn an_image_that_does_not_exist_is_named() {
+    let environment = TestEnvironment::new();
+
+    assert_fatal(&environment.siphon(&["exec", "missing.sif", "true"]).run(), &["missing.sif"]);
+}
+
+#[test]
+fn a_file_that_is_no_image_is_refused() {
+    let environment = TestEnvironment::new();
+    for (name, content) in
+        [("empty", ""), ("text", "just some text\n"), ("half.sif", "#!/usr/bin/env run-singularity\n")]
+    {
+        environment.write(name, content);
+
+        for command in
+            [&["exec", name, "true"][..], &["ls", name], &["inspect", name], &["build", "--sandbox", "box", name]]
+        {
+            assert_fatal(&environment.siphon(command).run(), &[name]);
+        }
+    }
+}
+
+#[test]
+fn a_truncated_image_is_refused_and_does_not_hang() {
+    let environment = TestEnvironment::new();
+    environment.shell(&format!("head -c 1000000 {} > cut.sif", environment.images().sif())).stdout();
+
+    assert_fatal(&environment.siphon(&["exec", "cut.sif", "true"]).run(), &["cut.sif"]);
+}
+
+#[test]
+fn a_program_that_is_not_in_the_image_is_named() {
+    let environment = TestEnvironment::new();
+
+    let finished = environment.siphon(&["exec", environment.images().sif(), "no-such-program"]).run();
+
+    assert_fatal(&finished, &["no-such-program"]);
+}
+
+#[test]
+fn a_bind_whose_source_is_missing_is_named() {
+    let environment = TestEnvironment::new();
+
+    let finished = environment.siphon(&["exec", "-B", "/no/such/place:/x", environment.images().sif(), "true"]).run();
+
+    assert_fatal(&finished, &["/no/such/place"]);
+}
+
+#[test]
+fn an_image_cannot_be_run_writable() {
+    let environment = TestEnvironment::new();
+
+    let finished = environment.siphon(&["exec", "--writable", environment.images().sif(), "true"]).run();
+
+    assert_fatal(&finished, &["image.sif"]);
+}
+
+#[test]
+fn a_sandbox_whose_base_is_gone_says_so() {
+    let environment = TestEnvironment::new();
+    environment.shell(&format!("cp {} base.sif", environment.images().sif())).stdout();
+    environment.siphon(&["build", "--sandbox", "box", "base.sif"]).stdout();
+    std::fs::remove_file(environment.work().join("base.sif")).unwrap();
+
+    assert_fatal(&environment.siphon(&["exec", "box", "true"]).run(), &["base.sif"]);
+}
+
+#[test]
+fn a_wrong_command_line_exits_with_1() {
+    let environment = TestEnvironment::new();
+
+    for command in [&["exec"][..], &["no-such-command"], &["exec", "--no-such-option", "image.sif", "true"]] {
+        assert_eq!(environment.siphon(command).run().code, 1, "{command:?}");
+    }
+}
+
+#[test]
+fn a_server_without_ranges_is_refused() {
+    let environment = TestEnvironment::new();
+    let server = Server::start_without_ranges(environment.images().sif.parent().unwrap());
+
+    let finished = environment.siphon(&["exec", &server.url("image.sif"), "true"]).run();
+
+    assert_fatal(&finished, &["range"]);
+}
+
+#[test]
+fn a_remote_image_that_does_not_exist_is_named() {
+    let environment = TestEnvironment::new();
+    let server = Server::start(environment.images().sif.parent().unwrap());
+
+    assert_fatal(&environment.siphon(&["exec", &server.url("missing.sif"), "true"]).run(), &["missing.sif", "404"]);
+}

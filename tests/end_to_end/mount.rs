@@ -1,0 +1,43 @@
+use crate::support::environment::as_user_and_as_root;
+
+#[test]
+fn a_mounted_image_shows_its_tree_until_it_is_unmounted() {
+    as_user_and_as_root(|environment| {
+        let directory = environment.make_directory("mounted");
+        let (image, root) = (environment.images().sif(), environment.images().root.display());
+
+        environment.siphon(&["mount", image, "mounted"]).stdout();
+        let compared = environment
+            .shell(&format!("diff -r --no-dereference {root}/data mounted/data && stat -c %h mounted/data/greeting"))
+            .run();
+        environment.siphon(&["umount", "mounted"]).stdout();
+
+        assert_eq!((compared.code, compared.stdout.trim()), (0, "2"), "{compared}");
+        assert_eq!(std::fs::read_dir(directory).unwrap().count(), 0);
+    });
+}
+
+#[test]
+fn a_mounted_image_refuses_writes() {
+    as_user_and_as_root(|environment| {
+        environment.make_directory("mounted");
+        environment.siphon(&["mount", environment.images().sif(), "mounted"]).stdout();
+
+        let refused = environment.shell("touch mounted/data/new").run();
+        environment.siphon(&["umount", "mounted"]).stdout();
+
+        assert!(refused.stderr.contains("Read-only file system"), "{refused}");
+    });
+}
+
+#[test]
+fn umount_leaves_alone_what_is_not_ours() {
+    as_user_and_as_root(|environment| {
+        for place in ["/proc", "."] {
+            let finished = environment.siphon(&["umount", place]).run();
+
+            assert_eq!(finished.code, 255, "{finished}");
+        }
+        assert!(std::path::Path::new("/proc/self").exists());
+    });
+}
