@@ -180,6 +180,24 @@ fn an_image_of_squashfs_tools_ng_gives_what_was_packed() {
 }
 
 #[test]
+fn a_name_of_256_bytes_is_read_and_a_longer_one_is_not_found() {
+    let dir = tempfile::tempdir().unwrap();
+    let (list, image) = (dir.path().join("list"), dir.path().join("image"));
+    // No Linux filesystem makes such a name, but the format has room for it.
+    let longest = "y".repeat(256);
+    std::fs::write(&list, format!("dir /{longest} 0755 0 0\nslink /z 0777 0 0 target\n")).unwrap();
+    run(Command::new("gensquashfs").args(["-q", "-F"]).args([&list, &image]));
+
+    let tree = open(&image);
+
+    assert_same_as_libsquashfs(&tree, &image);
+    let names: Vec<_> = tree.entries(tree.root()).unwrap().into_iter().map(|entry| entry.name).collect();
+    assert_eq!(names, [&*longest, "z"]);
+    assert!(tree.lookup(tree.root(), longest.as_ref()).unwrap().is_some());
+    assert_eq!(tree.lookup(tree.root(), format!("{longest}y").as_ref()).unwrap(), None);
+}
+
+#[test]
 fn a_directory_of_100000_entries_is_listed_and_searched() {
     let dir = tempfile::tempdir().unwrap();
     let (source, image) = (dir.path().join("source"), dir.path().join("image"));
