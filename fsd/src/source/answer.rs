@@ -95,7 +95,7 @@ fn parse_range(value: &str) -> Option<Part> {
     let (range, total) = value.trim().strip_prefix("bytes ")?.split_once('/')?;
     let (first, last) = range.split_once('-')?;
     let (start, last, total) = (number(first)?, number(last)?, number(total)?);
-    (start <= last && last < total).then_some(Part { start, end: last + 1, total })
+    (start <= last && last < total).then(|| Part { start, end: last + 1, total })
 }
 
 /// Only digits: `str::parse` would take a sign too.
