@@ -1,5 +1,7 @@
 //! Remote objects against a server that behaves, and one that does not.
 
+#![expect(clippy::unwrap_used, reason = "a test that panics has failed, which is what is meant")]
+
 mod server;
 
 use std::fs;
