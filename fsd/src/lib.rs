@@ -1,1 +1,19 @@
-//! Placeholder.
+//! Serves a container image as a filesystem: where it comes from, how it is mounted, and the process that does it.
+//!
+//! ```text
+//! source <- cache <- blob <- locator <- daemon <- (command line)
+//!                    metrics <- fs <- fuse <-'
+//!                    sys, control  <---------'
+//! ```
+
+pub mod blob;
+pub mod cache;
+pub mod control;
+pub mod daemon;
+pub mod errno;
+pub mod fs;
+pub mod fuse;
+pub mod locator;
+pub mod metrics;
+pub mod source;
+pub mod sys;
