@@ -1,0 +1,249 @@
+//! A squashfs image as a [`Tree`], read lazily by any number of threads.
+//!
+//! A node's id is the metadata reference of its inode, which directory entries hold, so that no table leads from id to
+//! inode. Decoded inodes, metadata blocks, data blocks and fragments are kept in bounded caches; nothing else is held
+//! beside the id table and the indexes of the fragment and xattr tables.
+//!
+//! ```text
+//! reader -> directory, xattr -> tables -> metadata -> codec, cache -> ReadAt
+//!        -> inode, blocks    -'
+//! ```
+
+mod blocks;
+mod cache;
+mod codec;
+mod directory;
+mod error;
+mod inode;
+mod metadata;
+mod tables;
+mod xattr;
+
+pub use self::error::{Error, Part};
+
+use self::blocks::Blocks;
+use self::cache::Cache;
+use self::codec::Codec;
+use self::inode::{Body, Inode};
+use self::metadata::{Metadata, Region};
+use self::tables::IndexedTable;
+use self::xattr::Xattrs;
+use crate::read_at::ReadAt;
+use crate::squashfs::format::Superblock;
+use crate::tree::{self, Attr, Entry, Kind, NodeId, Statistics, Timestamp, Tree, Xattr};
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStrExt;
+use std::sync::Arc;
+
+/// Permissions with setuid, setgid and sticky.
+const MODE_BITS: u16 = 0o7777;
+
+/// An inode and what its attributes need from other tables.
+#[derive(Debug)]
+struct Loaded {
+    inode: Inode,
+    uid: u32,
+    gid: u32,
+    xattrs: Option<xattr::Set>,
+}
+
+/// What can be chosen for a reader.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Options {
+    /// Bytes of decoded content to keep at most: five eighths for file content, a quarter for metadata, and an eighth
+    /// for inodes. What is in use at the moment comes on top.
+    pub cache_bytes: u64,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { cache_bytes: 64 << 20 }
+    }
+}
+
+/// An open squashfs 4.0 image.
+#[derive(Debug)]
+pub struct Squashfs {
+    superblock: Superblock,
+    inodes: Region,
+    directories: Region,
+    ids: Box<[u32]>,
+    metadata: Metadata,
+    loaded: Cache<NodeId, Loaded, Error>,
+    blocks: Blocks,
+    xattrs: Option<Xattrs>,
+}
+
+impl Squashfs {
+    /// Opens the image that begins at the first of `bytes` with a cache of 64 MiB.
+    ///
+    /// # Errors
+    /// What is wrong with the superblock, the compressor or one of the tables that are read now.
+    pub fn open(bytes: Arc<dyn ReadAt>) -> Result<Self, Error> {
+        Self::open_with(bytes, Options::default())
+    }
+
+    /// Opens the image that begins at the first of `bytes`.
+    ///
+    /// # Errors
+    /// As [`Squashfs::open`].
+    pub fn open_with(bytes: Arc<dyn ReadAt>, options: Options) -> Result<Self, Error> {
+        let superblock = tables::superblock(&*bytes)?;
+        let codec = Codec::from_id(superblock.compressor_id)?;
+        tables::check_compressor_options(&*bytes, &superblock, codec)?;
+        let eighth = options.cache_bytes / 8;
+        let metadata = Metadata::new(bytes.clone(), codec, 2 * eighth);
+        let ids = tables::ids(&*bytes, &metadata, &superblock)?;
+        let xattrs = Xattrs::load(&*bytes, &superblock)?;
+        let fragments = IndexedTable::fragments(&*bytes, &superblock)?;
+        let Superblock { inode_table_start, directory_table_start, bytes_used, .. } = superblock;
+        let squashfs = Self {
+            superblock,
+            inodes: Region { part: Part::InodeTable, start: inode_table_start, end: directory_table_start },
+            directories: Region { part: Part::DirectoryTable, start: directory_table_start, end: bytes_used },
+            ids,
+            metadata,
+            loaded: Cache::new(eighth, inode::INODE_BYTES),
+            blocks: Blocks::new(bytes, codec, superblock.block_log, fragments, 5 * eighth),
+            xattrs,
+        };
+        squashfs.check_root()?;
+        Ok(squashfs)
+    }
+
+    /// What the image says of itself.
+    pub fn superblock(&self) -> &Superblock {
+        &self.superblock
+    }
+
+    fn check_root(&self) -> Result<(), Error> {
+        let (part, offset) = (Part::Superblock, 0);
+        let not_a_directory = Error::BadField { part, offset, field: "root inode", value: self.superblock.root_inode };
+        match self.load(self.root())? {
+            Some(root) if root.inode.kind() == Kind::Directory => Ok(()),
+            _ => Err(not_a_directory),
+        }
+    }
+
+    /// The decoded inode of `node`; `None` if it cannot be in this image.
+    fn load(&self, node: NodeId) -> Result<Option<Arc<Loaded>>, Error> {
+        let Some(position) = self.inodes.position(node.0) else { return Ok(None) };
+        let loaded = self.loaded.get_or_make(node, || {
+            let inode = inode::decode(&mut self.metadata.cursor(self.inodes, position), self.superblock.block_log)?;
+            let loaded = Loaded {
+                uid: self.id(inode.uid_index)?,
+                gid: self.id(inode.gid_index)?,
+                xattrs: self.xattr_set(&inode)?,
+                inode,
+            };
+            let weight_bytes = loaded.inode.weight_bytes();
+            Ok((loaded, weight_bytes))
+        })?;
+        Ok(Some(loaded))
+    }
+
+    fn node(&self, node: NodeId) -> Result<Arc<Loaded>, tree::Error> {
+        self.load(node)?.ok_or(tree::Error::NoSuchNode(node))
+    }
+
+    fn directory(&self, dir: NodeId) -> Result<(directory::Tables<'_>, inode::Directory), tree::Error> {
+        let Body::Directory(directory) = self.node(dir)?.inode.body else { return Err(tree::Error::NotADirectory) };
+        let tables = directory::Tables { metadata: &self.metadata, inodes: self.inodes, directories: self.directories };
+        Ok((tables, directory))
+    }
+
+    fn id(&self, index: u16) -> Result<u32, Error> {
+        let (index, count) = (usize::from(index), self.ids.len() as u64);
+        let missing = Error::NoSuchEntry { part: Part::IdTable, index: index as u64, count };
+        self.ids.get(index).copied().ok_or(missing)
+    }
+
+    /// The set that `inode` names. An image without xattr table has none, whatever its inodes say, as in Linux.
+    fn xattr_set(&self, inode: &Inode) -> Result<Option<xattr::Set>, Error> {
+        match (&self.xattrs, inode.xattrs) {
+            (Some(xattrs), Some(index)) => xattrs.set(&self.metadata, index).map(Some),
+            _ => Ok(None),
+        }
+    }
+}
+
+impl Tree for Squashfs {
+    fn root(&self) -> NodeId {
+        NodeId(self.superblock.root_inode)
+    }
+
+    fn attr(&self, node: NodeId) -> Result<Attr, tree::Error> {
+        Ok(attr(&*self.node(node)?))
+    }
+
+    fn lookup(&self, dir: NodeId, name: &OsStr) -> Result<Option<NodeId>, tree::Error> {
+        let (tables, directory) = self.directory(dir)?;
+        Ok(directory::lookup(tables, directory, name.as_bytes())?)
+    }
+
+    fn entries(&self, dir: NodeId) -> Result<Vec<Entry>, tree::Error> {
+        let (tables, directory) = self.directory(dir)?;
+        Ok(directory::entries(tables, directory)?)
+    }
+
+    fn read_link(&self, node: NodeId) -> Result<OsString, tree::Error> {
+        match &self.node(node)?.inode.body {
+            Body::Symlink(target) => Ok(target.clone()),
+            _ => Err(tree::Error::NotASymlink),
+        }
+    }
+
+    fn read(&self, node: NodeId, offset: u64, buf: &mut [u8]) -> Result<usize, tree::Error> {
+        let loaded = self.node(node)?;
+        let Body::File(file) = &loaded.inode.body else { return Err(tree::Error::NotAFile) };
+        let left = usize::try_from(file.size.saturating_sub(offset)).unwrap_or(usize::MAX);
+        let count = left.min(buf.len());
+        self.blocks.read(&self.metadata, self.inodes, file, offset, &mut buf[..count])?;
+        Ok(count)
+    }
+
+    fn xattrs(&self, node: NodeId) -> Result<Vec<Xattr>, tree::Error> {
+        match (&self.xattrs, self.node(node)?.xattrs) {
+            (Some(xattrs), Some(set)) => Ok(xattrs.entries(&self.metadata, set)?),
+            _ => Ok(Vec::new()),
+        }
+    }
+
+    fn statistics(&self) -> Statistics {
+        Statistics {
+            bytes: self.superblock.bytes_used,
+            nodes: self.superblock.inode_count.into(),
+            block_size: self.superblock.block_size,
+        }
+    }
+}
+
+/// The attributes that Linux shows, too.
+fn attr(loaded: &Loaded) -> Attr {
+    let inode = &loaded.inode;
+    let (size, content_blocks) = match &inode.body {
+        Body::Directory(directory) => (directory.size.into(), 0),
+        Body::File(file) => (file.size, file.size.saturating_sub(file.sparse).div_ceil(512)),
+        Body::Symlink(target) => (target.len() as u64, 0),
+        Body::BlockDevice(_) | Body::CharDevice(_) | Body::Fifo | Body::Socket => (0, 0),
+    };
+    let rdev = match inode.body {
+        Body::BlockDevice(rdev) | Body::CharDevice(rdev) => rdev,
+        _ => 0,
+    };
+    let time = Timestamp { seconds: inode.mtime.into(), nanos: 0 };
+    Attr {
+        kind: inode.kind(),
+        mode: inode.mode & MODE_BITS,
+        uid: loaded.uid,
+        gid: loaded.gid,
+        size,
+        // Linux counts the xattrs among a node's blocks.
+        blocks: content_blocks + loaded.xattrs.map_or(0, |set| u64::from(set.size_bytes).div_ceil(512)),
+        nlink: inode.nlink,
+        mtime: time,
+        ctime: time,
+        atime: time,
+        rdev,
+    }
+}

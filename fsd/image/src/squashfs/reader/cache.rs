@@ -1,0 +1,263 @@
+//! Decoded things, kept up to a number of bytes, each made by one thread while others that want it wait.
+//!
+//! ```text
+//! key -> shard -> kept:    value, least recently used first out
+//!              -> flights: being made; whoever comes now waits for the outcome
+//! ```
+//!
+//! Lock order: a shard's lock, then a flight's. No lock is held while a value is made. An error is handed to those who
+//! wait for it and is not kept, so that the next who asks tries again.
+
+use lru::LruCache;
+use parking_lot::{Condvar, Mutex};
+use std::collections::HashMap;
+use std::hash::{BuildHasher, Hash, RandomState};
+use std::sync::Arc;
+
+/// Enough that 16 threads seldom meet at one lock.
+const MAX_SHARDS: u64 = 16;
+
+/// Values that a shard should hold at least; fewer, larger shards are better than many that each hold one value.
+const MIN_VALUES_PER_SHARD: u64 = 8;
+
+/// A map from `K` to shared values, bounded by the sum of their weights.
+pub(super) struct Cache<K, V, E> {
+    shards: Box<[Mutex<Shard<K, V, E>>]>,
+    hasher: RandomState,
+    shard_bytes: u64,
+}
+
+struct Shard<K, V, E> {
+    kept: LruCache<K, Kept<V>>,
+    kept_bytes: u64,
+    flights: HashMap<K, Arc<Flight<V, E>>>,
+}
+
+struct Kept<V> {
+    value: Arc<V>,
+    weight_bytes: u64,
+}
+
+struct Flight<V, E> {
+    state: Mutex<FlightState<V, E>>,
+    ended: Condvar,
+}
+
+/// What has become of a flight.
+enum FlightState<V, E> {
+    /// Some thread makes the value; so many others wait.
+    Flying { waiters: usize },
+    /// The value or the error.
+    Landed(Result<Arc<V>, E>),
+    /// The thread that made the value panicked, so another has to try.
+    Lost,
+}
+
+/// What a look-up leads to.
+pub(super) enum Lookup<'a, K: Hash + Eq + Copy, V, E: Clone> {
+    /// The value is there.
+    Hit(Arc<V>),
+    /// The caller has to make the value and to hand it to [`Turn::land`].
+    Turn(Turn<'a, K, V, E>),
+}
+
+/// The duty to make one value. If it is dropped unfulfilled, one of those who wait takes it over.
+pub(super) struct Turn<'a, K: Hash + Eq + Copy, V, E: Clone> {
+    cache: &'a Cache<K, V, E>,
+    key: K,
+    flight: Arc<Flight<V, E>>,
+}
+
+impl<K: Hash + Eq + Copy, V, E: Clone> Cache<K, V, E> {
+    /// A cache for `max_bytes` of values that weigh at most `max_value_bytes` each, as a rule.
+    pub(super) fn new(max_bytes: u64, max_value_bytes: u64) -> Self {
+        let room = max_bytes / max_value_bytes.saturating_mul(MIN_VALUES_PER_SHARD).max(1);
+        let shards = room.clamp(1, MAX_SHARDS);
+        let shard = |_| Mutex::new(Shard { kept: LruCache::unbounded(), kept_bytes: 0, flights: HashMap::new() });
+        Self { shards: (0..shards).map(shard).collect(), hasher: RandomState::new(), shard_bytes: max_bytes / shards }
+    }
+
+    /// The value for `key`, from the cache or else from `make`, which returns it with its weight in bytes.
+    ///
+    /// # Errors
+    /// What `make` says, here or in the thread that this one waited for.
+    pub(super) fn get_or_make(&self, key: K, make: impl FnOnce() -> Result<(V, u64), E>) -> Result<Arc<V>, E> {
+        match self.look_up(key)? {
+            Lookup::Hit(value) => Ok(value),
+            Lookup::Turn(turn) => match make() {
+                Ok((value, weight_bytes)) => Ok(turn.land(value, weight_bytes)),
+                Err(error) => Err(turn.fail(error)),
+            },
+        }
+    }
+
+    /// Finds the value, waits for the thread that makes it, or gives the caller the turn to make it.
+    ///
+    /// # Errors
+    /// The error of the thread that this one waited for.
+    pub(super) fn look_up(&self, key: K) -> Result<Lookup<'_, K, V, E>, E> {
+        loop {
+            let mut shard = self.shard(key).lock();
+            if let Some(kept) = shard.kept.get(&key) {
+                return Ok(Lookup::Hit(kept.value.clone()));
+            }
+            let Some(flight) = shard.flights.get(&key).cloned() else {
+                let flying = Mutex::new(FlightState::Flying { waiters: 0 });
+                let flight = Arc::new(Flight { state: flying, ended: Condvar::new() });
+                shard.flights.insert(key, flight.clone());
+                return Ok(Lookup::Turn(Turn { cache: self, key, flight }));
+            };
+            drop(shard);
+            if let Some(outcome) = flight.wait() {
+                return outcome.map(Lookup::Hit);
+            }
+        }
+    }
+
+    fn shard(&self, key: K) -> &Mutex<Shard<K, V, E>> {
+        let count = self.shards.len() as u64;
+        let index = usize::try_from(self.hasher.hash_one(key) % count).expect("it is below the number of shards");
+        &self.shards[index]
+    }
+}
+
+impl<V, E: Clone> Flight<V, E> {
+    /// Blocks until the flight is over. `None` if it was lost.
+    fn wait(&self) -> Option<Result<Arc<V>, E>> {
+        let mut state = self.state.lock();
+        loop {
+            match &mut *state {
+                FlightState::Flying { waiters } => *waiters += 1,
+                FlightState::Landed(outcome) => return Some(outcome.clone()),
+                FlightState::Lost => return None,
+            }
+            self.ended.wait(&mut state);
+        }
+    }
+
+    fn end(&self, outcome: FlightState<V, E>) {
+        *self.state.lock() = outcome;
+        self.ended.notify_all();
+    }
+}
+
+impl<K: Hash + Eq + Copy, V, E: Clone> Turn<'_, K, V, E> {
+    /// Keeps `value`, hands it to those who wait, and returns it.
+    pub(super) fn land(self, value: V, weight_bytes: u64) -> Arc<V> {
+        let value = Arc::new(value);
+        let mut shard = self.cache.shard(self.key).lock();
+        shard.keep(self.key, value.clone(), weight_bytes, self.cache.shard_bytes);
+        drop(shard);
+        self.flight.end(FlightState::Landed(Ok(value.clone())));
+        value
+    }
+
+    /// Hands `error` to those who wait, and returns it.
+    pub(super) fn fail(self, error: E) -> E {
+        self.flight.end(FlightState::Landed(Err(error.clone())));
+        error
+    }
+
+    /// Whether other threads wait for this value.
+    pub(super) fn is_awaited(&self) -> bool {
+        matches!(*self.flight.state.lock(), FlightState::Flying { waiters } if waiters > 0)
+    }
+}
+
+impl<K: Hash + Eq + Copy, V, E: Clone> Drop for Turn<'_, K, V, E> {
+    fn drop(&mut self) {
+        self.cache.shard(self.key).lock().flights.remove(&self.key);
+        let mut state = self.flight.state.lock();
+        if matches!(*state, FlightState::Flying { .. }) {
+            *state = FlightState::Lost;
+            self.flight.ended.notify_all();
+        }
+    }
+}
+
+impl<K: Hash + Eq + Copy, V, E> Shard<K, V, E> {
+    /// The newest value stays even if it alone is above the bound: someone is about to use it.
+    fn keep(&mut self, key: K, value: Arc<V>, weight_bytes: u64, max_bytes: u64) {
+        if let Some(old) = self.kept.put(key, Kept { value, weight_bytes }) {
+            self.kept_bytes -= old.weight_bytes;
+        }
+        self.kept_bytes = self.kept_bytes.saturating_add(weight_bytes);
+        while self.kept_bytes > max_bytes && self.kept.len() > 1 {
+            let Some((_, oldest)) = self.kept.pop_lru() else { break };
+            self.kept_bytes = self.kept_bytes.saturating_sub(oldest.weight_bytes);
+        }
+    }
+}
+
+impl<K, V, E> std::fmt::Debug for Cache<K, V, E> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Cache").field("shards", &self.shards.len()).field("shard_bytes", &self.shard_bytes).finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::time::Duration;
+
+    type Numbers = Cache<u64, u64, String>;
+
+    #[test]
+    fn many_threads_that_want_one_value_make_it_once() {
+        let cache = Numbers::new(1000, 1);
+        let made = AtomicUsize::new(0);
+
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| {
+                    let value = cache.get_or_make(5, || {
+                        made.fetch_add(1, Ordering::SeqCst);
+                        std::thread::sleep(Duration::from_millis(20));
+                        Ok((50, 1))
+                    });
+                    assert_eq!(*value.unwrap(), 50);
+                });
+            }
+        });
+
+        assert_eq!(made.load(Ordering::SeqCst), 1);
+    }
+
+    #[test]
+    fn an_error_is_not_kept() {
+        let cache = Numbers::new(1000, 1);
+
+        assert_eq!(cache.get_or_make(1, || Err("no".to_owned())), Err("no".to_owned()));
+        assert_eq!(cache.get_or_make(1, || Ok((10, 1))), Ok(Arc::new(10)));
+    }
+
+    #[test]
+    fn a_turn_that_is_dropped_passes_to_one_who_waits() {
+        let cache = Numbers::new(1000, 1);
+        let Ok(Lookup::Turn(turn)) = cache.look_up(1) else { panic!("nothing was kept yet") };
+
+        std::thread::scope(|scope| {
+            let waiter = scope.spawn(|| cache.get_or_make(1, || Ok((10, 1))));
+            while !turn.is_awaited() {
+                std::thread::yield_now();
+            }
+            drop(turn);
+            assert_eq!(waiter.join().unwrap(), Ok(Arc::new(10)));
+        });
+    }
+
+    #[test]
+    fn the_least_recently_used_values_make_room() {
+        let cache = Numbers::new(30, 10);
+        for key in 0..3 {
+            cache.get_or_make(key, || Ok((key, 10))).unwrap();
+        }
+        cache.get_or_make(0, || Err("it is kept".to_owned())).unwrap();
+
+        cache.get_or_make(3, || Ok((3, 10))).unwrap();
+
+        assert!(cache.get_or_make(0, || Err("it is kept".to_owned())).is_ok());
+        assert!(cache.get_or_make(1, || Err("it is gone".to_owned())).is_err());
+    }
+}
