@@ -1,1 +1,200 @@
-//! Placeholder.
+//! Looks at the first bytes of an image and opens it, and tells what the image says of itself.
+//!
+//! ```text
+//! SIF magic at byte 32              -> its primary partition, if that is squashfs
+//! hsqs at byte 0                    -> squashfs
+//! #!... run-singularity, then hsqs  -> squashfs behind the launcher line (.simg)
+//! anything else                     -> an error that says what it is and what to do
+//! ```
+
+mod facts;
+
+use crate::read_at::{ReadAt, Window};
+use crate::sif::{self, DataType, FilesystemType, Sif};
+use crate::squashfs::format::MAGIC as SQUASHFS_MAGIC;
+use crate::squashfs::reader::{self, Squashfs};
+use crate::tree::Tree;
+use std::io;
+use std::sync::Arc;
+
+pub use facts::{Facts, Script, facts};
+
+/// First bytes that are looked at: ext3 has its magic behind the first KiB, and launcher lines end within 2 KiB.
+const HEAD_BYTES: u64 = 2048;
+/// The end of the launcher line of singularity 2.4 to 2.6.
+const LAUNCHER_END: &[u8] = b" run-singularity\n";
+/// `s_magic` of ext2, ext3 and ext4.
+const EXT_MAGIC: [u8; 2] = [0x53, 0xef];
+/// Where it lies: 56 bytes into the superblock at 1024.
+const EXT_MAGIC_OFFSET: usize = 1080;
+
+/// An opened image.
+#[derive(Debug, Clone)]
+pub struct Image {
+    /// Its root file system.
+    pub tree: Arc<dyn Tree>,
+    /// What it is packed as.
+    pub format: Format,
+    /// Its other objects, if it is a SIF.
+    pub sif: Option<Sif>,
+}
+
+/// What an image is packed as.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Format {
+    /// SIF with a squashfs partition.
+    Sif,
+    /// Squashfs and nothing else.
+    Squashfs,
+    /// Squashfs behind a launcher line, as singularity 2.4 to 2.6 wrote it.
+    Simg,
+    /// A directory.
+    Directory,
+}
+
+/// Why an image cannot be opened. Each message says what the image is and what to do about it.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// No bytes.
+    #[error("the image is empty; a download or build may have failed, so fetch or build it again")]
+    Empty,
+    /// A text file.
+    #[error(
+        "the image is a text file, such as a definition file or a server's error page; build or fetch an image first"
+    )]
+    Text,
+    /// None of the known formats.
+    #[error("the image is neither SIF nor squashfs; convert it with \"apptainer build new.sif\"")]
+    Unknown,
+    /// An ext2, ext3 or ext4 file system, alone or in a SIF.
+    #[error(
+        "the image is an ext3 file system, which only the kernel reads; convert it with \"apptainer build new.sif\""
+    )]
+    Ext3,
+    /// Its root file system is encrypted.
+    #[error(
+        "the root file system of the image is encrypted; run it with \"apptainer exec --passphrase\" or \"--pem-path\""
+    )]
+    Encrypted,
+    /// An OCI-SIF, whose layers are images of their own.
+    #[error("the image is an OCI-SIF; fetch it again without \"--oci\" to get a plain SIF")]
+    OciSif,
+    /// A SIF without anything to run.
+    #[error("the SIF image has no root file system, only other objects; name an image that was built to be run")]
+    NoRoot,
+    /// A SIF whose root file system is of a type that nothing reads lazily.
+    #[error(
+        "the root file system of the SIF image is {0:?}, not squashfs; convert it with \"apptainer build new.sif\""
+    )]
+    Filesystem(FilesystemType),
+    /// A damaged SIF.
+    #[error("the SIF image cannot be used")]
+    Sif(#[from] sif::Error),
+    /// A damaged squashfs.
+    #[error("the squashfs file system of the image cannot be used")]
+    Squashfs(#[from] reader::Error),
+    /// The storage below failed.
+    #[error("cannot read the image")]
+    Io(#[from] io::Error),
+}
+
+/// Opens the image that `bytes` are.
+///
+/// # Errors
+/// See [`Error`].
+pub fn open(bytes: Arc<dyn ReadAt>) -> Result<Image, Error> {
+    let head_bytes = usize::try_from(bytes.len().min(HEAD_BYTES)).expect("at most 2048");
+    let mut head = vec![0; head_bytes];
+    bytes.read_exact_at(&mut head, 0)?;
+    if sif::is_sif(&head) {
+        return open_sif(bytes);
+    }
+    if is_squashfs(&head) {
+        return Ok(Image { tree: Arc::new(Squashfs::open(bytes)?), format: Format::Squashfs, sif: None });
+    }
+    let (start, content) = behind_launcher(&head);
+    if start > 0 && is_squashfs(content) {
+        let start = start as u64;
+        let window = Window::new(Arc::clone(&bytes), start, bytes.len() - start);
+        let window = window.expect("the launcher line is within the bytes");
+        return Ok(Image { tree: Arc::new(Squashfs::open(Arc::new(window))?), format: Format::Simg, sif: None });
+    }
+    Err(refusal(&head, content))
+}
+
+fn open_sif(bytes: Arc<dyn ReadAt>) -> Result<Image, Error> {
+    let sif = Sif::open(bytes)?;
+    let Some(primary) = sif.primary_partition() else {
+        let is_oci = sif.find(DataType::OciRootIndex).is_some();
+        return Err(if is_oci { Error::OciSif } else { Error::NoRoot });
+    };
+    match primary.partition().map(|partition| partition.filesystem) {
+        Some(FilesystemType::Squashfs) => {
+            let tree = Arc::new(Squashfs::open(Arc::new(sif.object(primary)))?);
+            Ok(Image { tree, format: Format::Sif, sif: Some(sif) })
+        }
+        Some(FilesystemType::Ext3) => Err(Error::Ext3),
+        Some(FilesystemType::EncryptedSquashfs | FilesystemType::GocryptfsSquashfs) => Err(Error::Encrypted),
+        Some(other) => Err(Error::Filesystem(other)),
+        None => Err(Error::NoRoot),
+    }
+}
+
+fn is_squashfs(head: &[u8]) -> bool {
+    head.starts_with(&SQUASHFS_MAGIC.to_le_bytes())
+}
+
+/// What follows the launcher line, and where; all of `head` if there is none.
+fn behind_launcher(head: &[u8]) -> (usize, &[u8]) {
+    let line = head.starts_with(b"#!").then(|| head.windows(LAUNCHER_END.len()).position(|part| part == LAUNCHER_END));
+    let start = line.flatten().map_or(0, |position| position + LAUNCHER_END.len());
+    (start, &head[start..])
+}
+
+/// Why there is nothing to open.
+fn refusal(head: &[u8], content: &[u8]) -> Error {
+    if head.is_empty() {
+        return Error::Empty;
+    }
+    if content.get(EXT_MAGIC_OFFSET..).is_some_and(|rest| rest.starts_with(&EXT_MAGIC)) {
+        return Error::Ext3;
+    }
+    // UTF-8 may be cut in the middle of a character at the end of the head.
+    let is_text = std::str::from_utf8(head).map_or_else(|error| error.error_len().is_none(), |_| true);
+    let has_controls = head.iter().any(|byte| byte.is_ascii_control() && !byte.is_ascii_whitespace());
+    if is_text && !has_controls { Error::Text } else { Error::Unknown }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(bytes: &[u8]) -> Error {
+        open(Arc::new(bytes.to_vec())).unwrap_err()
+    }
+
+    #[test]
+    fn what_is_no_image_is_refused_by_what_it_is() {
+        let mut ext3 = vec![0; 4096];
+        ext3[EXT_MAGIC_OFFSET..EXT_MAGIC_OFFSET + 2].copy_from_slice(&EXT_MAGIC);
+        let launched = [b"#!/usr/bin/env run-singularity\n", ext3.as_slice()].concat();
+
+        assert!(matches!(refused(b""), Error::Empty));
+        assert!(matches!(refused(b"Bootstrap: docker\nFrom: debian\n"), Error::Text));
+        assert!(matches!(refused("é".repeat(1500)[..].as_bytes()), Error::Text));
+        assert!(matches!(refused(&ext3), Error::Ext3));
+        assert!(matches!(refused(&launched), Error::Ext3));
+        assert!(matches!(refused(&[0x1f, 0x8b, 8, 0, 0, 0]), Error::Unknown));
+        assert!(matches!(refused(&[0xff; 5000]), Error::Unknown));
+    }
+
+    #[test]
+    fn the_launcher_line_of_old_images_is_skipped() {
+        for line in ["#!/usr/bin/env run-singularity\n", "#!/usr/local/bin/env run-singularity\n"] {
+            let head = [line.as_bytes(), b"hsqs"].concat();
+
+            assert_eq!(behind_launcher(&head), (line.len(), b"hsqs".as_slice()));
+        }
+        assert_eq!(behind_launcher(b"x run-singularity\nhsqs").0, 0);
+    }
+}

@@ -1,0 +1,285 @@
+//! Writes a tree as a squashfs 4.0 image, with all processors.
+//!
+//! ```text
+//! scan      the whole tree into memory: attributes, names, xattrs; numbers the inodes
+//! content   reads files one after the other, cuts them into blocks, packs tails into fragments
+//! pipeline  blocks -> compressing threads -> one writing thread, which keeps the order
+//! inodes    inode and directory tables, once every block has its place
+//! tables    fragment, export, id and xattr tables, then the superblock
+//! ```
+//!
+//! The bytes depend on the tree and the options only, not on the number of threads. Content that several files share is
+//! stored once: whole runs of full blocks, and tails. Memory holds the tree's metadata and a few blocks per thread.
+
+mod compress;
+mod content;
+mod directories;
+mod inodes;
+mod metadata;
+mod pipeline;
+mod scan;
+mod tables;
+mod xattrs;
+
+use crate::squashfs::format::{
+    Compressor, DATA_UNCOMPRESSED, MAX_BLOCK_BYTES, MIN_BLOCK_BYTES, SUPERBLOCK_BYTES, Superblock, flags,
+};
+use crate::tree::{self, Tree};
+use compress::Codec;
+use std::fs::File;
+use std::io;
+use std::num::NonZeroUsize;
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+/// An image is padded to this, so that a loop device, which has whole sectors only, can reach its end.
+const PADDING_BYTES: u64 = 4096;
+
+/// How to write an image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Options {
+    /// How blocks and metadata are compressed. [`Compressor::Lzma`] is refused.
+    pub compressor: Compressor,
+    /// Compression level on the compressor's own scale; `None` for the usual one (zstd 3, gzip 9, xz 6). LZ4 and LZO
+    /// have none.
+    pub level: Option<i32>,
+    /// Bytes of a data block: a power of two from 4 KiB to 1 MiB.
+    pub block_size: u32,
+    /// Threads that compress, besides the one that reads and the one that writes.
+    pub threads: NonZeroUsize,
+    /// Time of creation in the superblock, in seconds since 1970.
+    pub mkfs_time: u32,
+    /// Who owns the files.
+    pub owners: Owners,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            compressor: Compressor::Zstd,
+            level: None,
+            block_size: 128 << 10,
+            threads: std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN),
+            mkfs_time: 0,
+            owners: Owners::Keep,
+        }
+    }
+}
+
+/// Who owns the files of the image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Owners {
+    /// Whoever owns them in the tree.
+    Keep,
+    /// What this user and this group own becomes root's; the rest is kept.
+    MapToRoot {
+        /// The user who becomes 0.
+        uid: u32,
+        /// The group that becomes 0.
+        gid: u32,
+    },
+}
+
+impl Owners {
+    /// The uid and gid in the image for those of the tree.
+    fn map(self, uid: u32, gid: u32) -> (u32, u32) {
+        match self {
+            Self::Keep => (uid, gid),
+            Self::MapToRoot { uid: user, gid: group } => {
+                (if uid == user { 0 } else { uid }, if gid == group { 0 } else { gid })
+            }
+        }
+    }
+}
+
+/// How far a [`write`] has come, for another thread to look at, and its stop switch.
+#[derive(Debug, Default)]
+pub struct Progress {
+    /// Content read from the tree so far.
+    pub bytes_read: AtomicU64,
+    /// Compressed content written so far.
+    pub bytes_written: AtomicU64,
+    /// Regular files read completely.
+    pub files_done: AtomicU64,
+    /// Regular files in the tree; 0 until the tree has been scanned.
+    pub files_total: AtomicU64,
+    /// Bytes in all regular files; 0 until the tree has been scanned.
+    pub bytes_total: AtomicU64,
+    /// Set it to make [`write`] stop soon with [`Error::Cancelled`].
+    pub cancel: AtomicBool,
+}
+
+impl Progress {
+    fn check(&self) -> Result<(), Error> {
+        if self.cancel.load(Ordering::Relaxed) { Err(Error::Cancelled) } else { Ok(()) }
+    }
+}
+
+/// What was written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Summary {
+    /// Bytes of the image with its padding, a multiple of 4096.
+    pub image_bytes: u64,
+    /// Inodes.
+    pub inodes: u32,
+    /// Regular files.
+    pub files: u64,
+    /// Bytes of content in them.
+    pub content_bytes: u64,
+    /// Extended attributes that squashfs cannot hold, such as `system.posix_acl_access`, and that were left out.
+    pub xattrs_left_out: u64,
+}
+
+/// Why an image could not be written.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The tree failed.
+    #[error("cannot read {}", path.display())]
+    Tree {
+        /// Where in the tree.
+        path: PathBuf,
+        /// Why.
+        source: tree::Error,
+    },
+    /// A file is shorter than its attributes said.
+    #[error("{} changed while it was read", .0.display())]
+    Changed(PathBuf),
+    /// A name that no filesystem can hold, or the same name twice.
+    #[error("{} has an impossible or repeated name", .0.display())]
+    BadName(PathBuf),
+    /// A directory with two names: the tree is none.
+    #[error("the directory {} has a second name", .0.display())]
+    DirectoryTwice(PathBuf),
+    /// The target of a symbolic link is longer than the 4096 bytes that kernels accept.
+    #[error("the target of the symbolic link {} is too long", .0.display())]
+    LinkTooLong(PathBuf),
+    /// The block list of a file would not fit into memory.
+    #[error("{} is too large for a squashfs image ({bytes} bytes)", path.display())]
+    FileTooLarge {
+        /// The file.
+        path: PathBuf,
+        /// Its size.
+        bytes: u64,
+    },
+    /// More of something than the format can count.
+    #[error("squashfs cannot hold more than {limit} {what}")]
+    TooMany {
+        /// Of what.
+        what: &'static str,
+        /// How many the format can hold.
+        limit: u64,
+    },
+    /// [`Options::block_size`] is none that the format has.
+    #[error("a squashfs block size is a power of two from 4096 to 1048576, not {0}")]
+    BlockSize(u32),
+    /// The compressor can be read at most.
+    #[error("images cannot be compressed with {0:?}: no kernel reads them")]
+    Compressor(Compressor),
+    /// [`Options::level`] is none that the compressor has.
+    #[error("{compressor:?} has no compression level {level}")]
+    Level {
+        /// The compressor.
+        compressor: Compressor,
+        /// The level asked for.
+        level: i32,
+    },
+    /// The compressor failed, which means that memory ran out.
+    #[error("cannot compress with {compressor:?}")]
+    Compress {
+        /// The compressor.
+        compressor: Compressor,
+        /// Why.
+        source: io::Error,
+    },
+    /// The output file failed.
+    #[error("cannot write the image")]
+    Output(#[from] io::Error),
+    /// [`Progress::cancel`] was set.
+    #[error("cancelled")]
+    Cancelled,
+}
+
+/// Writes `tree` as a squashfs image that begins `start_bytes` into `out` and is the end of it: whatever `out` held from
+/// there on is lost. After an error `out` holds an unusable part of an image.
+///
+/// # Errors
+/// See [`Error`].
+pub fn write(
+    tree: &dyn Tree,
+    out: &File,
+    start_bytes: u64,
+    options: &Options,
+    progress: &Progress,
+) -> Result<Summary, Error> {
+    if !options.block_size.is_power_of_two() || !(MIN_BLOCK_BYTES..=MAX_BLOCK_BYTES).contains(&options.block_size) {
+        return Err(Error::BlockSize(options.block_size));
+    }
+    let codec = Codec::new(options.compressor, options.level, options.block_size)?;
+    let scan = scan::scan(tree, options, progress)?;
+    progress.files_total.store(scan.files, Ordering::Relaxed);
+    progress.bytes_total.store(scan.content_bytes, Ordering::Relaxed);
+
+    let image = Image { out, start_bytes };
+    let codec_options = codec.options_block();
+    image.write_at(&codec_options, SUPERBLOCK_BYTES as u64)?;
+    let data_start = (SUPERBLOCK_BYTES + codec_options.len()) as u64;
+    let data = pipeline::write_data(tree, &scan, image, data_start, codec, options, progress)?;
+
+    let inodes = inodes::build(tree, &scan, &data, codec, options)?;
+    let superblock = Superblock {
+        inode_count: scan.inode_count(),
+        mkfs_time: options.mkfs_time,
+        block_size: options.block_size,
+        compressor_id: options.compressor.id(),
+        block_log: u16::try_from(options.block_size.ilog2()).expect("a logarithm is below 32"),
+        flags: base_flags(&codec_options, data.fragments.is_empty(), scan.xattrs.is_empty()),
+        version_major: 4,
+        version_minor: 0,
+        root_inode: inodes.root(),
+        ..tables::write(&scan, &data, &inodes, image, codec)?
+    };
+    image.write_at(&superblock.encode(), 0)?;
+    let image_bytes = superblock.bytes_used.next_multiple_of(PADDING_BYTES);
+    // Cut first: a repeated file at the end may have been written further than the tables now reach.
+    out.set_len(start_bytes + superblock.bytes_used)?;
+    out.set_len(start_bytes + image_bytes)?;
+    Ok(Summary {
+        image_bytes,
+        inodes: scan.inode_count(),
+        files: scan.files,
+        content_bytes: scan.content_bytes,
+        xattrs_left_out: scan.xattrs.left_out,
+    })
+}
+
+fn base_flags(codec_options: &[u8], no_fragments: bool, no_xattrs: bool) -> u16 {
+    let mut bits = flags::DUPLICATES | flags::EXPORTABLE;
+    bits |= if no_fragments { flags::NO_FRAGMENTS } else { flags::ALWAYS_FRAGMENTS };
+    if no_xattrs {
+        bits |= flags::NO_XATTRS;
+    }
+    if !codec_options.is_empty() {
+        bits |= flags::COMPRESSOR_OPTIONS;
+    }
+    bits
+}
+
+/// Where the image's bytes go. Offsets count from the superblock.
+#[derive(Debug, Clone, Copy)]
+struct Image<'a> {
+    out: &'a File,
+    start_bytes: u64,
+}
+
+impl Image<'_> {
+    fn write_at(self, bytes: &[u8], offset: u64) -> Result<(), Error> {
+        Ok(self.out.write_all_at(bytes, self.start_bytes + offset)?)
+    }
+}
+
+/// The size of a data block as block lists and the fragment table store it.
+fn stored_size(bytes: usize, uncompressed: bool) -> u32 {
+    let size = u32::try_from(bytes).expect("a block is at most 1 MiB");
+    if uncompressed { size | DATA_UNCOMPRESSED } else { size }
+}

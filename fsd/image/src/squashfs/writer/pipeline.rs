@@ -1,0 +1,245 @@
+//! Blocks in order, compressed by many threads, written by one.
+//!
+//! ```text
+//! content  --jobs-->     compressing threads  --reply-->  writing thread
+//!          --pieces (in order, each block with the channel that its reply comes through)-->
+//! ```
+//!
+//! Both channels are bounded, so that memory holds a few blocks per thread. When the writing thread fails, its end of
+//! `pieces` goes away and stops the reading; when the reading fails, its end does, and the other threads run dry.
+
+use super::compress::{Codec, Encoder};
+use super::content::{self, Tail};
+use super::scan::Scan;
+use super::{Error, Image, Options, Progress, stored_size};
+use crate::tree::Tree;
+use parking_lot::Mutex;
+use sha2::{Digest, Sha256};
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+
+/// Blocks per compressing thread that wait for it.
+const JOBS_PER_THREAD: usize = 2;
+/// Blocks per compressing thread that are anywhere between reading and writing.
+const PIECES_PER_THREAD: usize = 6;
+
+/// Where all content has come to lie.
+#[derive(Debug)]
+pub(super) struct Data {
+    /// The full blocks of each node.
+    pub(super) blocks: Vec<Blocks>,
+    /// The tail of each node.
+    pub(super) tails: Vec<Tail>,
+    /// Start and stored size of each fragment.
+    pub(super) fragments: Vec<(u64, u32)>,
+    /// Where the first table can begin.
+    pub(super) end: u64,
+}
+
+/// The full blocks of one file.
+#[derive(Debug, Default)]
+pub(super) struct Blocks {
+    /// Where the first one lies, in bytes from the superblock.
+    pub(super) start: u64,
+    /// Stored sizes; 0 for a block of zeros.
+    pub(super) sizes: Vec<u32>,
+    /// Bytes in blocks of zeros.
+    pub(super) hole_bytes: u64,
+}
+
+/// What the writing thread is told, in order.
+pub(super) enum Piece {
+    /// A full block of the present file.
+    Block(Reply),
+    /// A full block of the present file with this many zeros and nothing else.
+    Hole(u64),
+    /// The blocks since the last end are those of this node.
+    FileEnd {
+        /// Index of the node.
+        node: usize,
+    },
+    /// A fragment.
+    Fragment(Reply),
+}
+
+type Reply = Receiver<Result<Encoded, Error>>;
+
+/// A block as it is stored.
+pub(super) struct Encoded {
+    bytes: Vec<u8>,
+    uncompressed: bool,
+    digest: Option<[u8; 32]>,
+}
+
+struct Job {
+    block: Vec<u8>,
+    with_digest: bool,
+    reply: SyncSender<Result<Encoded, Error>>,
+}
+
+/// The reading end of the pipeline.
+pub(super) struct Feed {
+    jobs: SyncSender<Job>,
+    pieces: SyncSender<Piece>,
+}
+
+impl Feed {
+    /// Sends what needs no compression.
+    pub(super) fn send(&self, piece: Piece) -> Result<(), Error> {
+        // The other end only goes away after an error, which is then reported in place of this one.
+        self.pieces.send(piece).map_err(|_| Error::Cancelled)
+    }
+
+    /// Sends a block to be compressed, and to be written as the `piece` of its reply.
+    pub(super) fn compress(
+        &self,
+        block: Vec<u8>,
+        with_digest: bool,
+        piece: impl FnOnce(Reply) -> Piece,
+    ) -> Result<(), Error> {
+        let (reply, receiver) = sync_channel(1);
+        self.jobs.send(Job { block, with_digest, reply }).map_err(|_| Error::Cancelled)?;
+        self.send(piece(receiver))
+    }
+}
+
+/// Writes the content of all files from `start` on.
+pub(super) fn write_data(
+    tree: &dyn Tree,
+    scan: &Scan,
+    image: Image<'_>,
+    start: u64,
+    codec: Codec,
+    options: &Options,
+    progress: &Progress,
+) -> Result<Data, Error> {
+    let threads = options.threads.get();
+    let encoders = (0..threads).map(|_| codec.encoder()).collect::<Result<Vec<_>, _>>()?;
+    std::thread::scope(|scope| {
+        let (jobs, queue) = sync_channel(threads.saturating_mul(JOBS_PER_THREAD));
+        let (pieces, ordered) = sync_channel(threads.saturating_mul(PIECES_PER_THREAD));
+        let queue = Arc::new(Mutex::new(queue));
+        for encoder in encoders {
+            let queue = Arc::clone(&queue);
+            scope.spawn(move || compress_all(&queue, encoder));
+        }
+        drop(queue);
+        let writer = scope.spawn(move || BlockWriter::new(scan.nodes.len(), image, start, progress).run(&ordered));
+        let feed = Feed { jobs, pieces };
+        let tails = content::read(tree, scan, options.block_size, &feed, progress);
+        drop(feed);
+        let written = writer.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+        Ok(Data { blocks: written.blocks, tails: tails?, fragments: written.fragments, end: written.position })
+    })
+}
+
+fn compress_all(queue: &Mutex<Receiver<Job>>, mut encoder: Encoder) {
+    loop {
+        let job = queue.lock().recv();
+        let Ok(Job { block, with_digest, reply }) = job else { return };
+        // Nobody listens to the reply after an error elsewhere.
+        let _unheard = reply.send(compress(&mut encoder, block, with_digest));
+    }
+}
+
+fn compress(encoder: &mut Encoder, block: Vec<u8>, with_digest: bool) -> Result<Encoded, Error> {
+    let compressed = encoder.encode(&block)?.map(<[u8]>::to_vec);
+    let uncompressed = compressed.is_none();
+    let bytes = compressed.unwrap_or(block);
+    let digest = with_digest.then(|| Sha256::digest(&bytes).into());
+    Ok(Encoded { bytes, uncompressed, digest })
+}
+
+/// The writing end of the pipeline.
+struct BlockWriter<'a> {
+    image: Image<'a>,
+    progress: &'a Progress,
+    position: u64,
+    present: Present,
+    known: HashMap<[u8; 32], u64>,
+    blocks: Vec<Blocks>,
+    fragments: Vec<(u64, u32)>,
+}
+
+/// The file whose blocks are being written.
+struct Present {
+    blocks: Blocks,
+    /// Of the stored sizes and the digests of the blocks so far; `None` once a block came without one.
+    digest: Option<Sha256>,
+}
+
+impl<'a> BlockWriter<'a> {
+    fn new(nodes: usize, image: Image<'a>, start: u64, progress: &'a Progress) -> Self {
+        let blocks = std::iter::repeat_with(Blocks::default).take(nodes).collect();
+        let present = Present::starting_at(start);
+        Self { image, progress, position: start, present, known: HashMap::new(), blocks, fragments: Vec::new() }
+    }
+
+    fn run(mut self, ordered: &Receiver<Piece>) -> Result<Self, Error> {
+        while let Ok(piece) = ordered.recv() {
+            match piece {
+                Piece::Block(reply) => {
+                    let encoded = take(&reply)?;
+                    let size = self.append(&encoded)?;
+                    self.present.push(size, encoded.digest);
+                }
+                Piece::Hole(bytes) => {
+                    self.present.blocks.hole_bytes += bytes;
+                    self.present.push(0, Some([0; 32]));
+                }
+                Piece::FileEnd { node } => self.end_file(node),
+                Piece::Fragment(reply) => {
+                    let start = self.position;
+                    let size = self.append(&take(&reply)?)?;
+                    self.fragments.push((start, size));
+                    self.present.blocks.start = self.position;
+                }
+            }
+        }
+        Ok(self)
+    }
+
+    /// Writes a block and returns its stored size.
+    fn append(&mut self, encoded: &Encoded) -> Result<u32, Error> {
+        self.image.write_at(&encoded.bytes, self.position)?;
+        self.position += encoded.bytes.len() as u64;
+        self.progress.bytes_written.fetch_add(encoded.bytes.len() as u64, Ordering::Relaxed);
+        Ok(stored_size(encoded.bytes.len(), encoded.uncompressed))
+    }
+
+    /// Files the present file's blocks; if an earlier file has the same ones, the next file overwrites these.
+    fn end_file(&mut self, node: usize) {
+        let Present { mut blocks, digest } = std::mem::replace(&mut self.present, Present::starting_at(0));
+        if let Some(digest) = digest {
+            let own_start = blocks.start;
+            blocks.start = *self.known.entry(digest.finalize().into()).or_insert(own_start);
+            if blocks.start != own_start {
+                self.position = own_start;
+            }
+        }
+        self.blocks[node] = blocks;
+        self.present.blocks.start = self.position;
+    }
+}
+
+impl Present {
+    fn starting_at(start: u64) -> Self {
+        Self { blocks: Blocks { start, ..Blocks::default() }, digest: Some(Sha256::new()) }
+    }
+
+    fn push(&mut self, stored_size: u32, digest: Option<[u8; 32]>) {
+        self.blocks.sizes.push(stored_size);
+        self.digest = self
+            .digest
+            .take()
+            .zip(digest)
+            .map(|(state, digest)| state.chain_update(stored_size.to_le_bytes()).chain_update(digest));
+    }
+}
+
+fn take(reply: &Reply) -> Result<Encoded, Error> {
+    // Without a reply the compressing thread panicked, and the scope passes that on whatever is returned here.
+    reply.recv().unwrap_or(Err(Error::Cancelled))
+}
