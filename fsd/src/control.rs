@@ -124,8 +124,8 @@ pub struct Status {
 /// Asks the daemon at `socket`.
 pub(crate) fn ask(socket: &Path, request: &Request) -> Result<Reply, Error> {
     let broken = |source| Error::Broken { socket: socket.into(), source };
-    let mut stream = UnixStream::connect(socket)
-        .map_err(|source| Error::NobodyListens { socket: socket.into(), source })?;
+    let mut stream =
+        UnixStream::connect(socket).map_err(|source| Error::NobodyListens { socket: socket.into(), source })?;
     stream.set_read_timeout(Some(REPLY_TIMEOUT)).map_err(broken)?;
     stream.set_write_timeout(Some(REQUEST_TIMEOUT)).map_err(broken)?;
     send(&mut stream, request).map_err(broken)?;

@@ -249,9 +249,7 @@ impl fuser::Filesystem for Adaptor {
         reply: ReplyEntry,
     ) {
         let result = match node_kind(mode) {
-            Some(kind) => {
-                self.filesystem.make_node(caller(request), ino(parent), name, kind, permissions(mode), rdev)
-            }
+            Some(kind) => self.filesystem.make_node(caller(request), ino(parent), name, kind, permissions(mode), rdev),
             None => Err(Error::Invalid),
         };
         self.entry("mknod", parent, result, reply);
@@ -386,14 +384,7 @@ impl fuser::Filesystem for Adaptor {
         }
     }
 
-    fn readdir(
-        &self,
-        _request: &Request,
-        number: INodeNo,
-        handle: FileHandle,
-        offset: u64,
-        mut reply: ReplyDirectory,
-    ) {
+    fn readdir(&self, _request: &Request, number: INodeNo, handle: FileHandle, offset: u64, mut reply: ReplyDirectory) {
         let result = self.filesystem.list(handle.0, offset, |entry| {
             !reply.add(INodeNo(entry.ino.0), entry.next_offset, kind_out(entry.kind), entry.name)
         });
@@ -435,14 +426,7 @@ impl fuser::Filesystem for Adaptor {
         reply.ok();
     }
 
-    fn fsyncdir(
-        &self,
-        _request: &Request,
-        number: INodeNo,
-        _handle: FileHandle,
-        _data_only: bool,
-        reply: ReplyEmpty,
-    ) {
+    fn fsyncdir(&self, _request: &Request, number: INodeNo, _handle: FileHandle, _data_only: bool, reply: ReplyEmpty) {
         self.done("fsyncdir", number, self.filesystem.sync_directory(ino(number)), reply);
     }
 

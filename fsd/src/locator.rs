@@ -1,9 +1,10 @@
 //! Names of images, as users write them, and the way from a name to a file tree.
 
 use crate::blob::{Blob, BlobCounters, BlobError};
-use siphon_image::open::{self, Image};
+use siphon_image::directory::Directory;
+use siphon_image::open::{self, Format, Image};
 use siphon_image::read_at::{FileAt, ReadAt};
-use siphon_image::tree::Tree;
+use siphon_image::tree::{self, Tree};
 use siphon_overlay::upper::Base;
 use std::fmt;
 use std::fs::{self, File, Metadata};
@@ -63,6 +64,15 @@ pub enum Error {
         /// What is wrong with it.
         #[source]
         source: open::Error,
+    },
+    /// Its tree cannot be read.
+    #[error("cannot read the files of {image}")]
+    Tree {
+        /// Path or URL.
+        image: String,
+        /// What is wrong.
+        #[source]
+        source: tree::Error,
     },
     /// A sandbox whose own record cannot be read.
     #[error("cannot read {BASE_FILE} of the sandbox {sandbox}")]
@@ -208,9 +218,10 @@ fn opened(name: String, bytes: Arc<dyn ReadAt>, identity: String, remote: Option
 
 fn open_directory(path: &Path) -> Result<Opened, Error> {
     let identity = Locator::Directory(path.into()).identity()?;
-    let image =
-        open::open_directory(path).map_err(|source| Error::Format { image: path.display().to_string(), source })?;
-    let lower = image.tree.clone();
+    let directory =
+        Directory::open(path).map_err(|source| Error::Tree { image: path.display().to_string(), source })?;
+    let lower: Arc<dyn Tree> = Arc::new(directory);
+    let image = Image { tree: lower.clone(), format: Format::Directory, sif: None };
     Ok(Opened { lower, upper_dir: None, image, identity, image_bytes: 0, is_stable: false, remote: None })
 }
 

@@ -62,8 +62,8 @@ fn attach(state: &StateDirectory) -> Result<Joined, DaemonError> {
         return Err(control::Error::Refused("the daemon answered something else".to_owned()).into());
     };
     let Attached { pid, root, facts, writable } = *attached;
-    let pidfd = open_process(pid)
-        .map_err(|source| DaemonError::Process { step: "watch the process of the daemon", source })?;
+    let pidfd =
+        open_process(pid).map_err(|source| DaemonError::Process { step: "watch the process of the daemon", source })?;
     Ok(Joined { root, facts, writable, pid, pidfd, socket })
 }
 

@@ -34,10 +34,8 @@ impl StateDirectory {
             (locator.to_string(), locator.identity()?),
             (&spec.layer, &spec.ids, &spec.scope, &spec.placement),
         );
-        let text = serde_json::to_vec(&distinguishing).map_err(|error| DaemonError::Process {
-            step: "name the state of the daemon",
-            source: error.into(),
-        })?;
+        let text = serde_json::to_vec(&distinguishing)
+            .map_err(|error| DaemonError::Process { step: "name the state of the daemon", source: error.into() })?;
         let digest = Sha256::digest(&text);
         let key: String = digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
         Ok(Self { path: runtime_dir.join(key) })

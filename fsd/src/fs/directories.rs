@@ -54,7 +54,12 @@ impl FileSystem {
     ///
     /// # Errors
     /// [`Error::BadHandle`].
-    pub fn list(&self, handle: u64, offset: u64, mut sink: impl FnMut(DirectoryEntry<'_>) -> bool) -> Result<(), Error> {
+    pub fn list(
+        &self,
+        handle: u64,
+        offset: u64,
+        mut sink: impl FnMut(DirectoryEntry<'_>) -> bool,
+    ) -> Result<(), Error> {
         let snapshot = self.directories.get(handle).ok_or(Error::BadHandle)?;
         for entry in snapshot.from(offset) {
             if !sink(entry) {

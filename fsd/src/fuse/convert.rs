@@ -136,8 +136,14 @@ mod tests {
 
     #[test]
     fn a_time_that_no_clock_holds_does_not_panic() {
-        assert_eq!(time_out(Timestamp { seconds: i64::MIN, nanos: u32::MAX }), time_out(Timestamp { seconds: i64::MIN, nanos: 999_999_999 }));
-        assert_eq!(time_out(Timestamp { seconds: i64::MAX, nanos: u32::MAX }), time_out(Timestamp { seconds: i64::MAX, nanos: 999_999_999 }));
+        assert_eq!(
+            time_out(Timestamp { seconds: i64::MIN, nanos: u32::MAX }),
+            time_out(Timestamp { seconds: i64::MIN, nanos: 999_999_999 })
+        );
+        assert_eq!(
+            time_out(Timestamp { seconds: i64::MAX, nanos: u32::MAX }),
+            time_out(Timestamp { seconds: i64::MAX, nanos: 999_999_999 })
+        );
     }
 
     #[test]

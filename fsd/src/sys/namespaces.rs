@@ -60,7 +60,8 @@ pub fn enter_own_mount_namespace() -> Result<(), Error> {
 /// # Errors
 /// [`Error::Step`].
 pub fn join(pidfd: BorrowedFd<'_>, pid: i32) -> Result<(), Error> {
-    let own_user = same_user_namespace(pid).map_err(|source| Error::Step { step: "compare user namespaces", source })?;
+    let own_user =
+        same_user_namespace(pid).map_err(|source| Error::Step { step: "compare user namespaces", source })?;
     let user = if own_user { CloneFlags::empty() } else { CloneFlags::CLONE_NEWUSER };
     let working_directory = File::open(".").ok();
     let joined = match setns(pidfd, user | CloneFlags::CLONE_NEWNS) {

@@ -56,12 +56,11 @@ pub(super) fn set_up(state: StateDirectory) -> Result<Server, DaemonError> {
     let opened = locator::open(&locator, &spec.cache_dir)?;
     let layered = layer(&spec, &opened, &state.root())?;
     let facts = open::facts(layered.view.as_ref())
-        .map_err(|source| locator::Error::Format { image: locator.to_string(), source })?;
+        .map_err(|source| locator::Error::Tree { image: locator.to_string(), source })?;
 
     let owners = if spec.ids == Ids::Caller { Owners::Squash { uid, gid } } else { Owners::AsStored };
     let options = Options { owners, read_only: layered.writable.is_err(), stable: layered.is_stable };
-    let filesystem =
-        Arc::new(FileSystem::new(layered.view.clone(), options, Arc::new(Counters::default())));
+    let filesystem = Arc::new(FileSystem::new(layered.view.clone(), options, Arc::new(Counters::default())));
     let root = spec.mount_point(state.root());
     let source = locator.to_string();
     let device = mount(&spec, &FuseMount { source: &source, target: &root, read_only: options.read_only }, uid, gid)?;
