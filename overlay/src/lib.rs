@@ -4,11 +4,12 @@
 //! with a [`siphon_image::tree::Tree`] below. Nothing here touches the network, FUSE, the environment or a clock.
 //!
 //! ```text
-//! upper  <-  copy_up, view  <-  diff
+//! upper  <-  copy_up  <-  view
 //! ```
 
 #![forbid(unsafe_code)]
 
+mod copy_up;
 pub mod error;
 pub mod upper;
 pub mod view;

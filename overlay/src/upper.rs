@@ -1,19 +1,188 @@
 //! The writable directory of a layer.
+//!
+//! ```text
+//! layer/              the user's sandbox: files of the layer, whiteouts, opaque directories
+//!   .siphon/          never shown through a view
+//!     base.json       which image the layer belongs to
+//!     lock            flock(2)ed by the one process that writes; holds its pid and host
+//!     markers         exists once marker files were used for whiteouts
+//!     work/           nodes being made, and nodes that wait for their removal
+//! ```
+//!
+//! A node is made whole in `work/` and then renamed into place, so that a crash leaves the old state or the new one.
+//! See [`form`](self) for how absence is written down: `upper/form.rs`.
+
+mod base;
+mod form;
+mod staging;
+
+pub use base::Base;
+pub(crate) use form::Place;
 
 use crate::error::Error;
+use form::Form;
+use rustix::fs::{self, AtFlags, FlockOperation, Mode, OFlags};
+use rustix::io::Errno;
+use siphon_image::directory::host;
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64};
+
+/// The directory at the root of a layer that holds what is ours.
+pub const PRIVATE_NAME: &str = ".siphon";
+/// Longest holder's line that is read from a lock file.
+const MAX_HOLDER_BYTES: u64 = 256;
 
 /// An open layer directory.
 #[derive(Debug)]
-pub struct Upper {}
+pub struct Upper {
+    root: OwnedFd,
+    /// `None` where the directory cannot be written to.
+    private: Option<Private>,
+    form: Form,
+    /// Whether `.wh.` names are marks here.
+    markers: AtomicBool,
+    next_temporary: AtomicU64,
+    copies_xattrs: bool,
+}
+
+#[derive(Debug)]
+struct Private {
+    directory: OwnedFd,
+    work: OwnedFd,
+    lock: File,
+}
 
 impl Upper {
     /// Opens the layer in `directory`. Working files go to `.siphon/work` inside it, which is made if it is missing
-    /// and is never shown.
+    /// and is never shown. A directory that may not be written to is opened all the same; changes then fail with
+    /// `EROFS`.
     ///
     /// # Errors
     /// If the directory cannot be opened or `.siphon` not be made.
-    pub fn open(_directory: &Path) -> Result<Self, Error> {
-        unimplemented!()
+    pub fn open(directory: &Path) -> Result<Self, Error> {
+        let root = fs::open(directory, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+        let private = match Private::open(root.as_fd()) {
+            Err(Errno::ACCESS | Errno::PERM | Errno::ROFS) => None,
+            other => Some(other?),
+        };
+        let form = match &private {
+            Some(private) => form::probe(private.work.as_fd())?,
+            None => Form::Device,
+        };
+        let markers = form == Form::Marker || has_markers(root.as_fd());
+        Ok(Self {
+            root,
+            private,
+            copies_xattrs: form != Form::Marker,
+            form,
+            markers: AtomicBool::new(markers),
+            next_temporary: AtomicU64::new(0),
+        })
     }
+
+    /// Makes a new layer over `base` in `directory`, which is made if it is missing.
+    ///
+    /// # Errors
+    /// `EEXIST` if the directory is a layer already; otherwise if it cannot be written.
+    pub fn create(directory: &Path, base: &Base) -> Result<Self, Error> {
+        match fs::mkdir(directory, Mode::from_raw_mode(0o755)) {
+            Ok(()) | Err(Errno::EXIST) => {}
+            Err(error) => return Err(error.into()),
+        }
+        let upper = Self::open(directory)?;
+        base.write(upper.private()?.directory.as_fd(), upper.work()?)?;
+        Ok(upper)
+    }
+
+    /// Makes this process the only writer until the layer is closed, and clears away what a crashed one left behind.
+    ///
+    /// # Errors
+    /// [`Error::Locked`] if another process is it already; `EROFS` if the directory may not be written to.
+    pub fn lock_exclusive(&self) -> Result<(), Error> {
+        let private = self.private()?;
+        let mut lock = &private.lock;
+        match fs::flock(lock, FlockOperation::NonBlockingLockExclusive) {
+            Err(Errno::WOULDBLOCK) => {
+                let mut holder = String::new();
+                let read = lock.take(MAX_HOLDER_BYTES).read_to_string(&mut holder);
+                let holder = holder.trim().to_owned();
+                return Err(Error::Locked { holder: (read.is_ok() && !holder.is_empty()).then_some(holder) });
+            }
+            other => other?,
+        }
+        lock.set_len(0)?;
+        let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+        writeln!(lock, "process {} on {}", std::process::id(), host.trim())?;
+        self.clear_work()
+    }
+
+    fn clear_work(&self) -> Result<(), Error> {
+        for left in host::list(self.work()?)? {
+            self.discard(&left.name)?;
+        }
+        Ok(())
+    }
+
+    fn private(&self) -> Result<&Private, Errno> {
+        self.private.as_ref().ok_or(Errno::ROFS)
+    }
+
+    pub(crate) fn work(&self) -> Result<BorrowedFd<'_>, Errno> {
+        Ok(self.private()?.work.as_fd())
+    }
+
+    /// Whether xattrs can be kept at all.
+    pub(crate) fn copies_xattrs(&self) -> bool {
+        self.copies_xattrs
+    }
+
+    pub(crate) fn root(&self) -> BorrowedFd<'_> {
+        self.root.as_fd()
+    }
+
+    /// The directory that `names` lead to from the root of the layer.
+    pub(crate) fn directory(&self, names: &[OsString]) -> io::Result<OwnedFd> {
+        host::walk(self.root.as_fd(), names)
+    }
+
+    /// The object, of any kind, that `names` lead to.
+    pub(crate) fn object(&self, names: &[OsString]) -> io::Result<Arc<OwnedFd>> {
+        let object = match names.split_last() {
+            None => self.directory(names)?,
+            Some((name, parents)) => host::open_object(self.directory(parents)?.as_fd(), name)?,
+        };
+        Ok(Arc::new(object))
+    }
+}
+
+impl Private {
+    fn open(root: BorrowedFd<'_>) -> Result<Self, Errno> {
+        let directory = made(root, OsStr::new(PRIVATE_NAME))?;
+        let work = made(directory.as_fd(), OsStr::new("work"))?;
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
+        let lock = fs::openat(&directory, "lock", flags, Mode::from_raw_mode(0o644))?;
+        Ok(Self { directory, work, lock: File::from(lock) })
+    }
+}
+
+fn made(parent: BorrowedFd<'_>, name: &OsStr) -> Result<OwnedFd, Errno> {
+    match fs::mkdirat(parent, name, Mode::from_raw_mode(0o755)) {
+        Ok(()) | Err(Errno::EXIST) => {}
+        Err(error) => return Err(error),
+    }
+    let directory =
+        host::open_directory(parent, name).map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
+    fs::accessat(&directory, ".", fs::Access::WRITE_OK | fs::Access::EXEC_OK, AtFlags::EACCESS)?;
+    Ok(directory)
+}
+
+fn has_markers(root: BorrowedFd<'_>) -> bool {
+    let found = host::open_directory(root, OsStr::new(PRIVATE_NAME))
+        .and_then(|private| host::stat_at(private.as_fd(), OsStr::new(form::MARKERS_NAME)));
+    matches!(found, Ok(Some(_)))
 }

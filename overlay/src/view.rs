@@ -1,10 +1,39 @@
 //! The merged view: what the image and its layer look like together.
+//!
+//! Without a layer, an inode number is a node of the image plus a constant, and nothing is locked or remembered. With
+//! one, each node that was looked up is remembered with its names, since a node that is copied up needs a path:
+//!
+//! ```text
+//! lookup          parent: upper directory? lower directory?  ->  what lies at the name in each  ->  node
+//! read            node copied up?  no: lower, without a lock   yes: upper file
+//! change          copy up parents, make the node in work, rename it into place   (state locked for writing)
+//! ```
+//!
+//! One lock guards the state. Changes of names hold it for writing, with their few system calls; content is copied up
+//! before it is taken, and the image is never read under it for a lookup, a listing or a read.
+//!
+//! A hard link of the image stays one node for the life of a view: once one of its names is copied up, all of them show
+//! the copy, and a link in `work` keeps it while names in the image still stand for it. A later view, like the kernel's
+//! overlayfs, finds the copy only under the names that were written out. The link count of a directory that is merged
+//! is 1, which tells programs not to count on it.
+
+mod attributes;
+mod changes;
+mod copying;
+mod files;
+mod lookup;
+mod merged;
+mod rename;
+mod state;
 
 use crate::error::Error;
 use crate::upper::Upper;
-use siphon_image::tree::{Attr, Entry, Kind, Statistics, Timestamp, Tree};
-use std::ffi::{OsStr, OsString};
+use parking_lot::{Mutex, RwLock};
+use siphon_image::tree::{NodeId, Timestamp, Tree};
+use state::State;
 use std::sync::Arc;
+use std::sync::OnceLock;
+use std::sync::atomic::AtomicBool;
 
 /// Inode number within one view. The root is [`Ino::ROOT`]. A node keeps its number when it is copied up or renamed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -69,117 +98,70 @@ pub enum RenameMode {
 
 /// An open file. Reads after another handle's write see it, also when that write copied the file up.
 #[derive(Debug)]
-pub struct OpenFile {}
+pub struct OpenFile {
+    ino: Ino,
+    append: bool,
+    writable: bool,
+    /// Content in the image, for as long as `copied` does not say otherwise.
+    lower: Option<NodeId>,
+    copied: Option<Arc<AtomicBool>>,
+    upper: OnceLock<std::fs::File>,
+}
 
 /// A read-only tree with an optional layer on top, as one filesystem. All methods may be called by many threads.
 #[derive(Debug)]
-pub struct View {}
+pub struct View {
+    lower: Arc<dyn Tree>,
+    layer: Option<Layer>,
+}
 
-#[allow(missing_docs, unused_variables, clippy::missing_errors_doc)]
+#[derive(Debug)]
+struct Layer {
+    upper: Upper,
+    state: RwLock<State>,
+    /// By inode number: one thread at a time copies the content of one file up.
+    copying: [Mutex<()>; COPYING],
+}
+
+/// Enough that two files copied up at once seldom wait for each other.
+const COPYING: usize = 64;
+/// Set in the numbers of nodes that only the layer has.
+const UPPER_BIT: u64 = 1 << 62;
+/// Added to a node of the image. Numbers below it are the root's and reserved ones of FUSE.
+const LOWER_BASE: u64 = 16;
+/// Node ids of images are below this.
+const LOWER_END: u64 = 1 << 60;
+
 impl View {
     /// Merges `lower` with `upper`. Without an upper every change fails with `EROFS`.
+    ///
+    /// # Errors
+    /// If the root of the layer cannot be read.
     pub fn new(lower: Arc<dyn Tree>, upper: Option<Upper>) -> Result<Self, Error> {
-        unimplemented!()
+        let layer = match upper {
+            None => None,
+            Some(upper) => {
+                let state = State::new(&upper, lower.root())?;
+                Some(Layer { upper, state: RwLock::new(state), copying: [const { Mutex::new(()) }; COPYING] })
+            }
+        };
+        Ok(Self { lower, layer })
     }
-    /// Looks `name` up and counts one reference on the result, which [`View::forget`] gives back.
-    pub fn lookup(&self, parent: Ino, name: &OsStr) -> Result<(Ino, Attr), Error> {
-        unimplemented!()
+
+    fn ino_of(&self, node: NodeId) -> Ino {
+        if node == self.lower.root() { Ino::ROOT } else { Ino(node.0.wrapping_add(LOWER_BASE) & (UPPER_BIT - 1)) }
     }
-    pub fn forget(&self, ino: Ino, count: u64) {
-        unimplemented!()
+
+    /// The node of the image that `ino` stands for as long as it has no state.
+    fn lower_of(&self, ino: Ino) -> Result<NodeId, Error> {
+        match ino.0 {
+            1 => Ok(self.lower.root()),
+            LOWER_BASE.. if ino.0 < LOWER_END + LOWER_BASE => Ok(NodeId(ino.0 - LOWER_BASE)),
+            _ => Err(rustix::io::Errno::STALE.into()),
+        }
     }
-    pub fn attr(&self, ino: Ino) -> Result<Attr, Error> {
-        unimplemented!()
-    }
-    pub fn set_attr(&self, ino: Ino, change: &SetAttr) -> Result<Attr, Error> {
-        unimplemented!()
-    }
-    pub fn read_link(&self, ino: Ino) -> Result<OsString, Error> {
-        unimplemented!()
-    }
-    /// All entries, whiteouts applied. `Entry::node` holds the `Ino` (as `NodeId`) that `lookup` would give; no
-    /// references are counted.
-    pub fn entries(&self, ino: Ino) -> Result<Vec<Entry>, Error> {
-        unimplemented!()
-    }
-    pub fn open(&self, ino: Ino, mode: OpenMode) -> Result<OpenFile, Error> {
-        unimplemented!()
-    }
-    pub fn read(&self, file: &OpenFile, offset: u64, buf: &mut [u8]) -> Result<usize, Error> {
-        unimplemented!()
-    }
-    pub fn write(&self, file: &OpenFile, offset: u64, data: &[u8]) -> Result<usize, Error> {
-        unimplemented!()
-    }
-    pub fn sync(&self, file: &OpenFile, data_only: bool) -> Result<(), Error> {
-        unimplemented!()
-    }
-    pub fn sync_directory(&self, ino: Ino) -> Result<(), Error> {
-        unimplemented!()
-    }
-    /// `fallocate(2)` with its mode bits.
-    pub fn allocate(&self, file: &OpenFile, mode: i32, offset: u64, length: u64) -> Result<(), Error> {
-        unimplemented!()
-    }
-    /// `lseek(2)` with `SEEK_DATA` or `SEEK_HOLE`.
-    pub fn seek(&self, file: &OpenFile, offset: u64, whence: i32) -> Result<u64, Error> {
-        unimplemented!()
-    }
-    /// Creates a regular file and opens it for reading and writing. Counts one reference, as do all makers below.
-    pub fn create(
-        &self,
-        parent: Ino,
-        name: &OsStr,
-        mode: u16,
-        owner: Owner,
-        open: OpenMode,
-    ) -> Result<(Ino, Attr, OpenFile), Error> {
-        unimplemented!()
-    }
-    pub fn make_node(
-        &self,
-        parent: Ino,
-        name: &OsStr,
-        kind: Kind,
-        mode: u16,
-        rdev: u32,
-        owner: Owner,
-    ) -> Result<(Ino, Attr), Error> {
-        unimplemented!()
-    }
-    pub fn make_directory(&self, parent: Ino, name: &OsStr, mode: u16, owner: Owner) -> Result<(Ino, Attr), Error> {
-        unimplemented!()
-    }
-    pub fn make_symlink(&self, parent: Ino, name: &OsStr, target: &OsStr, owner: Owner) -> Result<(Ino, Attr), Error> {
-        unimplemented!()
-    }
-    pub fn link(&self, ino: Ino, parent: Ino, name: &OsStr) -> Result<(Ino, Attr), Error> {
-        unimplemented!()
-    }
-    pub fn unlink(&self, parent: Ino, name: &OsStr) -> Result<(), Error> {
-        unimplemented!()
-    }
-    pub fn remove_directory(&self, parent: Ino, name: &OsStr) -> Result<(), Error> {
-        unimplemented!()
-    }
-    pub fn rename(&self, from: Ino, name: &OsStr, to: Ino, new_name: &OsStr, mode: RenameMode) -> Result<(), Error> {
-        unimplemented!()
-    }
-    pub fn xattr(&self, ino: Ino, name: &OsStr) -> Result<Option<Vec<u8>>, Error> {
-        unimplemented!()
-    }
-    pub fn xattr_names(&self, ino: Ino) -> Result<Vec<OsString>, Error> {
-        unimplemented!()
-    }
-    /// `flags` are `setxattr(2)`'s `XATTR_CREATE` and `XATTR_REPLACE`.
-    pub fn set_xattr(&self, ino: Ino, name: &OsStr, value: &[u8], flags: i32) -> Result<(), Error> {
-        unimplemented!()
-    }
-    pub fn remove_xattr(&self, ino: Ino, name: &OsStr) -> Result<(), Error> {
-        unimplemented!()
-    }
-    /// Of the upper's filesystem if there is one, else of the tree.
-    pub fn statistics(&self) -> Result<Statistics, Error> {
-        unimplemented!()
+
+    fn layer(&self) -> Result<&Layer, Error> {
+        self.layer.as_ref().ok_or_else(|| rustix::io::Errno::ROFS.into())
     }
 }

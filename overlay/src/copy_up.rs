@@ -1,0 +1,173 @@
+//! Copies one lower node, without its children, to a finished node in `.siphon/work`.
+//!
+//! Content first, then owner, xattrs, mode and times: a change of owner clears setuid bits and capabilities, and
+//! nothing is visible before the node is renamed into place.
+
+use crate::error::Error;
+use crate::upper::Upper;
+use rustix::fs::{self, AtFlags, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags};
+use rustix::io::Errno;
+use siphon_image::directory::host;
+use siphon_image::tree::{Attr, Kind, NodeId, Timestamp, Tree};
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::FileExt;
+
+/// Bytes copied at once: as much as the largest squashfs block.
+const CHUNK_BYTES: usize = 1 << 20;
+/// Blocks of zeros this large become holes.
+const HOLE_BYTES: usize = 4096;
+
+/// Copies `node` and returns its name in `work`. Of a file, only the first `limit_bytes` are copied.
+pub(crate) fn stage(upper: &Upper, lower: &dyn Tree, node: NodeId, limit_bytes: u64) -> Result<OsString, Error> {
+    let attr = lower.attr(node)?;
+    let name = upper.temporary();
+    let staged = fill(upper, lower, node, &attr, &name, limit_bytes);
+    if staged.is_err() {
+        // The first failure is the one to report; what is left is cleared when the layer is next locked.
+        let _ = upper.discard(&name);
+    }
+    staged.map(|()| name)
+}
+
+fn fill(upper: &Upper, lower: &dyn Tree, node: NodeId, attr: &Attr, name: &OsStr, limit: u64) -> Result<(), Error> {
+    match attr.kind {
+        Kind::Symlink => fs::symlinkat(lower.read_link(node)?, upper.work()?, name)?,
+        kind => make(upper, name, kind, attr.rdev)?,
+    }
+    let object = host::open_object(upper.work()?, name)?;
+    if attr.kind == Kind::File && limit > 0 {
+        let file = File::from(host::reopen(object.as_fd(), OFlags::WRONLY)?);
+        copy_content(lower, node, &file, attr.size.min(limit))?;
+    }
+    change_owner(object.as_fd(), attr.uid, attr.gid)?;
+    if upper.copies_xattrs() {
+        for (name, value) in lower.xattrs(node)? {
+            set_xattr(object.as_fd(), &name, &value)?;
+        }
+    }
+    if attr.kind != Kind::Symlink {
+        fs::chmod(host::path_of(object.as_fd()), Mode::from_raw_mode(attr.mode.into()))?;
+    }
+    Ok(set_times(object.as_fd(), attr.atime, attr.mtime)?)
+}
+
+/// Makes an empty node of any kind but a symbolic link, for its owner only, in `work`.
+pub(crate) fn make(upper: &Upper, name: &OsStr, kind: Kind, rdev: u32) -> Result<(), Error> {
+    let work = upper.work()?;
+    let private = Mode::from_raw_mode(0o700);
+    let file_type = match kind {
+        Kind::Directory => return Ok(fs::mkdirat(work, name, private)?),
+        Kind::Symlink => return Err(Errno::INVAL.into()),
+        // It would be a whiteout.
+        Kind::CharDevice if rdev == 0 => return Err(Errno::PERM.into()),
+        Kind::CharDevice => FileType::CharacterDevice,
+        Kind::BlockDevice => FileType::BlockDevice,
+        Kind::File => FileType::RegularFile,
+        Kind::Fifo => FileType::Fifo,
+        Kind::Socket => FileType::Socket,
+    };
+    Ok(fs::mknodat(work, name, file_type, private, rdev.into())?)
+}
+
+fn copy_content(lower: &dyn Tree, node: NodeId, file: &File, size: u64) -> Result<(), Error> {
+    let mut buf = vec![0; usize::try_from(size).unwrap_or(CHUNK_BYTES).min(CHUNK_BYTES)];
+    let mut offset = 0;
+    while offset < size {
+        let want = usize::try_from(size - offset).unwrap_or(CHUNK_BYTES).min(buf.len());
+        let read = lower.read(node, offset, &mut buf[..want])?;
+        if read == 0 {
+            break;
+        }
+        let mut at = offset;
+        for block in buf[..read].chunks(HOLE_BYTES) {
+            if block.iter().any(|byte| *byte != 0) {
+                write_run(file, block, at)?;
+            }
+            at += block.len() as u64;
+        }
+        offset += read as u64;
+    }
+    Ok(file.set_len(size)?)
+}
+
+fn write_run(file: &File, block: &[u8], at: u64) -> Result<(), Error> {
+    Ok(file.write_all_at(block, at)?)
+}
+
+/// Changes the owner as far as this process may: an unprivileged one keeps what it makes, and an id that is not mapped
+/// into its user namespace cannot be given away.
+pub(crate) fn change_owner(object: BorrowedFd<'_>, uid: u32, gid: u32) -> Result<(), Error> {
+    let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
+    match fs::chownat(object, "", Some(uid), Some(gid), AtFlags::EMPTY_PATH) {
+        Ok(()) | Err(Errno::PERM | Errno::INVAL) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn set_xattr(object: BorrowedFd<'_>, name: &OsStr, value: &[u8]) -> Result<(), Error> {
+    match fs::setxattr(host::path_of(object), escaped(name), value, XattrFlags::empty()) {
+        // Name spaces that only a privileged process may write, or that the upper's filesystem lacks.
+        Ok(()) | Err(Errno::PERM | Errno::OPNOTSUPP) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Sets both times, of a symbolic link itself too.
+pub(crate) fn set_times(object: BorrowedFd<'_>, atime: Timestamp, mtime: Timestamp) -> Result<(), Errno> {
+    let times = Timestamps { last_access: timespec(atime), last_modification: timespec(mtime) };
+    fs::utimensat(fs::CWD, host::path_of(object), &times, AtFlags::empty())
+}
+
+pub(crate) fn timespec(time: Timestamp) -> Timespec {
+    Timespec { tv_sec: time.seconds, tv_nsec: time.nanos.into() }
+}
+
+const ESCAPED: [&str; 2] = ["user.overlay.", "trusted.overlay."];
+
+/// The on-disk name of an xattr of the view: names that are overlayfs's own get one more `overlay.`, as the kernel does
+/// for overlays on overlays.
+pub(crate) fn escaped(name: &OsStr) -> OsString {
+    for prefix in ESCAPED {
+        if let Some(rest) = name.as_bytes().strip_prefix(prefix.as_bytes()) {
+            let mut escaped = OsString::from(format!("{prefix}overlay."));
+            escaped.push(OsStr::from_bytes(rest));
+            return escaped;
+        }
+    }
+    name.to_owned()
+}
+
+/// The view's name of an xattr on disk; `None` for overlayfs's own.
+pub(crate) fn unescaped(name: &OsStr) -> Option<OsString> {
+    for prefix in ESCAPED {
+        if let Some(rest) = name.as_bytes().strip_prefix(prefix.as_bytes()) {
+            let rest = rest.strip_prefix(b"overlay.")?;
+            let mut unescaped = OsString::from(prefix);
+            unescaped.push(OsStr::from_bytes(rest));
+            return Some(unescaped);
+        }
+    }
+    Some(name.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn overlayfs_names_of_the_view_are_escaped_and_its_own_are_hidden() {
+        for (view, disk) in [
+            ("user.note", "user.note"),
+            ("user.overlay.opaque", "user.overlay.overlay.opaque"),
+            ("trusted.overlay.x", "trusted.overlay.overlay.x"),
+            ("user.overlay.overlay.x", "user.overlay.overlay.overlay.x"),
+        ] {
+            assert_eq!(escaped(OsStr::new(view)), disk);
+            assert_eq!(unescaped(OsStr::new(disk)), Some(view.into()));
+        }
+        assert_eq!(unescaped(OsStr::new("user.overlay.opaque")), None);
+    }
+}

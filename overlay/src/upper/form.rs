@@ -1,0 +1,230 @@
+//! How the absence of a lower name, or of all lower names of a directory, is written down.
+//!
+//! | form | whiteout of `NAME` | opaque directory | where |
+//! |---|---|---|---|
+//! | device | character device 0:0 `NAME` | `user.overlay.opaque` = `y` | any local filesystem, Linux 5.8 |
+//! | xattr | empty file `NAME` with `user.overlay.whiteout`, its directory's `user.overlay.opaque` = `x` | the same | no device nodes |
+//! | marker | empty file `.wh.NAME` | file `.wh..wh..opq` in it | neither: NFS, Lustre |
+//!
+//! The first two are the kernel's own (`Documentation/filesystems/overlayfs.rst`, `userxattr`); the third is that of
+//! AUFS and of image layers. The form to write is probed; all are read, markers only where they were once written, since
+//! `.wh.x` is a name like any other elsewhere. A whiteout gives way to a node of its name: both may exist for a moment.
+
+use super::Upper;
+use rustix::fs::{self, AtFlags, FileType, Mode, OFlags, RenameFlags, Stat, XattrFlags};
+use rustix::io::Errno;
+use siphon_image::directory::host;
+use siphon_image::tree::Kind;
+use std::ffi::{OsStr, OsString};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::sync::atomic::Ordering;
+
+pub(super) const MARKERS_NAME: &str = "markers";
+const MARKER_PREFIX: &str = ".wh.";
+const OPAQUE_MARKER: &str = ".wh..wh..opq";
+const OPAQUE: [&str; 2] = ["user.overlay.opaque", "trusted.overlay.opaque"];
+const WHITEOUT: [&str; 2] = ["user.overlay.whiteout", "trusted.overlay.whiteout"];
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Form {
+    Device,
+    Xattr,
+    Marker,
+}
+
+/// What the layer has at a name.
+#[derive(Debug)]
+pub(crate) enum Place {
+    /// Nothing: the lower shows.
+    Absent,
+    /// A whiteout: there is no such name.
+    Whiteout,
+    /// A node of its own.
+    Object(Stat),
+}
+
+/// Tries out in `work` what its filesystem can do.
+pub(super) fn probe(work: BorrowedFd<'_>) -> io::Result<Form> {
+    let name = format!("probe-{}", std::process::id());
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let file = fs::openat(work, &name, flags, Mode::from_raw_mode(0o600))?;
+    let xattrs = fs::fsetxattr(&file, WHITEOUT[0], b"", XattrFlags::empty()).is_ok();
+    fs::unlinkat(work, &name, AtFlags::empty())?;
+    if !xattrs {
+        return Ok(Form::Marker);
+    }
+    match fs::mknodat(work, &name, FileType::CharacterDevice, Mode::empty(), 0) {
+        Ok(()) => {
+            fs::unlinkat(work, &name, AtFlags::empty())?;
+            Ok(Form::Device)
+        }
+        Err(_) => Ok(Form::Xattr),
+    }
+}
+
+fn marker(name: &OsStr) -> OsString {
+    let mut marker = OsString::from(MARKER_PREFIX);
+    marker.push(name);
+    marker
+}
+
+impl Upper {
+    fn uses_markers(&self) -> bool {
+        self.markers.load(Ordering::Relaxed)
+    }
+
+    /// Whether `name` is a mark in this layer and can be no node's name.
+    pub(crate) fn is_mark(&self, name: &OsStr) -> bool {
+        self.uses_markers() && name.as_bytes().starts_with(MARKER_PREFIX.as_bytes())
+    }
+
+    /// Whether a marker file says that `name` is absent.
+    pub(crate) fn is_marked(&self, directory: BorrowedFd<'_>, name: &OsStr) -> io::Result<bool> {
+        Ok(self.uses_markers() && marker_exists(directory, name)?)
+    }
+
+    /// Whether `name` is that of a marker for the absence of another one.
+    pub(crate) fn is_whiteout_marker(&self, name: &OsStr) -> bool {
+        self.is_mark(name) && name != OPAQUE_MARKER
+    }
+
+    /// What the layer has at `name` in `directory`.
+    pub(crate) fn place(&self, directory: BorrowedFd<'_>, name: &OsStr) -> io::Result<Place> {
+        if self.is_mark(name) {
+            return Ok(Place::Absent);
+        }
+        match host::stat_at(directory, name)? {
+            Some(stat) if is_whiteout(directory, name, &stat)? => Ok(Place::Whiteout),
+            Some(stat) => Ok(Place::Object(stat)),
+            None if self.is_marked(directory, name)? => Ok(Place::Whiteout),
+            None => Ok(Place::Absent),
+        }
+    }
+
+    /// Whether nothing of the lower shows in `directory`.
+    pub(crate) fn is_opaque(&self, directory: BorrowedFd<'_>) -> io::Result<bool> {
+        for name in OPAQUE {
+            if host::xattr(directory, OsStr::new(name))?.is_some_and(|value| value == b"y") {
+                return Ok(true);
+            }
+        }
+        Ok(self.uses_markers() && host::stat_at(directory, OsStr::new(OPAQUE_MARKER))?.is_some())
+    }
+
+    pub(crate) fn make_opaque(&self, directory: BorrowedFd<'_>) -> io::Result<()> {
+        if self.form == Form::Marker {
+            return self.write_marker(directory, OsStr::new(OPAQUE_MARKER));
+        }
+        Ok(fs::setxattr(host::path_of(directory), OPAQUE[0], b"y", XattrFlags::empty())?)
+    }
+
+    /// Puts a whiteout at `name`, in place of the node there if there is one.
+    pub(crate) fn whiteout(&self, directory: BorrowedFd<'_>, name: &OsStr) -> io::Result<()> {
+        if self.form == Form::Marker {
+            self.write_marker(directory, &marker(name))?;
+            return self.remove(directory, name);
+        }
+        let staged = self.temporary();
+        self.stage_whiteout(directory, &staged)?;
+        match fs::renameat(self.work()?, &staged, directory, name) {
+            Err(Errno::ISDIR) => self.swap_out(&staged, directory, name),
+            other => Ok(other?),
+        }
+    }
+
+    fn stage_whiteout(&self, directory: BorrowedFd<'_>, staged: &OsStr) -> io::Result<()> {
+        if self.form == Form::Device {
+            return Ok(fs::mknodat(self.work()?, staged, FileType::CharacterDevice, Mode::empty(), 0)?);
+        }
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+        let file = fs::openat(self.work()?, staged, flags, Mode::from_raw_mode(0o600))?;
+        fs::fsetxattr(&file, WHITEOUT[0], b"", XattrFlags::empty())?;
+        if host::xattr(directory, OsStr::new(OPAQUE[0]))?.is_none() {
+            fs::setxattr(host::path_of(directory), OPAQUE[0], b"x", XattrFlags::empty())?;
+        }
+        Ok(())
+    }
+
+    fn write_marker(&self, directory: BorrowedFd<'_>, name: &OsStr) -> io::Result<()> {
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        fs::openat(self.private()?.directory.as_fd(), MARKERS_NAME, flags, Mode::from_raw_mode(0o644))?;
+        self.markers.store(true, Ordering::Relaxed);
+        fs::openat(directory, name, flags, Mode::from_raw_mode(0o600))?;
+        Ok(())
+    }
+
+    /// Moves the finished node `staged` to `name`, where there may be a whiteout or a node that it may replace.
+    pub(crate) fn install(&self, staged: &OsStr, directory: BorrowedFd<'_>, name: &OsStr) -> io::Result<()> {
+        match fs::renameat(self.work()?, staged, directory, name) {
+            // A directory cannot replace the device that is a whiteout.
+            Err(Errno::NOTDIR | Errno::EXIST | Errno::NOTEMPTY) => self.swap_out(staged, directory, name)?,
+            other => other?,
+        }
+        self.unmark(directory, name)
+    }
+
+    /// Takes the marker away that says that a name is absent, once there is a node of that name.
+    pub(crate) fn unmark(&self, directory: BorrowedFd<'_>, name: &OsStr) -> io::Result<()> {
+        if self.uses_markers() {
+            match fs::unlinkat(directory, marker(name), AtFlags::empty()) {
+                // A name near the limit has no room for the prefix, so that it was never marked.
+                Ok(()) | Err(Errno::NOENT | Errno::NAMETOOLONG) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
+    }
+
+    /// Swaps `staged` with the node at `name` and throws that away.
+    fn swap_out(&self, staged: &OsStr, directory: BorrowedFd<'_>, name: &OsStr) -> io::Result<()> {
+        let work = self.work()?;
+        match fs::renameat_with(work, staged, directory, name, RenameFlags::EXCHANGE) {
+            Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {
+                let old = self.temporary();
+                fs::renameat(directory, name, work, &old)?;
+                fs::renameat(work, staged, directory, name)?;
+                self.discard(&old)
+            }
+            Err(error) => Err(error.into()),
+            Ok(()) => self.discard(staged),
+        }
+    }
+
+    /// Takes the node or whiteout at `name` away, with all that is in it; nothing shows in its place but the lower.
+    pub(crate) fn remove(&self, directory: BorrowedFd<'_>, name: &OsStr) -> io::Result<()> {
+        match fs::unlinkat(directory, name, AtFlags::empty()) {
+            Ok(()) | Err(Errno::NOENT) => Ok(()),
+            Err(Errno::ISDIR) => {
+                let old = self.temporary();
+                fs::renameat(directory, name, self.work()?, &old)?;
+                self.discard(&old)
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+fn is_whiteout(directory: BorrowedFd<'_>, name: &OsStr, stat: &Stat) -> io::Result<bool> {
+    match host::kind_of(stat) {
+        Kind::CharDevice => Ok(stat.st_rdev == 0),
+        Kind::File if stat.st_size == 0 => {
+            let object = host::open_object(directory, name)?;
+            for xattr in WHITEOUT {
+                if host::xattr(object.as_fd(), OsStr::new(xattr))?.is_some() {
+                    return Ok(true);
+                }
+            }
+            Ok(false)
+        }
+        _ => Ok(false),
+    }
+}
+
+fn marker_exists(directory: BorrowedFd<'_>, name: &OsStr) -> io::Result<bool> {
+    match host::stat_at(directory, &marker(name)) {
+        Err(error) if error.raw_os_error() == Some(Errno::NAMETOOLONG.raw_os_error()) => Ok(false),
+        other => Ok(other?.is_some()),
+    }
+}

@@ -1,0 +1,225 @@
+//! Attributes, xattrs, link targets.
+
+use super::copying::WHOLE;
+use super::state::{Found, State};
+use super::{Ino, Layer, SetAttr, SetTime, View};
+use crate::copy_up::{escaped, timespec, unescaped};
+use crate::error::Error;
+use rustix::fs::{self, AtFlags, Gid, Mode, OFlags, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT, Uid, XattrFlags};
+use rustix::io::Errno;
+use siphon_image::directory::host;
+use siphon_image::tree::{Attr, Kind, NodeId, Statistics, Tree};
+use std::ffi::{OsStr, OsString};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+
+/// Where a node's metadata is at present.
+enum Place {
+    Upper(Arc<OwnedFd>),
+    Lower(NodeId),
+}
+
+impl View {
+    /// The attributes of `ino`, of a removed node too while it is referred to.
+    ///
+    /// # Errors
+    /// `ESTALE` if it is not known, or what the layer or the image says.
+    pub fn attr(&self, ino: Ino) -> Result<Attr, Error> {
+        let Some(layer) = &self.layer else { return Ok(self.lower.attr(self.lower_of(ino)?)?) };
+        let (node, removed) = {
+            let state = layer.state.read();
+            match state.nodes.get(&ino) {
+                Some(node) if node.up => return self.attr_of(layer, &state, ino),
+                Some(node) => (node.lower.ok_or(Errno::STALE)?, node.names.is_empty()),
+                None => (self.lower_of(ino)?, false),
+            }
+        };
+        let attr = self.lower.attr(node)?;
+        Ok(with_lower_links(&layer.state.read(), ino, attr, removed))
+    }
+
+    /// The attributes of a node that the layer has.
+    pub(super) fn attr_of(&self, layer: &Layer, state: &State, ino: Ino) -> Result<Attr, Error> {
+        let object = state.object(&layer.upper, ino)?.ok_or(Errno::STALE)?;
+        Ok(with_upper_links(state, ino, host::attr_of(&host::stat(object.as_fd())?)))
+    }
+
+    pub(super) fn attr_of_found(&self, layer: &Layer, state: &State, ino: Ino, found: &Found) -> Result<Attr, Error> {
+        match (&found.upper, &found.lower) {
+            (Some(stat), _) => Ok(with_upper_links(state, ino, host::attr_of(stat))),
+            (None, _) if state.nodes.get(&ino).is_some_and(|node| node.up) => self.attr_of(layer, state, ino),
+            (None, Some((_, attr))) => Ok(with_lower_links(state, ino, *attr, false)),
+            (None, None) => Err(Errno::NOENT.into()),
+        }
+    }
+
+    fn place(&self, ino: Ino) -> Result<Place, Error> {
+        let Some(layer) = &self.layer else { return Ok(Place::Lower(self.lower_of(ino)?)) };
+        let state = layer.state.read();
+        match state.nodes.get(&ino) {
+            None => Ok(Place::Lower(self.lower_of(ino)?)),
+            Some(node) => match state.object(&layer.upper, ino)? {
+                Some(object) => Ok(Place::Upper(object)),
+                None => Ok(Place::Lower(node.lower.ok_or(Errno::STALE)?)),
+            },
+        }
+    }
+
+    /// The layer's node of `ino`, which is copied up if it must be.
+    fn writable(&self, ino: Ino, limit_bytes: u64) -> Result<Arc<OwnedFd>, Error> {
+        self.copy_up(ino, limit_bytes)?;
+        let layer = self.layer()?;
+        let state = layer.state.read();
+        state.object(&layer.upper, ino)?.ok_or_else(|| Errno::STALE.into())
+    }
+
+    /// Changes attributes and returns all of them.
+    ///
+    /// # Errors
+    /// `EROFS`, `EISDIR` or `EINVAL` for the size of something that is not a file, or what the layer's filesystem says.
+    pub fn set_attr(&self, ino: Ino, change: &SetAttr) -> Result<Attr, Error> {
+        let object = self.writable(ino, change.size.unwrap_or(WHOLE))?;
+        let object = object.as_fd();
+        if change.uid.is_some() || change.gid.is_some() {
+            let (uid, gid) = (change.uid.map(Uid::from_raw), change.gid.map(Gid::from_raw));
+            fs::chownat(object, "", uid, gid, AtFlags::EMPTY_PATH)?;
+        }
+        if let Some(size) = change.size {
+            resize(object, size)?;
+        }
+        if let Some(mode) = change.mode {
+            if host::kind_of(&host::stat(object)?) == Kind::Symlink {
+                return Err(Errno::OPNOTSUPP.into());
+            }
+            fs::chmod(host::path_of(object), Mode::from_raw_mode((mode & 0o7777).into()))?;
+        }
+        if change.atime.is_some() || change.mtime.is_some() {
+            let times = Timestamps { last_access: time(change.atime), last_modification: time(change.mtime) };
+            fs::utimensat(fs::CWD, host::path_of(object), &times, AtFlags::empty())?;
+        }
+        self.attr(ino)
+    }
+
+    /// The target of a symbolic link.
+    ///
+    /// # Errors
+    /// `EINVAL` if it is none, or what the layer or the image says.
+    pub fn read_link(&self, ino: Ino) -> Result<OsString, Error> {
+        match self.place(ino)? {
+            Place::Lower(node) => Ok(self.lower.read_link(node)?),
+            Place::Upper(object) => match host::kind_of(&host::stat(object.as_fd())?) {
+                Kind::Symlink => Ok(host::read_link(object.as_fd())?),
+                _ => Err(Errno::INVAL.into()),
+            },
+        }
+    }
+
+    /// The value of one xattr; `None` if it is not set.
+    ///
+    /// # Errors
+    /// What the layer or the image says.
+    pub fn xattr(&self, ino: Ino, name: &OsStr) -> Result<Option<Vec<u8>>, Error> {
+        match self.place(ino)? {
+            Place::Lower(node) => {
+                let found = self.lower.xattrs(node)?.into_iter().find(|(known, _)| known == name);
+                Ok(found.map(|(_, value)| value))
+            }
+            Place::Upper(object) => Ok(host::xattr(object.as_fd(), &escaped(name))?),
+        }
+    }
+
+    /// The names of all xattrs.
+    ///
+    /// # Errors
+    /// What the layer or the image says.
+    pub fn xattr_names(&self, ino: Ino) -> Result<Vec<OsString>, Error> {
+        match self.place(ino)? {
+            Place::Lower(node) => Ok(self.lower.xattrs(node)?.into_iter().map(|(name, _)| name).collect()),
+            Place::Upper(object) => {
+                let names = host::xattr_names(object.as_fd())?;
+                Ok(names.iter().filter_map(|name| unescaped(name)).collect())
+            }
+        }
+    }
+
+    /// Sets an xattr. `flags` are `setxattr(2)`'s `XATTR_CREATE` and `XATTR_REPLACE`.
+    ///
+    /// # Errors
+    /// `EROFS`, `EEXIST`, `ENODATA`, or what the layer's filesystem says.
+    pub fn set_xattr(&self, ino: Ino, name: &OsStr, value: &[u8], flags: i32) -> Result<(), Error> {
+        let flags = u32::try_from(flags).ok().and_then(XattrFlags::from_bits).ok_or(Errno::INVAL)?;
+        let object = self.writable(ino, WHOLE)?;
+        Ok(fs::setxattr(host::path_of(object.as_fd()), escaped(name), value, flags)?)
+    }
+
+    /// Removes an xattr.
+    ///
+    /// # Errors
+    /// `EROFS`, `ENODATA` if it is not set, or what the layer's filesystem says.
+    pub fn remove_xattr(&self, ino: Ino, name: &OsStr) -> Result<(), Error> {
+        self.layer()?;
+        if self.xattr(ino, name)?.is_none() {
+            return Err(Errno::NODATA.into());
+        }
+        let object = self.writable(ino, WHOLE)?;
+        Ok(fs::removexattr(host::path_of(object.as_fd()), escaped(name))?)
+    }
+
+    /// Of the upper's filesystem if there is one, else of the tree.
+    ///
+    /// # Errors
+    /// As `fstatfs(2)`.
+    pub fn statistics(&self) -> Result<Statistics, Error> {
+        match &self.layer {
+            None => Ok(self.lower.statistics()),
+            Some(layer) => {
+                let root = host::reopen(layer.upper.root(), OFlags::RDONLY | OFlags::DIRECTORY)?;
+                let stat = fs::fstatvfs(root)?;
+                Ok(Statistics {
+                    bytes: stat.f_blocks.saturating_mul(stat.f_frsize),
+                    nodes: stat.f_files,
+                    block_size: u32::try_from(stat.f_frsize).unwrap_or(4096),
+                })
+            }
+        }
+    }
+}
+
+fn time(change: Option<SetTime>) -> Timespec {
+    match change {
+        None => Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT },
+        Some(SetTime::Now) => Timespec { tv_sec: 0, tv_nsec: UTIME_NOW },
+        Some(SetTime::At(time)) => timespec(time),
+    }
+}
+
+fn resize(object: BorrowedFd<'_>, size: u64) -> Result<(), Error> {
+    match host::kind_of(&host::stat(object)?) {
+        Kind::File => Ok(fs::ftruncate(host::reopen(object, OFlags::WRONLY)?, size)?),
+        Kind::Directory => Err(Errno::ISDIR.into()),
+        _ => Err(Errno::INVAL.into()),
+    }
+}
+
+fn with_lower_links(state: &State, ino: Ino, mut attr: Attr, removed: bool) -> Attr {
+    attr.nlink = match attr.kind {
+        Kind::Directory if removed => 0,
+        Kind::Directory => attr.nlink,
+        _ => state.names_left(ino, attr.nlink),
+    };
+    attr
+}
+
+fn with_upper_links(state: &State, ino: Ino, mut attr: Attr) -> Attr {
+    let Some(node) = state.nodes.get(&ino) else { return attr };
+    attr.nlink = match node.kind {
+        Kind::Directory if node.names.is_empty() && ino != Ino::ROOT => 0,
+        Kind::Directory if node.lower.is_some() => 1,
+        // Our own directory in the root is not shown.
+        Kind::Directory if ino == Ino::ROOT => attr.nlink.saturating_sub(1),
+        Kind::Directory => attr.nlink,
+        _ if node.held => attr.nlink.saturating_sub(1).saturating_add(state.names_left(ino, node.lower_links)),
+        _ => attr.nlink,
+    };
+    attr
+}

@@ -1,0 +1,274 @@
+//! Makes and removes names.
+
+use super::copying::{WHOLE, stage_link};
+use super::lookup::Both;
+use super::state::{Found, State, key_of};
+use super::{Ino, Layer, OpenFile, OpenMode, Owner, View};
+use crate::copy_up;
+use crate::error::Error;
+use crate::upper::PRIVATE_NAME;
+use rustix::fs::{self, AtFlags, Gid, Mode, Uid};
+use rustix::io::Errno;
+use siphon_image::directory::host;
+use siphon_image::tree::{Attr, Kind};
+use std::ffi::OsStr;
+use std::os::fd::{AsFd, BorrowedFd};
+
+const SET_GID: u16 = 0o2000;
+
+/// What to make in `work`.
+struct New<'a> {
+    kind: Kind,
+    mode: u16,
+    rdev: u32,
+    target: &'a OsStr,
+    owner: Owner,
+}
+
+impl View {
+    /// Creates a regular file and opens it. Counts one reference, as do all makers below.
+    ///
+    /// # Errors
+    /// `EEXIST`, `EROFS`, `EPERM` for a reserved name, or what the layer's filesystem says.
+    pub fn create(
+        &self,
+        parent: Ino,
+        name: &OsStr,
+        mode: u16,
+        owner: Owner,
+        open: OpenMode,
+    ) -> Result<(Ino, Attr, OpenFile), Error> {
+        let new = New { kind: Kind::File, mode, rdev: 0, target: OsStr::new(""), owner };
+        let (ino, attr) = self.make(parent, name, &new)?;
+        match self.open_new(ino, open) {
+            Ok(file) => Ok((ino, attr, file)),
+            Err(error) => {
+                self.forget(ino, 1);
+                Err(error)
+            }
+        }
+    }
+
+    /// Makes a file, device, named pipe or socket.
+    ///
+    /// # Errors
+    /// As [`View::create`]; `EPERM` for the character device 0:0, which would be a whiteout.
+    pub fn make_node(
+        &self,
+        parent: Ino,
+        name: &OsStr,
+        kind: Kind,
+        mode: u16,
+        rdev: u32,
+        owner: Owner,
+    ) -> Result<(Ino, Attr), Error> {
+        if matches!(kind, Kind::Directory | Kind::Symlink) {
+            return Err(Errno::INVAL.into());
+        }
+        self.make(parent, name, &New { kind, mode, rdev, target: OsStr::new(""), owner })
+    }
+
+    /// Makes a directory.
+    ///
+    /// # Errors
+    /// As [`View::create`].
+    pub fn make_directory(&self, parent: Ino, name: &OsStr, mode: u16, owner: Owner) -> Result<(Ino, Attr), Error> {
+        self.make(parent, name, &New { kind: Kind::Directory, mode, rdev: 0, target: OsStr::new(""), owner })
+    }
+
+    /// Makes a symbolic link.
+    ///
+    /// # Errors
+    /// As [`View::create`].
+    pub fn make_symlink(&self, parent: Ino, name: &OsStr, target: &OsStr, owner: Owner) -> Result<(Ino, Attr), Error> {
+        self.make(parent, name, &New { kind: Kind::Symlink, mode: 0o777, rdev: 0, target, owner })
+    }
+
+    fn make(&self, parent: Ino, name: &OsStr, new: &New<'_>) -> Result<(Ino, Attr), Error> {
+        let layer = self.layer()?;
+        let mut state = layer.state.write();
+        let both = self.vacant(layer, &mut state, parent, name)?;
+        let directory = self.upper_directory(layer, &state, parent)?;
+        let staged = layer.upper.temporary();
+        let done = stage_new(layer, directory.as_fd(), new, &staged)
+            .and_then(|()| self.hide_lower(layer, &both, name, new.kind, &staged))
+            .and_then(|()| Ok(layer.upper.install(&staged, directory.as_fd(), name)?));
+        if done.is_err() {
+            // The first failure is the one to report.
+            let _ = layer.upper.discard(&staged);
+        }
+        done?;
+        self.enter_made(layer, &mut state, parent, name)
+    }
+
+    /// Makes a new directory opaque where the image has one of that name.
+    fn hide_lower(&self, layer: &Layer, both: &Both, name: &OsStr, kind: Kind, staged: &OsStr) -> Result<(), Error> {
+        if kind != Kind::Directory || self.find_lower(both, name)?.is_none() {
+            return Ok(());
+        }
+        let directory = host::open_directory(layer.upper.work()?, staged)?;
+        Ok(layer.upper.make_opaque(directory.as_fd())?)
+    }
+
+    /// Makes sure that `name` can be made in `parent`, which is then in the layer.
+    fn vacant(&self, layer: &Layer, state: &mut State, parent: Ino, name: &OsStr) -> Result<Both, Error> {
+        state.node(parent)?;
+        let both = self.both(layer, state, parent)?;
+        self.check_name(layer, &both, name)?;
+        if self.find(layer, &both, name)?.is_some() {
+            return Err(Errno::EXIST.into());
+        }
+        self.raise(layer, state, parent)?;
+        state.epoch += 1;
+        self.both(layer, state, parent)
+    }
+
+    pub(super) fn check_name(&self, layer: &Layer, both: &Both, name: &OsStr) -> Result<(), Error> {
+        if !host::is_name(name) {
+            return Err(Errno::INVAL.into());
+        }
+        if layer.upper.is_mark(name) || (both.is_root && name == PRIVATE_NAME) {
+            return Err(Errno::PERM.into());
+        }
+        Ok(())
+    }
+
+    fn enter_made(&self, layer: &Layer, state: &mut State, parent: Ino, name: &OsStr) -> Result<(Ino, Attr), Error> {
+        let both = self.both(layer, state, parent)?;
+        let found = self.find(layer, &both, name)?;
+        self.enter(layer, state, parent, name, found)
+    }
+
+    /// Gives `ino` another name.
+    ///
+    /// # Errors
+    /// `EPERM` for a directory, `ENOENT` for a removed file, otherwise as [`View::create`].
+    pub fn link(&self, ino: Ino, parent: Ino, name: &OsStr) -> Result<(Ino, Attr), Error> {
+        let layer = self.layer()?;
+        {
+            let mut state = layer.state.write();
+            if state.node(ino)?.kind == Kind::Directory {
+                return Err(Errno::PERM.into());
+            }
+            self.vacant(layer, &mut state, parent, name)?;
+        }
+        self.copy_up(ino, WHOLE)?;
+        let mut state = layer.state.write();
+        self.vacant(layer, &mut state, parent, name)?;
+        let object = state.object(&layer.upper, ino)?.ok_or(Errno::STALE)?;
+        if self.attr_of(layer, &state, ino)?.nlink == 0 {
+            return Err(Errno::NOENT.into());
+        }
+        let directory = self.upper_directory(layer, &state, parent)?;
+        let staged = layer.upper.temporary();
+        stage_link(layer, object.as_fd(), &staged)?;
+        layer.upper.install(&staged, directory.as_fd(), name)?;
+        self.enter_made(layer, &mut state, parent, name)
+    }
+
+    /// Removes a name of anything but a directory.
+    ///
+    /// # Errors
+    /// `ENOENT`, `EISDIR`, `EROFS`, or what the layer's filesystem says.
+    pub fn unlink(&self, parent: Ino, name: &OsStr) -> Result<(), Error> {
+        self.remove(parent, name, false)
+    }
+
+    /// Removes an empty directory.
+    ///
+    /// # Errors
+    /// `ENOENT`, `ENOTDIR`, `ENOTEMPTY`, `EROFS`, or what the layer's filesystem says.
+    pub fn remove_directory(&self, parent: Ino, name: &OsStr) -> Result<(), Error> {
+        self.remove(parent, name, true)
+    }
+
+    fn remove(&self, parent: Ino, name: &OsStr, directory: bool) -> Result<(), Error> {
+        let layer = self.layer()?;
+        let mut state = layer.state.write();
+        state.node(parent)?;
+        let both = self.both(layer, &state, parent)?;
+        let found = self.find(layer, &both, name)?.ok_or(Errno::NOENT)?;
+        match (found.kind == Kind::Directory, directory) {
+            (true, false) => return Err(Errno::ISDIR.into()),
+            (false, true) => return Err(Errno::NOTDIR.into()),
+            (true, true) => self.check_empty(layer, &both, name, &found)?,
+            (false, false) => {}
+        }
+        let covered = self.find_lower(&both, name)?.is_some();
+        self.raise(layer, &mut state, parent)?;
+        state.epoch += 1;
+        let ino = self.number(&mut state, &found);
+        if found.upper.is_some() {
+            state.keep_without(&layer.upper, ino, parent, name)?;
+        }
+        let opened = self.upper_directory(layer, &state, parent)?;
+        if covered {
+            layer.upper.whiteout(opened.as_fd(), name)?;
+        } else {
+            layer.upper.remove(opened.as_fd(), name)?;
+        }
+        self.unlinked(layer, &mut state, ino, (parent, name), &found)
+    }
+
+    /// Notes that the name of what was `found` there is gone.
+    pub(super) fn unlinked(
+        &self,
+        layer: &Layer,
+        state: &mut State,
+        ino: Ino,
+        at: (Ino, &OsStr),
+        found: &Found,
+    ) -> Result<(), Error> {
+        if let (None, Some((_, attr))) = (&found.upper, &found.lower)
+            && (attr.nlink > 1 || state.nodes.contains_key(&ino))
+        {
+            state.name_gone(ino);
+        }
+        state.drop_name(ino, at.0, at.1);
+        state.release_hold(&layer.upper, ino)?;
+        if let Some(stat) = &found.upper
+            && (stat.st_nlink <= 1 || found.kind == Kind::Directory)
+        {
+            state.drop_key(key_of(stat));
+        }
+        Ok(())
+    }
+
+    pub(super) fn check_empty(&self, layer: &Layer, both: &Both, name: &OsStr, found: &Found) -> Result<(), Error> {
+        let upper = match (&found.upper, &both.upper) {
+            (Some(_), Some(parent)) => Some(host::open_directory(parent.as_fd(), name)?.into()),
+            _ => None,
+        };
+        let inside = Both { upper, lower: found.lower.map(|(node, _)| node), is_root: false };
+        match self.names_in(layer, &inside)?.is_empty() {
+            true => Ok(()),
+            false => Err(Errno::NOTEMPTY.into()),
+        }
+    }
+}
+
+fn stage_new(layer: &Layer, parent: BorrowedFd<'_>, new: &New<'_>, staged: &OsStr) -> Result<(), Error> {
+    let work = layer.upper.work()?;
+    match new.kind {
+        Kind::Symlink => fs::symlinkat(new.target, work, staged)?,
+        kind => copy_up::make(&layer.upper, staged, kind, new.rdev)?,
+    }
+    let object = host::open_object(work, staged)?;
+    if let Some((uid, gid)) = new.owner {
+        fs::chownat(&object, "", Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)), AtFlags::EMPTY_PATH)?;
+    }
+    // What is made in a directory with the set-group-id bit belongs to its group, and a directory there passes it on.
+    let parent = host::attr_of(&host::stat(parent)?);
+    let mut mode = new.mode & 0o7777;
+    if parent.mode & SET_GID != 0 {
+        let own = host::stat(object.as_fd())?;
+        copy_up::change_owner(object.as_fd(), own.st_uid, parent.gid)?;
+        if new.kind == Kind::Directory {
+            mode |= SET_GID;
+        }
+    }
+    if new.kind != Kind::Symlink {
+        fs::chmod(host::path_of(object.as_fd()), Mode::from_raw_mode(mode.into()))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,202 @@
+//! Open files.
+
+use super::copying::WHOLE;
+use super::{Ino, OpenFile, OpenMode, View};
+use crate::error::Error;
+use rustix::fs::{self, FallocateFlags, OFlags, SeekFrom};
+use rustix::io::Errno;
+use siphon_image::directory::host;
+use siphon_image::tree::Kind;
+use std::fs::File;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// `lseek(2)`'s numbers, the same on every architecture.
+const SEEK_DATA: i32 = 3;
+const SEEK_HOLE: i32 = 4;
+
+impl View {
+    /// Opens a regular file, which is copied up first if it is to be written to.
+    ///
+    /// # Errors
+    /// `EISDIR` and `EINVAL` for what is no file, `EROFS`, or what the layer or the image says.
+    pub fn open(&self, ino: Ino, mode: OpenMode) -> Result<OpenFile, Error> {
+        if mode.write || mode.truncate {
+            self.layer()?;
+            self.check_file(ino)?;
+            self.copy_up(ino, if mode.truncate { 0 } else { WHOLE })?;
+        }
+        self.open_new(ino, mode)
+    }
+
+    fn check_file(&self, ino: Ino) -> Result<(), Error> {
+        match self.layer()?.state.read().node(ino)?.kind {
+            Kind::File => Ok(()),
+            Kind::Directory => Err(Errno::ISDIR.into()),
+            _ => Err(Errno::INVAL.into()),
+        }
+    }
+
+    /// Opens a file that needs no copying.
+    pub(super) fn open_new(&self, ino: Ino, mode: OpenMode) -> Result<OpenFile, Error> {
+        let writable = mode.write || mode.truncate;
+        let mut file =
+            OpenFile { ino, append: mode.append, writable, lower: None, copied: None, upper: OnceLock::new() };
+        let Some(layer) = &self.layer else {
+            file.lower = Some(self.lower_of(ino)?);
+            return Ok(file);
+        };
+        let mut state = layer.state.write();
+        let Some(node) = state.nodes.get_mut(&ino) else {
+            file.lower = Some(self.lower_of(ino)?);
+            return Ok(file);
+        };
+        match node.kind {
+            Kind::File => {}
+            Kind::Directory => return Err(Errno::ISDIR.into()),
+            _ => return Err(Errno::INVAL.into()),
+        }
+        file.copied = Some(node.copied.get_or_insert_with(|| AtomicBool::new(node.up).into()).clone());
+        file.lower = node.lower;
+        if let Some(object) = state.object(&layer.upper, ino)? {
+            let opened = open_object(object.as_fd(), writable, mode.append)?;
+            if mode.truncate {
+                fs::ftruncate(&opened, 0)?;
+            }
+            file.upper.get_or_init(|| opened);
+        }
+        Ok(file)
+    }
+
+    /// The layer's file, if the content is there by now.
+    fn upper_file<'a>(&self, file: &'a OpenFile) -> Result<Option<&'a File>, Error> {
+        if let Some(upper) = file.upper.get() {
+            return Ok(Some(upper));
+        }
+        match (&self.layer, &file.copied) {
+            (Some(layer), Some(copied)) if copied.load(Ordering::Acquire) => {
+                let object = layer.state.read().object(&layer.upper, file.ino)?.ok_or(Errno::STALE)?;
+                let opened = open_object(object.as_fd(), false, false)?;
+                Ok(Some(file.upper.get_or_init(|| opened)))
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// Reads from `offset` bytes into `buf` and returns how many bytes were read, fewer than asked for only at the end.
+    ///
+    /// # Errors
+    /// What the layer or the image says.
+    pub fn read(&self, file: &OpenFile, offset: u64, buf: &mut [u8]) -> Result<usize, Error> {
+        let Some(upper) = self.upper_file(file)? else {
+            return Ok(self.lower.read(file.lower.ok_or(Errno::STALE)?, offset, buf)?);
+        };
+        let mut done = 0;
+        while done < buf.len() {
+            match rustix::io::pread(upper, &mut buf[done..], offset.saturating_add(done as u64)) {
+                Ok(0) => break,
+                Ok(read) => done += read,
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(done)
+    }
+
+    /// Writes all of `data` at `offset` bytes, or at the end if the file was opened to append.
+    ///
+    /// # Errors
+    /// `EBADF` if it was not opened for writing, or what the layer's filesystem says: then some of it may be written.
+    pub fn write(&self, file: &OpenFile, offset: u64, data: &[u8]) -> Result<usize, Error> {
+        let upper = written(file)?;
+        let mut done = 0;
+        while done < data.len() {
+            // On a descriptor opened to append, Linux ignores the offset.
+            match rustix::io::pwrite(upper, &data[done..], offset.saturating_add(done as u64)) {
+                Ok(0) => break,
+                Ok(wrote) => done += wrote,
+                Err(Errno::INTR) => {}
+                Err(_) if done > 0 => break,
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(done)
+    }
+
+    /// Makes what was written durable, if anything was.
+    ///
+    /// # Errors
+    /// As `fsync(2)`.
+    pub fn sync(&self, file: &OpenFile, data_only: bool) -> Result<(), Error> {
+        match file.upper.get() {
+            Some(upper) if data_only => Ok(fs::fdatasync(upper)?),
+            Some(upper) => Ok(fs::fsync(upper)?),
+            None => Ok(()),
+        }
+    }
+
+    /// Makes the names in a directory durable.
+    ///
+    /// # Errors
+    /// As `fsync(2)`.
+    pub fn sync_directory(&self, ino: Ino) -> Result<(), Error> {
+        let Some(layer) = &self.layer else { return Ok(()) };
+        let object = match layer.state.read().nodes.contains_key(&ino) {
+            true => layer.state.read().object(&layer.upper, ino)?,
+            false => None,
+        };
+        match object {
+            Some(object) => Ok(fs::fsync(host::reopen(object.as_fd(), OFlags::RDONLY | OFlags::DIRECTORY)?)?),
+            None => Ok(()),
+        }
+    }
+
+    /// `fallocate(2)` with its mode bits.
+    ///
+    /// # Errors
+    /// `EBADF` if it was not opened for writing, or as `fallocate(2)`.
+    pub fn allocate(&self, file: &OpenFile, mode: i32, offset: u64, length: u64) -> Result<(), Error> {
+        let mode = u32::try_from(mode).ok().and_then(FallocateFlags::from_bits).ok_or(Errno::OPNOTSUPP)?;
+        Ok(fs::fallocate(written(file)?, mode, offset, length)?)
+    }
+
+    /// `lseek(2)` with `SEEK_DATA` or `SEEK_HOLE`. A file of the image is told to be all data.
+    ///
+    /// # Errors
+    /// `ENXIO` from the end of the file on, `EINVAL` for another `whence`.
+    pub fn seek(&self, file: &OpenFile, offset: u64, whence: i32) -> Result<u64, Error> {
+        let Some(upper) = self.upper_file(file)? else {
+            let size = self.lower.attr(file.lower.ok_or(Errno::STALE)?)?.size;
+            return match whence {
+                SEEK_DATA | SEEK_HOLE if offset >= size => Err(Errno::NXIO.into()),
+                SEEK_DATA => Ok(offset),
+                SEEK_HOLE => Ok(size),
+                _ => Err(Errno::INVAL.into()),
+            };
+        };
+        match whence {
+            SEEK_DATA => Ok(fs::seek(upper, SeekFrom::Data(offset))?),
+            SEEK_HOLE => Ok(fs::seek(upper, SeekFrom::Hole(offset))?),
+            _ => Err(Errno::INVAL.into()),
+        }
+    }
+}
+
+fn written(file: &OpenFile) -> Result<&File, Error> {
+    file.upper.get().filter(|_| file.writable).ok_or_else(|| Errno::BADF.into())
+}
+
+fn open_object(object: BorrowedFd<'_>, writable: bool, append: bool) -> Result<File, Error> {
+    let append = if append { OFlags::APPEND } else { OFlags::empty() };
+    if !writable {
+        return Ok(host::reopen(object, OFlags::RDONLY)?.into());
+    }
+    match host::reopen(object, OFlags::RDWR | append) {
+        // The process that serves the view may be one that may write it but not read it.
+        Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
+            Ok(host::reopen(object, OFlags::WRONLY | append)?.into())
+        }
+        other => Ok(other?.into()),
+    }
+}

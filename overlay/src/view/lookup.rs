@@ -1,0 +1,240 @@
+//! Names to nodes, and listings.
+
+use super::state::{Found, Key, State, key_of};
+use super::{Ino, Layer, View};
+use crate::error::Error;
+use crate::upper::{PRIVATE_NAME, Place};
+use rustix::io::Errno;
+use siphon_image::directory::host;
+use siphon_image::tree::{Attr, Entry, Kind, NodeId};
+use std::collections::HashSet;
+use std::ffi::{OsStr, OsString};
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+
+/// How often a lookup is tried again because names changed meanwhile, before it excludes changes.
+const UNLOCKED_TRIES: usize = 8;
+
+/// The two directories that one directory of the view is made of.
+#[derive(Debug)]
+pub(super) struct Both {
+    pub(super) upper: Option<Arc<OwnedFd>>,
+    pub(super) lower: Option<NodeId>,
+    pub(super) is_root: bool,
+}
+
+/// An entry whose number may have to be given out yet.
+struct Listed {
+    name: OsString,
+    kind: Kind,
+    upper: Option<Key>,
+    lower: Option<NodeId>,
+}
+
+impl View {
+    /// Looks `name` up and counts one reference on the result, which [`View::forget`] gives back.
+    ///
+    /// # Errors
+    /// `ENOENT`, `ENOTDIR`, `ESTALE` if `parent` is not known, or what the layer or the image says.
+    pub fn lookup(&self, parent: Ino, name: &OsStr) -> Result<(Ino, Attr), Error> {
+        let Some(layer) = &self.layer else {
+            let node = self.lower.lookup(self.lower_of(parent)?, name)?.ok_or(Errno::NOENT)?;
+            return Ok((self.ino_of(node), self.lower.attr(node)?));
+        };
+        for _ in 0..UNLOCKED_TRIES {
+            let (both, epoch) = {
+                let state = layer.state.read();
+                (self.both(layer, &state, parent)?, state.epoch)
+            };
+            let found = self.find(layer, &both, name)?;
+            let mut state = layer.state.write();
+            if state.epoch == epoch {
+                return self.enter(layer, &mut state, parent, name, found);
+            }
+        }
+        let mut state = layer.state.write();
+        let both = self.both(layer, &state, parent)?;
+        let found = self.find(layer, &both, name)?;
+        self.enter(layer, &mut state, parent, name, found)
+    }
+
+    /// Gives `count` references back. The last one drops what is remembered of the node.
+    pub fn forget(&self, ino: Ino, count: u64) {
+        let Some(layer) = &self.layer else { return };
+        let mut state = layer.state.write();
+        if let Some(node) = state.nodes.get_mut(&ino)
+            && ino != Ino::ROOT
+        {
+            node.refs = node.refs.saturating_sub(count);
+            state.collect(ino);
+        }
+    }
+
+    pub(super) fn enter(
+        &self,
+        layer: &Layer,
+        state: &mut State,
+        parent: Ino,
+        name: &OsStr,
+        found: Option<Found>,
+    ) -> Result<(Ino, Attr), Error> {
+        let found = found.ok_or(Errno::NOENT)?;
+        let ino = self.number(state, &found);
+        state.remember(ino, parent, name, &found)?;
+        let attr = self.attr_of_found(layer, state, ino, &found)?;
+        if let Some(node) = state.nodes.get_mut(&ino) {
+            node.refs += 1;
+        }
+        Ok((ino, attr))
+    }
+
+    pub(super) fn number(&self, state: &mut State, found: &Found) -> Ino {
+        let lower = found.lower.map(|(node, _)| self.ino_of(node));
+        match (&found.upper, lower) {
+            (Some(stat), merged) => state.number(key_of(stat), merged),
+            (None, Some(ino)) => ino,
+            // `find` never returns neither; the root is the harmless answer.
+            (None, None) => Ino::ROOT,
+        }
+    }
+
+    /// The directories behind `ino`. One that was never looked up is the image's alone.
+    pub(super) fn both(&self, layer: &Layer, state: &State, ino: Ino) -> Result<Both, Error> {
+        let is_root = ino == Ino::ROOT;
+        let Some(node) = state.nodes.get(&ino) else {
+            return Ok(Both { upper: None, lower: Some(self.lower_of(ino)?), is_root });
+        };
+        if node.kind != Kind::Directory {
+            return Err(Errno::NOTDIR.into());
+        }
+        if node.names.is_empty() && !is_root {
+            // Removed: nothing is in it any more, and nothing can be put there.
+            return Ok(Both { upper: None, lower: None, is_root });
+        }
+        Ok(Both { upper: state.object(&layer.upper, ino)?, lower: node.lower, is_root })
+    }
+
+    /// What lies at `name`; takes no lock.
+    pub(super) fn find(&self, layer: &Layer, both: &Both, name: &OsStr) -> Result<Option<Found>, Error> {
+        if !host::is_name(name) || (both.is_root && name == PRIVATE_NAME) {
+            return Ok(None);
+        }
+        let stat = match &both.upper {
+            None => None,
+            Some(directory) => match layer.upper.place(directory.as_fd(), name)? {
+                Place::Whiteout => return Ok(None),
+                Place::Absent => None,
+                Place::Object(stat) => Some(stat),
+            },
+        };
+        let Some(stat) = stat else {
+            let lower = self.find_lower(both, name)?;
+            return Ok(lower.map(|lower| Found { kind: lower.1.kind, upper: None, lower: Some(lower) }));
+        };
+        let kind = host::kind_of(&stat);
+        let mut lower = None;
+        if let (Kind::Directory, Some(_), Some(parent)) = (kind, both.lower, &both.upper) {
+            let directory = host::open_directory(parent.as_fd(), name)?;
+            if !layer.upper.is_opaque(directory.as_fd())? {
+                lower = self.find_lower(both, name)?.filter(|(_, attr)| attr.kind == Kind::Directory);
+            }
+        }
+        Ok(Some(Found { kind, upper: Some(stat), lower }))
+    }
+
+    /// What the image has at `name`, shown or not.
+    pub(super) fn find_lower(&self, both: &Both, name: &OsStr) -> Result<Option<(NodeId, Attr)>, Error> {
+        let Some(directory) = both.lower else { return Ok(None) };
+        match self.lower.lookup(directory, name)? {
+            Some(node) => Ok(Some((node, self.lower.attr(node)?))),
+            None => Ok(None),
+        }
+    }
+
+    /// All entries, whiteouts applied, sorted by name. `Entry::node` holds the `Ino` (as `NodeId`) that `lookup` would
+    /// give; no references are counted.
+    ///
+    /// # Errors
+    /// `ENOTDIR`, `ESTALE` if `ino` is not known, or what the layer or the image says.
+    pub fn entries(&self, ino: Ino) -> Result<Vec<Entry>, Error> {
+        let Some(layer) = &self.layer else {
+            let mut entries = self.lower.entries(self.lower_of(ino)?)?;
+            for entry in &mut entries {
+                entry.node = NodeId(self.ino_of(entry.node).0);
+            }
+            return Ok(entries);
+        };
+        let both = self.both(layer, &layer.state.read(), ino)?;
+        let listed = self.list(layer, &both)?;
+        Ok(self.with_numbers(layer, listed))
+    }
+
+    fn with_numbers(&self, layer: &Layer, listed: Vec<Listed>) -> Vec<Entry> {
+        let mut state = layer.state.write();
+        let mut entries = Vec::with_capacity(listed.len());
+        for entry in listed {
+            let lower = entry.lower.map(|node| self.ino_of(node));
+            let ino = match entry.upper {
+                Some(key) => state.number(key, lower),
+                None => lower.unwrap_or(Ino(UNKNOWN)),
+            };
+            entries.push(Entry { name: entry.name, node: NodeId(ino.0), kind: entry.kind });
+        }
+        entries
+    }
+
+    /// The names that the view shows in a directory.
+    pub(super) fn names_in(&self, layer: &Layer, both: &Both) -> Result<Vec<(OsString, Kind)>, Error> {
+        Ok(self.list(layer, both)?.into_iter().map(|entry| (entry.name, entry.kind)).collect())
+    }
+
+    /// Both listings merged, without a lock.
+    fn list(&self, layer: &Layer, both: &Both) -> Result<Vec<Listed>, Error> {
+        let mut listed = Vec::new();
+        let mut hidden = HashSet::new();
+        if let Some(directory) = &both.upper {
+            for found in host::list(directory.as_fd())? {
+                if layer.upper.is_mark(&found.name) {
+                    continue;
+                }
+                listed.extend(self.list_upper(layer, both, &found)?);
+                hidden.insert(found.name);
+            }
+        }
+        if let Some(lower) = both.lower {
+            for entry in self.lower.entries(lower)? {
+                if hidden.contains(&entry.name) || self.is_hidden(layer, both, &entry.name)? {
+                    continue;
+                }
+                listed.push(Listed { name: entry.name, kind: entry.kind, upper: None, lower: Some(entry.node) });
+            }
+        }
+        listed.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(listed)
+    }
+
+    fn list_upper(&self, layer: &Layer, both: &Both, found: &host::HostEntry) -> Result<Option<Listed>, Error> {
+        let found = match self.find(layer, both, &found.name)? {
+            // Gone meanwhile, so that the image's own may show for this once.
+            Some(Found { upper: None, .. }) | None => return Ok(None),
+            Some(node) => (found.name.clone(), node),
+        };
+        let (name, node) = found;
+        let lower = node.lower.map(|(node, _)| node);
+        Ok(Some(Listed { name, kind: node.kind, upper: node.upper.as_ref().map(key_of), lower }))
+    }
+
+    /// Whether a name that only the image has does not show: our own directory, or one that a marker takes away.
+    fn is_hidden(&self, layer: &Layer, both: &Both, name: &OsStr) -> Result<bool, Error> {
+        if both.is_root && name == PRIVATE_NAME {
+            return Ok(true);
+        }
+        match &both.upper {
+            Some(directory) => Ok(layer.upper.is_marked(directory.as_fd(), name)?),
+            None => Ok(false),
+        }
+    }
+}
+
+/// FUSE's convention for an entry whose number is not told.
+const UNKNOWN: u64 = 0xffff_ffff;

@@ -1,0 +1,177 @@
+//! Renames.
+//!
+//! What is renamed is brought into the layer whole first, a directory with all that is in it, since the layer has no way
+//! to say that a directory of the image is now elsewhere that every engine understands.
+
+use super::copying::WHOLE;
+use super::lookup::Both;
+use super::state::{Found, State};
+use super::{Ino, Layer, RenameMode, View};
+use crate::error::Error;
+use crate::upper::Place;
+use rustix::fs::{self, RenameFlags};
+use rustix::io::Errno;
+use siphon_image::directory::host;
+use siphon_image::tree::Kind;
+use std::ffi::OsStr;
+use std::os::fd::{AsFd, BorrowedFd};
+
+/// A name in a directory.
+type At<'a> = (Ino, &'a OsStr);
+
+impl View {
+    /// Renames `name` in `from` to `new_name` in `to`.
+    ///
+    /// # Errors
+    /// `ENOENT`, `EEXIST`, `ENOTEMPTY`, `EISDIR`, `ENOTDIR`, `EINVAL` for a directory into itself, `EPERM` for a reserved
+    /// name, `EROFS`, or what the layer's filesystem says.
+    pub fn rename(&self, from: Ino, name: &OsStr, to: Ino, new_name: &OsStr, mode: RenameMode) -> Result<(), Error> {
+        let layer = self.layer()?;
+        // The content of a file is copied before names are locked.
+        let (ino, attr) = self.lookup(from, name)?;
+        let copied = if attr.kind == Kind::Directory { Ok(()) } else { self.copy_up(ino, WHOLE) };
+        let renamed = copied.and_then(|()| {
+            let mut state = layer.state.write();
+            state.epoch += 1;
+            self.rename_locked(layer, &mut state, (from, name), (to, new_name), mode)
+        });
+        self.forget(ino, 1);
+        renamed
+    }
+
+    fn rename_locked(
+        &self,
+        layer: &Layer,
+        state: &mut State,
+        from: At<'_>,
+        to: At<'_>,
+        mode: RenameMode,
+    ) -> Result<(), Error> {
+        state.node(from.0)?;
+        state.node(to.0)?;
+        let (old, new) = (self.both(layer, state, from.0)?, self.both(layer, state, to.0)?);
+        self.check_name(layer, &old, from.1)?;
+        self.check_name(layer, &new, to.1)?;
+        let source = self.find(layer, &old, from.1)?.ok_or(Errno::NOENT)?;
+        let target = self.find(layer, &new, to.1)?;
+        let ino = self.number(state, &source);
+        let target_ino = target.as_ref().map(|found| self.number(state, found));
+        if source.kind == Kind::Directory && state.ancestors(to.0)?.contains(&ino) {
+            return Err(Errno::INVAL.into());
+        }
+        match (mode, &target, target_ino) {
+            (RenameMode::NoReplace, Some(_), _) => Err(Errno::EXIST.into()),
+            (RenameMode::Exchange, None, _) => Err(Errno::NOENT.into()),
+            (_, Some(_), Some(other)) if other == ino => Ok(()),
+            (RenameMode::Exchange, Some(target), Some(other)) => {
+                if target.kind == Kind::Directory && state.ancestors(from.0)?.contains(&other) {
+                    return Err(Errno::INVAL.into());
+                }
+                self.exchange(layer, state, from, to)
+            }
+            _ => {
+                if let Some(target) = &target {
+                    self.check_replaceable(layer, &new, to.1, &source, target)?;
+                }
+                self.replace(layer, state, from, to, target.zip(target_ino))
+            }
+        }
+    }
+
+    fn check_replaceable(
+        &self,
+        layer: &Layer,
+        new: &Both,
+        name: &OsStr,
+        source: &Found,
+        target: &Found,
+    ) -> Result<(), Error> {
+        match (source.kind == Kind::Directory, target.kind == Kind::Directory) {
+            (true, false) => Err(Errno::NOTDIR.into()),
+            (false, true) => Err(Errno::ISDIR.into()),
+            (true, true) => self.check_empty(layer, new, name, target),
+            (false, false) => Ok(()),
+        }
+    }
+
+    fn replace(
+        &self,
+        layer: &Layer,
+        state: &mut State,
+        from: At<'_>,
+        to: At<'_>,
+        target: Option<(Found, Ino)>,
+    ) -> Result<(), Error> {
+        self.raise(layer, state, to.0)?;
+        let ino = self.bring_up_whole(layer, state, from, to)?;
+        let old = self.both(layer, state, from.0)?;
+        let covered = self.find_lower(&old, from.1)?.is_some();
+        if let Some((Found { upper: Some(_), .. }, ino)) = &target {
+            state.keep_without(&layer.upper, *ino, to.0, to.1)?;
+        }
+        let (old, new) = (self.upper_directory(layer, state, from.0)?, self.upper_directory(layer, state, to.0)?);
+        let is_directory = state.node(ino)?.kind == Kind::Directory;
+        move_over(layer, (old.as_fd(), from.1), (new.as_fd(), to.1), is_directory, covered)?;
+        layer.upper.unmark(new.as_fd(), to.1)?;
+        if let Some((found, target)) = target {
+            self.unlinked(layer, state, target, to, &found)?;
+        }
+        state.rename(ino, from, to)
+    }
+
+    fn exchange(&self, layer: &Layer, state: &mut State, from: At<'_>, to: At<'_>) -> Result<(), Error> {
+        let one = self.bring_up_whole(layer, state, from, to)?;
+        let other = self.bring_up_whole(layer, state, to, from)?;
+        let (old, new) = (self.upper_directory(layer, state, from.0)?, self.upper_directory(layer, state, to.0)?);
+        fs::renameat_with(&old, from.1, &new, to.1, RenameFlags::EXCHANGE)?;
+        state.rename(one, from, to)?;
+        state.rename(other, to, from)
+    }
+
+    /// Brings `from` up with all that is in it, and opaque if the image has something at `to`.
+    fn bring_up_whole(&self, layer: &Layer, state: &mut State, from: At<'_>, to: At<'_>) -> Result<Ino, Error> {
+        let ino = self.bring_up(layer, state, from.0, from.1)?;
+        if state.node(ino)?.kind == Kind::Directory {
+            self.bring_up_all(layer, state, ino)?;
+            let new = self.both(layer, state, to.0)?;
+            if self.find_lower(&new, to.1)?.is_some() {
+                let directory = self.upper_directory(layer, state, ino)?;
+                layer.upper.make_opaque(directory.as_fd())?;
+            }
+        }
+        Ok(ino)
+    }
+}
+
+/// Moves a node of the layer over whatever the layer has at its new place, and leaves a whiteout at the old one if the
+/// image's own name there is to be `covered`.
+fn move_over(
+    layer: &Layer,
+    from: (BorrowedFd<'_>, &OsStr),
+    to: (BorrowedFd<'_>, &OsStr),
+    is_directory: bool,
+    covered: bool,
+) -> Result<(), Error> {
+    let upper = &layer.upper;
+    let occupied = match upper.place(to.0, to.1)? {
+        Place::Object(stat) => is_directory || host::kind_of(&stat) == Kind::Directory,
+        Place::Whiteout => is_directory && host::stat_at(to.0, to.1)?.is_some(),
+        Place::Absent => false,
+    };
+    // A directory replaces nothing but an empty directory, and what looks empty here may hold whiteouts. Swapped, the
+    // two are never both missing.
+    let flags = if occupied { RenameFlags::EXCHANGE } else { RenameFlags::empty() };
+    match fs::renameat_with(from.0, from.1, to.0, to.1, flags) {
+        Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) if occupied => {
+            upper.remove(to.0, to.1)?;
+            fs::renameat(from.0, from.1, to.0, to.1)?;
+        }
+        other => other?,
+    }
+    if covered {
+        upper.whiteout(from.0, from.1)?;
+    } else {
+        upper.remove(from.0, from.1)?;
+    }
+    Ok(())
+}

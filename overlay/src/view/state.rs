@@ -1,0 +1,334 @@
+//! The nodes that were looked up: their names, and which of them the layer has.
+
+use super::{Ino, UPPER_BIT};
+use crate::error::Error;
+use crate::upper::Upper;
+use rustix::fs::Stat;
+use rustix::io::Errno;
+use siphon_image::directory::host;
+use siphon_image::tree::{Attr, Kind, NodeId};
+use std::collections::HashMap;
+use std::ffi::{OsStr, OsString};
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Deepest nesting of directories: a damaged image may have a directory inside itself.
+const MAX_DEPTH: usize = 4096;
+
+/// Device and inode number on the layer's filesystem.
+pub(super) type Key = (u64, u64);
+
+pub(super) fn key_of(stat: &Stat) -> Key {
+    (stat.st_dev, stat.st_ino)
+}
+
+#[derive(Debug)]
+pub(super) struct State {
+    pub(super) nodes: HashMap<Ino, Node>,
+    /// Numbers of nodes that the layer has, for as long as it has them.
+    by_upper: HashMap<Key, Ino>,
+    /// How many names of a file in the image no longer stand for it.
+    gone: HashMap<Ino, u32>,
+    next: u64,
+    /// Counts changes of names, so that what was found without the lock is known to be still true.
+    pub(super) epoch: u64,
+}
+
+#[derive(Debug)]
+pub(super) struct Node {
+    pub(super) kind: Kind,
+    /// The image's directory that shows through, or the image's file that this is or was.
+    pub(super) lower: Option<NodeId>,
+    /// Whether the layer has it.
+    pub(super) up: bool,
+    /// Its known names: at most one of a directory. None once it was removed.
+    pub(super) names: Vec<Name>,
+    /// Holds a node of the layer that lost its last known name.
+    pub(super) orphan: Option<Arc<OwnedFd>>,
+    /// Whether a link in `work` keeps the copy of a file that has more names in the image.
+    pub(super) held: bool,
+    /// How many names the file has in the image; known once it is held.
+    pub(super) lower_links: u32,
+    pub(super) refs: u64,
+    /// Names in this directory that nodes are remembered by.
+    children: u64,
+    /// Told to open files when the content moves to the layer.
+    pub(super) copied: Option<Arc<AtomicBool>>,
+    key: Option<Key>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Name {
+    pub(super) parent: Ino,
+    pub(super) name: OsString,
+    /// Whether the layer has this name.
+    pub(super) up: bool,
+}
+
+/// What lies at a name.
+#[derive(Debug)]
+pub(super) struct Found {
+    pub(super) kind: Kind,
+    /// The layer's node.
+    pub(super) upper: Option<Stat>,
+    /// The image's node: without an upper one, or the directory merged with it.
+    pub(super) lower: Option<(NodeId, Attr)>,
+}
+
+impl State {
+    pub(super) fn new(upper: &Upper, lower_root: NodeId) -> Result<Self, Error> {
+        let lower = (!upper.is_opaque(upper.root())?).then_some(lower_root);
+        let stat = host::stat(upper.root())?;
+        let mut root = Node::new(Kind::Directory, lower);
+        root.up = true;
+        root.refs = 1;
+        Ok(Self {
+            nodes: HashMap::from([(Ino::ROOT, root)]),
+            by_upper: HashMap::from([(key_of(&stat), Ino::ROOT)]),
+            gone: HashMap::new(),
+            next: UPPER_BIT,
+            epoch: 0,
+        })
+    }
+
+    pub(super) fn node(&self, ino: Ino) -> Result<&Node, Error> {
+        self.nodes.get(&ino).ok_or_else(|| Errno::STALE.into())
+    }
+
+    pub(super) fn node_mut(&mut self, ino: Ino) -> Result<&mut Node, Error> {
+        self.nodes.get_mut(&ino).ok_or_else(|| Errno::STALE.into())
+    }
+
+    /// The names that lead from the root to the directory `ino`.
+    pub(super) fn path(&self, ino: Ino) -> Result<Vec<OsString>, Error> {
+        let mut names = Vec::new();
+        let mut here = ino;
+        while here != Ino::ROOT {
+            let name = self.node(here)?.names.first().ok_or(Errno::NOENT)?;
+            if names.len() == MAX_DEPTH {
+                return Err(Errno::LOOP.into());
+            }
+            names.push(name.name.clone());
+            here = name.parent;
+        }
+        names.reverse();
+        Ok(names)
+    }
+
+    /// The directories from `ino`, which comes first, up to the root, which comes last.
+    pub(super) fn ancestors(&self, ino: Ino) -> Result<Vec<Ino>, Error> {
+        let mut found = vec![ino];
+        let mut here = ino;
+        while here != Ino::ROOT {
+            here = self.node(here)?.names.first().ok_or(Errno::NOENT)?.parent;
+            if found.len() == MAX_DEPTH {
+                return Err(Errno::LOOP.into());
+            }
+            found.push(here);
+        }
+        Ok(found)
+    }
+
+    /// The layer's node of `ino`; `None` if the layer has none.
+    pub(super) fn object(&self, upper: &Upper, ino: Ino) -> Result<Option<Arc<OwnedFd>>, Error> {
+        let node = self.node(ino)?;
+        if !node.up {
+            return Ok(None);
+        }
+        if ino == Ino::ROOT {
+            return Ok(Some(upper.object(&[])?));
+        }
+        if let Some(name) = node.names.iter().find(|name| name.up) {
+            let mut path = self.path(name.parent)?;
+            path.push(name.name.clone());
+            return Ok(Some(upper.object(&path)?));
+        }
+        match &node.orphan {
+            Some(orphan) => Ok(Some(orphan.clone())),
+            None => Ok(Some(Arc::new(host::open_object(upper.work()?, &held_name(ino))?))),
+        }
+    }
+
+    /// The number that a node of the layer has or is now given. `merged` is the number of the lower directory that shows
+    /// through it.
+    pub(super) fn number(&mut self, key: Key, merged: Option<Ino>) -> Ino {
+        let next = &mut self.next;
+        *self.by_upper.entry(key).or_insert_with(|| {
+            merged.unwrap_or_else(|| {
+                *next += 1;
+                Ino(*next)
+            })
+        })
+    }
+
+    pub(super) fn known_number(&self, key: Key) -> Option<Ino> {
+        self.by_upper.get(&key).copied()
+    }
+
+    /// Remembers that `ino` is at `name` in `parent`, unless the parent is unknown: then the node needs no state.
+    pub(super) fn remember(&mut self, ino: Ino, parent: Ino, name: &OsStr, found: &Found) -> Result<(), Error> {
+        if !self.nodes.contains_key(&parent) {
+            return Ok(());
+        }
+        let lower = found.lower.map(|(node, _)| node);
+        let node = self.nodes.entry(ino).or_insert_with(|| Node::new(found.kind, lower));
+        if let Some(stat) = &found.upper {
+            node.up = true;
+            node.key = Some(key_of(stat));
+        }
+        let up = found.upper.is_some();
+        if let Some(known) = node.names.iter_mut().find(|known| known.parent == parent && known.name == name) {
+            known.up |= up;
+            return Ok(());
+        }
+        if node.kind == Kind::Directory && (!node.names.is_empty() || ino == Ino::ROOT) {
+            // A directory has one name: the image is damaged, or someone else moved it about in the layer.
+            return Err(Errno::STALE.into());
+        }
+        node.names.push(Name { parent, name: name.to_owned(), up });
+        node.orphan = if up { None } else { node.orphan.take() };
+        self.node_mut(parent)?.children += 1;
+        Ok(())
+    }
+
+    /// Notes that the layer now has `ino` at its known name `name` in `parent`.
+    pub(super) fn mark_up(&mut self, ino: Ino, parent: Ino, name: &OsStr, stat: &Stat) -> Result<(), Error> {
+        self.by_upper.insert(key_of(stat), ino);
+        let node = self.node_mut(ino)?;
+        node.up = true;
+        node.key = Some(key_of(stat));
+        for known in &mut node.names {
+            known.up |= known.parent == parent && known.name == name;
+        }
+        if let Some(copied) = &node.copied {
+            copied.store(true, Ordering::Release);
+        }
+        Ok(())
+    }
+
+    /// Forgets one name of `ino`.
+    pub(super) fn drop_name(&mut self, ino: Ino, parent: Ino, name: &OsStr) {
+        let Some(node) = self.nodes.get_mut(&ino) else { return };
+        let before = node.names.len();
+        node.names.retain(|known| known.parent != parent || known.name != name);
+        if node.names.len() < before {
+            self.drop_child(parent);
+        }
+        self.collect(ino);
+    }
+
+    fn drop_child(&mut self, parent: Ino) {
+        if let Some(node) = self.nodes.get_mut(&parent) {
+            node.children = node.children.saturating_sub(1);
+        }
+    }
+
+    /// Forgets the number of a node whose last link is gone, unless it is still in use.
+    pub(super) fn drop_key(&mut self, key: Key) {
+        if self.by_upper.get(&key).is_some_and(|ino| !self.nodes.contains_key(ino)) {
+            self.by_upper.remove(&key);
+        }
+    }
+
+    /// Drops the state of nodes that nobody refers to, from `ino` upwards.
+    pub(super) fn collect(&mut self, ino: Ino) {
+        let mut pending = vec![ino];
+        while let Some(ino) = pending.pop() {
+            if !self.nodes.get(&ino).is_some_and(Node::is_unused) {
+                continue;
+            }
+            let Some(node) = self.nodes.remove(&ino) else { continue };
+            if node.names.is_empty() {
+                self.gone.remove(&ino);
+                let unlinked = node.orphan.as_ref().and_then(|fd| host::stat(fd.as_fd()).ok());
+                if let (Some(key), true) = (node.key, unlinked.is_none_or(|stat| stat.st_nlink == 0)) {
+                    self.by_upper.remove(&key);
+                }
+            }
+            for name in node.names {
+                self.drop_child(name.parent);
+                pending.push(name.parent);
+            }
+        }
+    }
+
+    /// Counts a name in the image that no longer stands for its file.
+    pub(super) fn name_gone(&mut self, ino: Ino) {
+        *self.gone.entry(ino).or_default() += 1;
+    }
+
+    /// How many of `links` names in the image still stand for its file `ino`.
+    pub(super) fn names_left(&self, ino: Ino, links: u32) -> u32 {
+        links.saturating_sub(self.gone.get(&ino).copied().unwrap_or(0))
+    }
+
+    /// Makes sure that a node can be reached once the layer's `name` of it in `parent` is gone.
+    pub(super) fn keep_without(&mut self, upper: &Upper, ino: Ino, parent: Ino, name: &OsStr) -> Result<(), Error> {
+        let Some(node) = self.nodes.get(&ino) else { return Ok(()) };
+        let others = node.names.iter().any(|known| known.up && (known.parent != parent || known.name != name));
+        if node.up && !others && !node.held && node.orphan.is_none() {
+            let orphan = self.object(upper, ino)?;
+            self.node_mut(ino)?.orphan = orphan;
+        }
+        Ok(())
+    }
+
+    /// Lets go of the link that holds a copied-up file once no name in the image stands for it.
+    pub(super) fn release_hold(&mut self, upper: &Upper, ino: Ino) -> Result<(), Error> {
+        let Some(node) = self.nodes.get(&ino) else { return Ok(()) };
+        if !node.held || self.names_left(ino, node.lower_links) > 0 {
+            return Ok(());
+        }
+        if node.orphan.is_none() && !node.names.iter().any(|known| known.up) {
+            let orphan = self.object(upper, ino)?;
+            self.node_mut(ino)?.orphan = orphan;
+        }
+        self.node_mut(ino)?.held = false;
+        upper.discard(&held_name(ino))?;
+        self.collect(ino);
+        Ok(())
+    }
+
+    /// Notes that a node was renamed.
+    pub(super) fn rename(&mut self, ino: Ino, from: (Ino, &OsStr), to: (Ino, &OsStr)) -> Result<(), Error> {
+        let Some(node) = self.nodes.get_mut(&ino) else { return Ok(()) };
+        for known in &mut node.names {
+            if known.parent == from.0 && known.name == from.1 {
+                *known = Name { parent: to.0, name: to.1.to_owned(), up: true };
+                self.drop_child(from.0);
+                self.node_mut(to.0)?.children += 1;
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The name in `work` of the link that holds a copied-up file.
+pub(super) fn held_name(ino: Ino) -> OsString {
+    format!("held-{}-{}", std::process::id(), ino.0).into()
+}
+
+impl Node {
+    fn new(kind: Kind, lower: Option<NodeId>) -> Self {
+        Self {
+            kind,
+            lower,
+            up: false,
+            names: Vec::new(),
+            orphan: None,
+            held: false,
+            lower_links: 0,
+            refs: 0,
+            children: 0,
+            copied: None,
+            key: None,
+        }
+    }
+
+    fn is_unused(&self) -> bool {
+        let open = self.copied.as_ref().is_some_and(|copied| Arc::strong_count(copied) > 1);
+        self.refs == 0 && self.children == 0 && !self.held && !open
+    }
+}
