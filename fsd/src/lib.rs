@@ -1,8 +1,19 @@
-//! The daemon that mounts an image: where bytes come from, the filesystem made of them, and its FUSE adaptor.
+//! Serves a container image as a filesystem: where it comes from, how it is mounted, and the process that does it.
 //!
-//! Bytes of a remote image come up through [`source`], [`cache`] and [`blob`], in this order; a local image needs none
-//! of the three.
+//! ```text
+//! source <- cache <- blob <- locator <- daemon <- (command line)
+//!                    metrics <- fs <- fuse <-'
+//!                    sys, control  <---------'
+//! ```
 
 pub mod blob;
 pub mod cache;
+pub mod control;
+pub mod daemon;
+pub mod errno;
+pub mod fs;
+pub mod fuse;
+pub mod locator;
+pub mod metrics;
 pub mod source;
+pub mod sys;

@@ -1,0 +1,189 @@
+//! The process that serves an image, and the way to it: joined where it runs, started where it does not.
+//!
+//! ```text
+//! <runtime_dir>/<key>/   one daemon; the key is a digest of all that distinguishes it
+//!     lock               flock: held while a client joins or starts it, and while it leaves
+//!     socket             control
+//!     spec.json          what it was started for
+//!     log                its standard error
+//!     root/              the mount point, in the daemon's own mount namespace
+//! ```
+//!
+//! A daemon without clients leaves after a while: with the lock held, it takes its directory away and detaches the
+//! mount from its own namespace. Programs in containers have their own copies of the mount, and until the last of
+//! them is gone the process goes on serving, unseen; a later run gets a daemon of its own.
+
+mod join;
+mod mount_points;
+mod serve;
+mod state;
+
+use serde::{Deserialize, Serialize};
+use siphon_image::open::Facts;
+use siphon_overlay::error::Error as OverlayError;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::control::{self, MountPointKind, Reply, Request};
+use crate::sys::{mounts, namespaces};
+pub use join::join;
+pub use serve::serve;
+
+/// What a daemon serves, and how. Everything but `idle` and `cache_dir` is part of its key.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Spec {
+    /// The image, as a user names it: [`crate::locator::Locator::parse`] understands it.
+    pub image: String,
+    /// Where writes go.
+    pub layer: Layer,
+    /// Which ids exist in its namespace.
+    pub ids: Ids,
+    /// Runs of different scopes, such as batch jobs, do not share a daemon.
+    pub scope: String,
+    /// Takes the bytes of remote images.
+    pub cache_dir: PathBuf,
+    /// How long it stays without clients.
+    pub idle: Duration,
+    /// Where it mounts.
+    pub placement: Placement,
+}
+
+/// Where writes go.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Layer {
+    /// Nowhere: they are refused. For a sandbox, its own layer is served, and whoever mounts it decides.
+    ReadOnly,
+    /// Into memory, until the daemon leaves.
+    Temporary,
+    /// Into this directory.
+    Directory(PathBuf),
+}
+
+/// Which ids exist in the daemon's namespace.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Ids {
+    /// The caller's own only, in a user namespace: everything belongs to the caller.
+    Caller,
+    /// All of the host's, for real root: no user namespace.
+    Host,
+}
+
+/// Where the daemon mounts.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Placement {
+    /// In its own mount namespace, for clients that join it.
+    InNamespace,
+    /// On this directory of the host's tree, until it is unmounted.
+    HostMount(PathBuf),
+}
+
+/// A daemon could not be started or joined, or could not go on.
+#[derive(Debug, thiserror::Error)]
+pub enum DaemonError {
+    /// The image.
+    #[error(transparent)]
+    Image(#[from] crate::locator::Error),
+    /// The layer.
+    #[error("cannot use the layer {path}")]
+    Layer {
+        /// Its directory.
+        path: PathBuf,
+        /// What is wrong.
+        #[source]
+        source: OverlayError,
+    },
+    /// The directories that daemons keep their state in.
+    #[error("cannot use {path} for the state of a daemon")]
+    State {
+        /// The file or directory.
+        path: PathBuf,
+        /// What is wrong.
+        #[source]
+        source: io::Error,
+    },
+    /// Someone else could meddle with the state.
+    #[error("{path} must be a directory of user {uid} that nobody else can enter")]
+    Unsafe {
+        /// The directory.
+        path: PathBuf,
+        /// Whose it must be.
+        uid: u32,
+    },
+    /// Namespaces.
+    #[error(transparent)]
+    Namespace(#[from] namespaces::Error),
+    /// Mounts.
+    #[error(transparent)]
+    Mount(#[from] mounts::Error),
+    /// The socket of a running daemon.
+    #[error(transparent)]
+    Control(#[from] control::Error),
+    /// A system call of the process itself.
+    #[error("cannot {step}")]
+    Process {
+        /// What was attempted.
+        step: &'static str,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// A started daemon said why it cannot serve.
+    #[error("{0}")]
+    Start(String),
+    /// A started daemon ended without a word.
+    #[error("the daemon ended before it was ready; its last words are: {log}")]
+    Died {
+        /// The end of its log.
+        log: String,
+    },
+}
+
+/// A running daemon that counts this process among its clients.
+#[derive(Debug)]
+pub struct Joined {
+    /// The root of the image: a path in the daemon's mount namespace, or in the host's for a host mount.
+    pub root: PathBuf,
+    /// What the image says of itself.
+    pub facts: Facts,
+    /// Whether writes are taken; if not, why.
+    pub writable: Result<(), String>,
+    /// The daemon's process id.
+    pub pid: i32,
+    /// The daemon's process: readable when it ends.
+    pub pidfd: OwnedFd,
+    socket: PathBuf,
+}
+
+impl Joined {
+    /// Has places to mount on, which are made in the layer where the image lacks them, and returns them with every
+    /// link followed, relative to [`Joined::root`].
+    ///
+    /// # Errors
+    /// [`DaemonError::Control`] if one cannot be made, such as below a file.
+    pub fn make_mount_points(&self, points: &[(PathBuf, MountPointKind)]) -> Result<Vec<PathBuf>, DaemonError> {
+        match control::ask(&self.socket, &Request::MountPoints(points.to_vec()))? {
+            Reply::MountPoints(paths) => Ok(paths),
+            _ => Err(control::Error::Refused("the daemon answered something else".to_owned()).into()),
+        }
+    }
+
+    /// Moves this process, which must have one thread, into the daemon's namespaces. What it mounts from then on is
+    /// seen by all clients, until it makes a mount namespace of its own.
+    ///
+    /// # Errors
+    /// [`DaemonError::Namespace`].
+    pub fn enter(&self) -> Result<(), DaemonError> {
+        use std::os::fd::AsFd;
+        Ok(namespaces::join(self.pidfd.as_fd(), self.pid)?)
+    }
+}
+
+/// Takes a mount that `siphon` made on `directory` away. Its daemon leaves by itself.
+///
+/// # Errors
+/// [`DaemonError::Mount`] if it is busy or not ours.
+pub fn unmount(directory: &Path) -> Result<(), DaemonError> {
+    Ok(mounts::unmount(directory)?)
+}

@@ -1,0 +1,121 @@
+//! The client's side: finds the daemon, or starts it.
+
+use super::state::{Lock, StateDirectory};
+use super::{DaemonError, Joined, Layer, Placement, Spec};
+use crate::control::{self, Attached, Reply, Request};
+use crate::locator::Locator;
+use crate::sys::processes::open_process;
+use serde::{Deserialize, Serialize};
+use std::ffi::OsStr;
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::io::{self, Read};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+/// How often a daemon that dies under our hands is replaced before that is reported.
+const ATTEMPTS: u32 = 3;
+
+/// The first and only line of a started daemon.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) enum Ready {
+    /// It serves.
+    Ready,
+    /// It cannot, and why.
+    Failed(String),
+}
+
+/// Joins the daemon for `spec`, started with `executable daemon --state DIR -- IMAGE` if there is none. Of many
+/// callers at once, one starts it.
+///
+/// # Errors
+/// Any [`DaemonError`].
+pub fn join(spec: &Spec, runtime_dir: &Path, executable: &Path) -> Result<Joined, DaemonError> {
+    let spec = with_own_layer(spec)?;
+    let state = StateDirectory::of(&spec, runtime_dir)?;
+    let mut attempt = 0;
+    loop {
+        let lock = state.create_and_lock()?;
+        match attach(&state) {
+            Ok(joined) => return Ok(joined),
+            Err(DaemonError::Control(control::Error::Refused(message))) => return Err(DaemonError::Start(message)),
+            Err(error) if attempt == ATTEMPTS => return Err(error),
+            // Nobody listens, or it died while it was asked: both are mended by a new one.
+            Err(_) => start(&spec, &state, &lock, executable)?,
+        }
+        attempt += 1;
+    }
+}
+
+/// A sandbox is its own layer, so that all runs of it, reading or writing, share one daemon.
+fn with_own_layer(spec: &Spec) -> Result<Spec, DaemonError> {
+    let mut spec = spec.clone();
+    if let (Locator::Sandbox(path), Layer::ReadOnly) = (Locator::parse(&spec.image)?, &spec.layer) {
+        spec.layer = Layer::Directory(path);
+    }
+    Ok(spec)
+}
+
+fn attach(state: &StateDirectory) -> Result<Joined, DaemonError> {
+    let socket = state.socket();
+    let Reply::Attached(attached) = control::ask(&socket, &Request::Attach)? else {
+        return Err(control::Error::Refused("the daemon answered something else".to_owned()).into());
+    };
+    let Attached { pid, root, facts, writable } = *attached;
+    let pidfd =
+        open_process(pid).map_err(|source| DaemonError::Process { step: "watch the process of the daemon", source })?;
+    Ok(Joined { root, facts, writable, pid, pidfd, socket })
+}
+
+fn start(spec: &Spec, state: &StateDirectory, lock: &Lock, executable: &Path) -> Result<(), DaemonError> {
+    state.clear()?;
+    state.write_spec(spec)?;
+    let root = state.root();
+    DirBuilder::new().mode(0o700).create(&root).map_err(|source| DaemonError::State { path: root, source })?;
+    let log = open_log(&state.log())?;
+    let result = run(spec, state, executable, log);
+    if result.is_err() {
+        state.remove(lock)?;
+    }
+    result
+}
+
+fn run(spec: &Spec, state: &StateDirectory, executable: &Path, log: File) -> Result<(), DaemonError> {
+    let failed = |source| DaemonError::Process { step: "start the daemon", source };
+    // The image is on the command line for people who look at a list of processes.
+    let arguments = [OsStr::new("daemon"), "--state".as_ref(), state.path().as_os_str(), "--".as_ref()];
+    let mut child = Command::new(executable)
+        .args(arguments)
+        .arg(&spec.image)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::from(log))
+        .spawn()
+        .map_err(failed)?;
+    let mut line = String::new();
+    if let Some(output) = child.stdout.take() {
+        output.take(1 << 20).read_to_string(&mut line).map_err(failed)?;
+    }
+    // What was started here only started the daemon proper, and has ended by now.
+    child.wait().map_err(failed)?;
+    match serde_json::from_str(&line) {
+        Ok(Ready::Ready) => Ok(()),
+        Ok(Ready::Failed(message)) => Err(DaemonError::Start(message)),
+        Err(_) => Err(DaemonError::Died { log: state.last_words() }),
+    }
+}
+
+fn open_log(path: &PathBuf) -> Result<File, DaemonError> {
+    let open = || -> io::Result<File> { OpenOptions::new().append(true).create(true).mode(0o600).open(path) };
+    open().map_err(|source| DaemonError::State { path: path.clone(), source })
+}
+
+impl Spec {
+    /// Where the mount is, given the daemon's own mount point.
+    pub(super) fn mount_point(&self, own: PathBuf) -> PathBuf {
+        match &self.placement {
+            Placement::InNamespace => own,
+            Placement::HostMount(directory) => directory.clone(),
+        }
+    }
+}

@@ -1,0 +1,103 @@
+//! Places to mount on, made in the layer where the image lacks them.
+
+use crate::control::MountPointKind;
+use crate::fuse::Notifier;
+use nix::libc;
+use siphon_image::path::resolve;
+use siphon_image::tree::{Error as TreeError, Kind};
+use siphon_overlay::error::Error as ViewError;
+use siphon_overlay::view::{Ino, View};
+use std::ffi::OsStr;
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// A mount point could not be had.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Error {
+    /// The way to it could not be followed.
+    #[error("cannot follow {path} in the image")]
+    Follow {
+        path: PathBuf,
+        #[source]
+        source: TreeError,
+    },
+    /// A file where a directory is needed, or the other way round.
+    #[error("{path} in the image is not a {needed}")]
+    WrongKind { path: PathBuf, needed: &'static str },
+    /// The layer took no new node.
+    #[error("cannot make the mount point {path}")]
+    Make {
+        path: PathBuf,
+        #[source]
+        source: ViewError,
+    },
+    /// The kernel could not be told.
+    #[error("cannot tell the kernel of the mount point {path}")]
+    Notify {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// Follows `path` inside the view and makes what is missing of it, with all directories on the way. Returns the path
+/// without its leading slash, free of links.
+pub(super) fn make(view: &View, notifier: &Notifier, path: &Path, kind: MountPointKind) -> Result<PathBuf, Error> {
+    let resolved = resolve(view, path, true).map_err(|source| Error::Follow { path: path.into(), source })?;
+    let names: Vec<&OsStr> = resolved.path.iter().skip(1).collect();
+    let mut parent = Ino::ROOT;
+    let mut referenced = Vec::new();
+    let mut result = Ok(());
+    for (index, name) in names.iter().enumerate() {
+        let wanted = if index + 1 == names.len() { kind } else { MountPointKind::Directory };
+        match step(view, notifier, parent, name, wanted, path) {
+            Ok(ino) => parent = ino,
+            Err(error) => {
+                result = Err(error);
+                break;
+            }
+        }
+        referenced.push(parent);
+    }
+    for ino in referenced {
+        view.forget(ino, 1);
+    }
+    result.map(|()| names.iter().collect())
+}
+
+/// One name: looked up, or made. Counts one reference on the result.
+fn step(
+    view: &View,
+    notifier: &Notifier,
+    parent: Ino,
+    name: &OsStr,
+    wanted: MountPointKind,
+    path: &Path,
+) -> Result<Ino, Error> {
+    let failed = |source| Error::Make { path: path.into(), source };
+    let found = match view.lookup(parent, name) {
+        Err(error) if error.errno() == libc::ENOENT => None,
+        found => Some(found.map_err(failed)?),
+    };
+    if let Some((ino, attr)) = found {
+        let fits = (attr.kind == Kind::Directory) == (wanted == MountPointKind::Directory);
+        if fits {
+            return Ok(ino);
+        }
+        view.forget(ino, 1);
+        let needed = if wanted == MountPointKind::Directory { "directory" } else { "file" };
+        return Err(Error::WrongKind { path: path.into(), needed });
+    }
+    let made = match wanted {
+        MountPointKind::Directory => view.make_directory(parent, name, 0o755, None),
+        MountPointKind::File => view.make_node(parent, name, Kind::File, 0o644, 0, None),
+    };
+    let ino = match made {
+        // Another client, or a program in a container, was faster.
+        Err(error) if error.errno() == libc::EEXIST => view.lookup(parent, name).map_err(failed)?.0,
+        made => made.map_err(failed)?.0,
+    };
+    // The kernel may remember that there is no such name, and the listing without it.
+    notifier.forget_entry(parent, name).map_err(|source| Error::Notify { path: path.into(), source })?;
+    Ok(ino)
+}

@@ -1,0 +1,127 @@
+//! What the daemon's threads share, and the answers to its clients.
+
+use crate::control::{self, Attached, Reply, Request, Status};
+use crate::daemon::mount_points;
+use crate::fs::FileSystem;
+use crate::fuse::Notifier;
+use crate::locator::Opened;
+use crate::sys::processes::open_process;
+use parking_lot::Mutex;
+use siphon_overlay::view::View;
+use std::io::{PipeWriter, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+/// What conversations may use. The client list is the only lock, held for list operations.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) view: Arc<View>,
+    pub(super) filesystem: Arc<FileSystem>,
+    pub(super) notifier: Notifier,
+    pub(super) opened: Opened,
+    pub(super) attached: Attached,
+    /// The parts of a status that never change.
+    pub(super) status: Status,
+    /// Processes that use the mount, each as a pidfd.
+    pub(super) clients: Mutex<Vec<Arc<OwnedFd>>>,
+    pub(super) conversations: AtomicUsize,
+    pub(super) stop: AtomicBool,
+    pub(super) wake: PipeWriter,
+}
+
+impl Shared {
+    /// Answers one client on a thread of its own.
+    pub(super) fn converse(shared: &Arc<Self>, stream: UnixStream) {
+        shared.conversations.fetch_add(1, Ordering::SeqCst);
+        let here = Arc::clone(shared);
+        let spawned = std::thread::Builder::new().name("control".to_owned()).spawn(move || {
+            here.answer(stream);
+            here.conversations.fetch_sub(1, Ordering::SeqCst);
+            here.wake();
+        });
+        if let Err(error) = spawned {
+            shared.conversations.fetch_sub(1, Ordering::SeqCst);
+            tracing::error!("cannot answer a client: {error}");
+        }
+    }
+
+    /// Whether a client lives or is being answered.
+    pub(super) fn is_in_use(&self) -> bool {
+        self.conversations() > 0 || !self.clients.lock().is_empty()
+    }
+
+    pub(super) fn conversations(&self) -> usize {
+        self.conversations.load(Ordering::SeqCst)
+    }
+
+    pub(super) fn clients(&self) -> Vec<Arc<OwnedFd>> {
+        self.clients.lock().clone()
+    }
+
+    pub(super) fn remove_clients(&self, ended: impl Fn(&Arc<OwnedFd>) -> bool) {
+        self.clients.lock().retain(|client| !ended(client));
+    }
+
+    /// Whether a client asked the daemon to leave since the last call.
+    pub(super) fn take_stop(&self) -> bool {
+        self.stop.swap(false, Ordering::SeqCst)
+    }
+
+    fn wake(&self) {
+        if let Err(error) = (&self.wake).write_all(&[0]) {
+            tracing::error!("cannot wake the main thread: {error}");
+        }
+    }
+
+    fn answer(&self, mut stream: UnixStream) {
+        let result = control::accept(&mut stream).and_then(|(pid, request)| {
+            let reply = self.reply(pid, request);
+            control::send(&mut stream, &reply)
+        });
+        if let Err(error) = result {
+            tracing::debug!("a client went away: {error}");
+        }
+    }
+
+    fn reply(&self, pid: i32, request: Request) -> Reply {
+        match request {
+            Request::Attach => self.attach(pid),
+            Request::MountPoints(points) => {
+                let made: Result<Vec<_>, _> = points
+                    .iter()
+                    .map(|(path, kind)| mount_points::make(&self.view, &self.notifier, path, *kind))
+                    .collect();
+                made.map_or_else(|error| Reply::Failed(super::chain(&error)), Reply::MountPoints)
+            }
+            Request::Status => Reply::Status(Box::new(self.status())),
+            Request::Stop => {
+                self.stop.store(true, Ordering::SeqCst);
+                Reply::Stopping
+            }
+        }
+    }
+
+    /// The client waits for the reply, so that its process id cannot have gone to another process yet.
+    fn attach(&self, pid: i32) -> Reply {
+        match open_process(pid) {
+            Ok(pidfd) => {
+                self.clients.lock().push(Arc::new(pidfd));
+                Reply::Attached(Box::new(self.attached.clone()))
+            }
+            Err(error) => Reply::Failed(format!("cannot watch the client, process {pid}: {error}")),
+        }
+    }
+
+    fn status(&self) -> Status {
+        let counters = self.filesystem.counters().snapshot();
+        Status {
+            clients: self.clients.lock().len(),
+            bytes_fetched: self.opened.fetched().map(|fetched| fetched.bytes_fetched),
+            bytes_read: counters.bytes_read,
+            counters,
+            ..self.status.clone()
+        }
+    }
+}

@@ -1,0 +1,223 @@
+//! From a specification to a served mount, in the order that the kernel demands: namespaces while there is a single
+//! thread, then the image, the layer, the mount, and last the socket by which others find it.
+
+use super::conversation::Shared;
+use super::{Server, signal_descriptor};
+use crate::control::{Attached, Status};
+use crate::daemon::state::StateDirectory;
+use crate::daemon::{DaemonError, Ids, Layer, Placement, Spec};
+use crate::fs::{FileSystem, Options, Owners};
+use crate::fuse::Mounted;
+use crate::locator::{self, Locator, Opened};
+use crate::metrics::Counters;
+use crate::sys::mounts::{FuseMount, memory_directory};
+use crate::sys::namespaces;
+use parking_lot::Mutex;
+use rustix::process::{getegid, geteuid};
+use siphon_image::open;
+use siphon_image::tree::Tree;
+use siphon_overlay::upper::Upper;
+use siphon_overlay::view::View;
+use std::fs::{File, Permissions};
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::SystemTime;
+
+/// A local image keeps as many workers busy as there are processors, and more than this many only wait for each other.
+const MAX_LOCAL_WORKERS: usize = 8;
+
+/// Below this, one slow read would hold up the others.
+const MIN_WORKERS: usize = 4;
+
+/// Workers of a remote image mostly wait for the network.
+const REMOTE_WORKERS: usize = 16;
+
+/// The merged tree, and whether writes reach it.
+#[derive(Debug)]
+struct Layered {
+    view: Arc<View>,
+    writable: Result<(), String>,
+    is_stable: bool,
+    /// Keeps a layer in memory alive.
+    memory: Option<File>,
+}
+
+pub(super) fn set_up(state: StateDirectory) -> Result<Server, DaemonError> {
+    let failed = |step| move |source: io::Error| DaemonError::Process { step, source };
+    let signals = signal_descriptor().map_err(io::Error::from).map_err(failed("block signals"))?;
+    let spec = state.read_spec()?;
+    let (uid, gid) = (geteuid().as_raw(), getegid().as_raw());
+    enter_namespaces(&spec, uid, gid)?;
+    let locator = Locator::parse(&spec.image)?;
+    let opened = locator::open(&locator, &spec.cache_dir)?;
+    let layered = layer(&spec, &opened, &state.root())?;
+    let facts = open::facts(layered.view.as_ref())
+        .map_err(|source| locator::Error::Tree { image: locator.to_string(), source })?;
+
+    let owners = if spec.ids == Ids::Caller { Owners::Squash { uid, gid } } else { Owners::AsStored };
+    let options = Options { owners, read_only: layered.writable.is_err(), stable: layered.is_stable };
+    let filesystem = Arc::new(FileSystem::new(layered.view.clone(), options, Arc::new(Counters::default())));
+    let root = spec.mount_point(state.root());
+    let source = locator.to_string();
+    let device = mount(&spec, &FuseMount { source: &source, target: &root, read_only: options.read_only }, uid, gid)?;
+    let workers = worker_count(&locator);
+    let mounted = Mounted::new(filesystem.clone(), device, workers).map_err(failed("speak to the kernel"))?;
+
+    let (woken, wake) = io::pipe().map_err(failed("make a pipe"))?;
+    let attached = Attached {
+        pid: rustix::process::getpid().as_raw_nonzero().get(),
+        root: root.clone(),
+        facts,
+        writable: layered.writable.clone(),
+    };
+    let status = first_status(&spec, source, root, &attached, opened.image_bytes);
+    let shared = Arc::new(Shared {
+        view: layered.view,
+        filesystem,
+        notifier: mounted.notifier(),
+        opened,
+        attached,
+        status,
+        clients: Mutex::default(),
+        conversations: 0.into(),
+        stop: false.into(),
+        wake,
+    });
+    let (session_over, over) = io::pipe().map_err(failed("make a pipe"))?;
+    let memory = layered.memory;
+    let session = std::thread::Builder::new()
+        .name("fuse".to_owned())
+        .spawn(move || {
+            if let Err(error) = mounted.serve() {
+                tracing::error!("the filesystem is served no more: {error}");
+            }
+            drop((over, memory));
+        })
+        .map_err(failed("start a thread"))?;
+    let listener = listen(&state)?;
+    Ok(Server { state, spec, shared, listener, signals, woken, session_over, session })
+}
+
+fn enter_namespaces(spec: &Spec, uid: u32, gid: u32) -> Result<(), DaemonError> {
+    match (&spec.placement, spec.ids) {
+        (Placement::HostMount(_), _) => {}
+        (Placement::InNamespace, Ids::Caller) => namespaces::enter_own_user_namespace(uid, gid)?,
+        (Placement::InNamespace, Ids::Host) => namespaces::enter_own_mount_namespace()?,
+    }
+    Ok(())
+}
+
+/// Puts the layer on the image.
+fn layer(spec: &Spec, opened: &Opened, place: &Path) -> Result<Layered, DaemonError> {
+    let is_stable = opened.is_stable;
+    match &spec.layer {
+        Layer::Directory(directory) => match writable_upper(directory) {
+            Ok(upper) => {
+                let view = view(opened.lower.clone(), Some(upper), directory)?;
+                Ok(Layered { view, writable: Ok(()), is_stable, memory: None })
+            }
+            Err(reason) => {
+                let below = read_only_sandbox(opened, directory)?;
+                over_memory(spec, below, place, false, Err(reason))
+            }
+        },
+        Layer::ReadOnly | Layer::Temporary => {
+            let below: Arc<dyn Tree> = match &opened.upper_dir {
+                Some(directory) => read_only_sandbox(opened, directory)?,
+                None => opened.lower.clone(),
+            };
+            let is_stable = is_stable && opened.upper_dir.is_none();
+            let writable = match spec.layer {
+                Layer::Temporary => Ok(()),
+                _ => Err(format!("{} is a read-only image", spec.image)),
+            };
+            over_memory(spec, below, place, is_stable, writable)
+        }
+    }
+}
+
+/// A layer in memory: for writes that are not kept, and for mount points that the image lacks. Mounts in the host's
+/// tree need none of the latter, and could not mount the memory.
+fn over_memory(
+    spec: &Spec,
+    below: Arc<dyn Tree>,
+    place: &Path,
+    is_stable: bool,
+    writable: Result<(), String>,
+) -> Result<Layered, DaemonError> {
+    if spec.placement != Placement::InNamespace {
+        let writable = writable.and(Err("a mount in the host's tree takes no temporary layer".to_owned()));
+        return Ok(Layered { view: view(below, None, place)?, writable, is_stable, memory: None });
+    }
+    let memory = memory_directory(place, None)?;
+    let path = PathBuf::from(format!("/proc/self/fd/{}", memory.as_raw_fd()));
+    let upper = Upper::open(&path).map_err(|source| DaemonError::Layer { path: place.into(), source })?;
+    Ok(Layered { view: view(below, Some(upper), place)?, writable, is_stable, memory: Some(memory) })
+}
+
+/// The layer, ours alone to write; or why not.
+fn writable_upper(directory: &Path) -> Result<Upper, String> {
+    let upper = Upper::open(directory).map_err(|error| super::chain(&error))?;
+    upper.lock_exclusive().map_err(|error| super::chain(&error))?;
+    Ok(upper)
+}
+
+/// A sandbox that someone else writes, as a tree.
+fn read_only_sandbox(opened: &Opened, directory: &Path) -> Result<Arc<dyn Tree>, DaemonError> {
+    let upper = Upper::open(directory).map_err(|source| DaemonError::Layer { path: directory.into(), source })?;
+    Ok(view(opened.lower.clone(), Some(upper), directory)?)
+}
+
+fn view(lower: Arc<dyn Tree>, upper: Option<Upper>, path: &Path) -> Result<Arc<View>, DaemonError> {
+    let view = View::new(lower, upper).map_err(|source| DaemonError::Layer { path: path.into(), source })?;
+    Ok(Arc::new(view))
+}
+
+fn mount(spec: &Spec, mount: &FuseMount<'_>, uid: u32, gid: u32) -> Result<OwnedFd, DaemonError> {
+    let by_fusermount = matches!(spec.placement, Placement::HostMount(_)) && uid != 0;
+    Ok(if by_fusermount { mount.mount_by_fusermount()? } else { mount.mount(uid, gid)? })
+}
+
+fn worker_count(locator: &Locator) -> usize {
+    if matches!(locator, Locator::Url(_)) {
+        return REMOTE_WORKERS;
+    }
+    let processors = std::thread::available_parallelism().map_or(MIN_WORKERS, usize::from);
+    processors.clamp(MIN_WORKERS, MAX_LOCAL_WORKERS)
+}
+
+fn first_status(spec: &Spec, image: String, mount: PathBuf, attached: &Attached, image_bytes: u64) -> Status {
+    let layer = match &spec.layer {
+        Layer::ReadOnly => "none".to_owned(),
+        Layer::Temporary => "memory".to_owned(),
+        Layer::Directory(directory) => directory.display().to_string(),
+    };
+    let started = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |age| age.as_secs());
+    Status {
+        pid: attached.pid,
+        image,
+        mount,
+        layer,
+        writable: attached.writable.is_ok(),
+        started,
+        clients: 0,
+        image_bytes,
+        bytes_fetched: None,
+        bytes_read: 0,
+        counters: Default::default(),
+    }
+}
+
+fn listen(state: &StateDirectory) -> Result<UnixListener, DaemonError> {
+    let path = state.socket();
+    let listen = || -> io::Result<UnixListener> {
+        let listener = UnixListener::bind(&path)?;
+        std::fs::set_permissions(&path, Permissions::from_mode(0o600))?;
+        Ok(listener)
+    };
+    listen().map_err(|source| DaemonError::State { path: path.clone(), source })
+}

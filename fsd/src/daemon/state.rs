@@ -1,0 +1,172 @@
+//! The directory of one daemon: who may touch it, and who holds it.
+
+use super::{DaemonError, Spec};
+use crate::control::SOCKET;
+use crate::locator::Locator;
+use rustix::fs::{FlockOperation, flock};
+use sha2::{Digest, Sha256};
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+/// Raised with every change of the control messages or of what a daemon promises.
+const PROTOCOL_VERSION: u32 = 1;
+
+/// The files of one daemon.
+#[derive(Debug, Clone)]
+pub(super) struct StateDirectory {
+    path: PathBuf,
+}
+
+/// The lock, released when dropped.
+#[derive(Debug)]
+pub(super) struct Lock {
+    _file: File,
+}
+
+impl StateDirectory {
+    /// Where the daemon for `spec` has its state.
+    pub(super) fn of(spec: &Spec, runtime_dir: &Path) -> Result<Self, DaemonError> {
+        let locator = Locator::parse(&spec.image)?;
+        let distinguishing = (
+            (PROTOCOL_VERSION, env!("CARGO_PKG_VERSION")),
+            (locator.to_string(), locator.identity()?),
+            (&spec.layer, &spec.ids, &spec.scope, &spec.placement),
+        );
+        let text = serde_json::to_vec(&distinguishing)
+            .map_err(|error| DaemonError::Process { step: "name the state of the daemon", source: error.into() })?;
+        let digest = Sha256::digest(&text);
+        let key: String = digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+        Ok(Self { path: runtime_dir.join(key) })
+    }
+
+    pub(super) fn at(path: &Path) -> Self {
+        Self { path: path.into() }
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(super) fn socket(&self) -> PathBuf {
+        self.path.join(SOCKET)
+    }
+
+    pub(super) fn root(&self) -> PathBuf {
+        self.path.join("root")
+    }
+
+    pub(super) fn log(&self) -> PathBuf {
+        self.path.join("log")
+    }
+
+    pub(super) fn spec(&self) -> PathBuf {
+        self.path.join("spec.json")
+    }
+
+    /// Makes the directories that are missing, checks that they are ours alone, and waits for the lock.
+    pub(super) fn create_and_lock(&self) -> Result<Lock, DaemonError> {
+        loop {
+            if let Some(runtime_dir) = self.path.parent() {
+                private_directory(runtime_dir)?;
+            }
+            private_directory(&self.path)?;
+            if let Some(lock) = self.lock(FlockOperation::LockExclusive)? {
+                return Ok(lock);
+            }
+        }
+    }
+
+    /// Takes the lock if nobody has it.
+    pub(super) fn try_lock(&self) -> Result<Option<Lock>, DaemonError> {
+        self.lock(FlockOperation::NonBlockingLockExclusive)
+    }
+
+    /// `None` if someone else has it, or took the directory away while this process waited.
+    fn lock(&self, operation: FlockOperation) -> Result<Option<Lock>, DaemonError> {
+        let path = self.path.join("lock");
+        let failed = |source: io::Error| DaemonError::State { path: path.clone(), source };
+        let file = match OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            file => file.map_err(failed)?,
+        };
+        loop {
+            match flock(&file, operation) {
+                Ok(()) => break,
+                Err(rustix::io::Errno::INTR) => {}
+                Err(rustix::io::Errno::WOULDBLOCK) => return Ok(None),
+                Err(errno) => return Err(failed(errno.into())),
+            }
+        }
+        let held = file.metadata().map_err(failed)?;
+        let still_there = fs::metadata(&path).is_ok_and(|there| (there.dev(), there.ino()) == (held.dev(), held.ino()));
+        Ok(still_there.then_some(Lock { _file: file }))
+    }
+
+    /// Takes the traces of a dead daemon away. The lock must be held.
+    pub(super) fn clear(&self) -> Result<(), DaemonError> {
+        for path in [self.socket(), self.spec(), self.log()] {
+            ignore_missing(fs::remove_file(&path)).map_err(|source| DaemonError::State { path, source })?;
+        }
+        let root = self.root();
+        ignore_missing(fs::remove_dir(&root)).map_err(|source| DaemonError::State { path: root, source })
+    }
+
+    /// Takes everything away, the lock last. The lock must be held.
+    pub(super) fn remove(&self, _held: &Lock) -> Result<(), DaemonError> {
+        self.clear()?;
+        let lock = self.path.join("lock");
+        ignore_missing(fs::remove_file(&lock)).map_err(|source| DaemonError::State { path: lock, source })?;
+        ignore_missing(fs::remove_dir(&self.path))
+            .map_err(|source| DaemonError::State { path: self.path.clone(), source })
+    }
+
+    /// Reads what the daemon was started for.
+    pub(super) fn read_spec(&self) -> Result<Spec, DaemonError> {
+        let path = self.spec();
+        let failed = |source| DaemonError::State { path: path.clone(), source };
+        let text = fs::read(&path).map_err(failed)?;
+        serde_json::from_slice(&text).map_err(|error| failed(error.into()))
+    }
+
+    /// Writes it.
+    pub(super) fn write_spec(&self, spec: &Spec) -> Result<(), DaemonError> {
+        let path = self.spec();
+        let write = || -> io::Result<()> { fs::write(&path, serde_json::to_vec(spec)?) };
+        write().map_err(|source| DaemonError::State { path: path.clone(), source })
+    }
+
+    /// The last lines of the log, for a daemon that cannot speak for itself.
+    pub(super) fn last_words(&self) -> String {
+        let log = fs::read(self.log()).unwrap_or_default();
+        let tail = &log[log.len().saturating_sub(2000)..];
+        String::from_utf8_lossy(tail).trim().replace('\n', " | ")
+    }
+}
+
+/// Makes `path` with mode 0700 if it is missing, and makes sure that it is ours and nobody else can enter it.
+fn private_directory(path: &Path) -> Result<(), DaemonError> {
+    let failed = |source| DaemonError::State { path: path.into(), source };
+    match DirBuilder::new().mode(0o700).create(path) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(failed(error)),
+        _ => {}
+    }
+    let data = match fs::symlink_metadata(path) {
+        // Its daemon left in between: the caller starts over when it finds no lock file to open.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        data => data.map_err(failed)?,
+    };
+    let uid = rustix::process::geteuid().as_raw();
+    if !data.is_dir() || data.uid() != uid || data.mode() & 0o077 != 0 {
+        return Err(DaemonError::Unsafe { path: path.into(), uid });
+    }
+    Ok(())
+}
+
+fn ignore_missing(result: io::Result<()>) -> io::Result<()> {
+    match result {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        result => result,
+    }
+}

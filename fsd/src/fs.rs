@@ -1,0 +1,262 @@
+//! Every filesystem operation, on inode numbers and handles, as plain values.
+//!
+//! [`FileSystem`] is a [`View`] with what a kernel needs around it: numbers for open files, listings that hold still
+//! while they are read, one owner where only one id exists, a refusal of writes, and counters. No FUSE type is named
+//! here, so that all of it can be tested and used without a mount.
+//!
+//! Locks: only those of the handle tables, held for one map operation each.
+
+mod changes;
+mod directories;
+mod handles;
+
+use crate::metrics::Counters;
+use handles::Handles;
+use siphon_image::tree::{Attr, Statistics};
+use siphon_overlay::error::Error as ViewError;
+use siphon_overlay::view::{Ino, OpenFile, OpenMode, View};
+use std::ffi::{OsStr, OsString};
+use std::sync::Arc;
+use std::time::Duration;
+
+pub use directories::{DirectoryEntry, Listed};
+
+/// Far longer than any mount lives, and far from the kernel's overflow when it counts in jiffies.
+const FOREVER: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
+
+/// Whom nodes belong to, as callers see it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Owners {
+    /// Everything belongs to this user and group: the only ids that exist in a namespace with a single-id map.
+    Squash {
+        /// The user id shown for every node.
+        uid: u32,
+        /// The group id shown for every node.
+        gid: u32,
+    },
+    /// As the image and the layer have it.
+    AsStored,
+}
+
+/// How a filesystem behaves.
+#[derive(Debug, Clone, Copy)]
+pub struct Options {
+    /// Whom nodes belong to.
+    pub owners: Owners,
+    /// Refuses every change that comes through this interface with `EROFS`.
+    pub read_only: bool,
+    /// Whether nothing but this filesystem changes what is below, so that the kernel may keep what it learnt for good.
+    pub stable: bool,
+}
+
+/// A failed operation. [`crate::errno::errno`] turns it into what the kernel is told.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The image or the layer says no, or cannot be read.
+    #[error(transparent)]
+    View(#[from] ViewError),
+    /// A change of a filesystem that takes none.
+    #[error("the filesystem is mounted read-only")]
+    ReadOnly,
+    /// An open file or directory that is not, or no longer, open.
+    #[error("there is no such open file")]
+    BadHandle,
+    /// The node does not have this extended attribute.
+    #[error("no such extended attribute")]
+    NoAttribute,
+    /// The answer does not fit the caller's buffer.
+    #[error("the value is larger than the buffer for it")]
+    TooLarge,
+    /// An owner that this filesystem cannot store.
+    #[error("only one owner exists here")]
+    NotPermitted,
+    /// Arguments that no filesystem takes.
+    #[error("invalid argument")]
+    Invalid,
+}
+
+/// A node as callers see it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Node {
+    /// Its number.
+    pub ino: Ino,
+    /// Its attributes, owners mapped.
+    pub attr: Attr,
+}
+
+/// Who asks, for the ownership of what they make.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Caller {
+    /// User id as this process sees it.
+    pub uid: u32,
+    /// Group id as this process sees it.
+    pub gid: u32,
+}
+
+/// Answer to a question for an extended attribute or their names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum XattrReply {
+    /// How many bytes it takes: what a caller with an empty buffer asks for.
+    Size(usize),
+    /// The bytes.
+    Data(Vec<u8>),
+}
+
+/// One mounted view. All methods may be called by many threads.
+#[derive(Debug)]
+pub struct FileSystem {
+    view: Arc<View>,
+    options: Options,
+    counters: Arc<Counters>,
+    files: Handles<OpenFile>,
+    directories: Handles<directories::Snapshot>,
+}
+
+impl FileSystem {
+    /// Serves `view`.
+    pub fn new(view: Arc<View>, options: Options, counters: Arc<Counters>) -> Self {
+        Self { view, options, counters, files: Handles::new(), directories: Handles::new() }
+    }
+
+    /// What it counts.
+    pub fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    /// How long the kernel may answer from its own memory before it asks again.
+    pub fn lifetime(&self) -> Duration {
+        // A sandbox that another process writes, or a plain directory: changes show within a second.
+        if self.options.stable { FOREVER } else { Duration::from_secs(1) }
+    }
+
+    /// Whether file contents and listings may stay in the page cache over an open.
+    pub fn keeps_cache(&self) -> bool {
+        self.options.stable
+    }
+
+    /// Whether every change is refused.
+    pub fn is_read_only(&self) -> bool {
+        self.options.read_only
+    }
+
+    /// Looks `name` up in `parent` and counts one reference, which [`FileSystem::forget`] gives back.
+    ///
+    /// # Errors
+    /// [`Error::View`], `ENOENT` if there is no such name.
+    pub fn lookup(&self, parent: Ino, name: &OsStr) -> Result<Node, Error> {
+        self.counters.lookup();
+        let (ino, attr) = self.view.lookup(parent, name)?;
+        Ok(self.node(ino, attr))
+    }
+
+    /// Gives `count` references on `ino` back.
+    pub fn forget(&self, ino: Ino, count: u64) {
+        self.view.forget(ino, count);
+    }
+
+    /// The attributes of `ino`.
+    ///
+    /// # Errors
+    /// [`Error::View`].
+    pub fn attr(&self, ino: Ino) -> Result<Node, Error> {
+        Ok(self.node(ino, self.view.attr(ino)?))
+    }
+
+    /// The target of the symbolic link `ino`.
+    ///
+    /// # Errors
+    /// [`Error::View`].
+    pub fn read_link(&self, ino: Ino) -> Result<OsString, Error> {
+        Ok(self.view.read_link(ino)?)
+    }
+
+    /// Opens the file `ino`.
+    ///
+    /// # Errors
+    /// [`Error::ReadOnly`] if it is to be written on a read-only filesystem, or [`Error::View`].
+    pub fn open(&self, ino: Ino, mode: OpenMode) -> Result<u64, Error> {
+        if mode.write || mode.truncate {
+            self.check_writable()?;
+        }
+        self.counters.open();
+        Ok(self.files.insert(self.view.open(ino, mode)?))
+    }
+
+    /// Closes an open file.
+    pub fn release(&self, handle: u64) {
+        self.files.remove(handle);
+    }
+
+    /// Reads from an open file into `buf` and returns how many bytes were there: fewer than asked only at the end.
+    ///
+    /// # Errors
+    /// [`Error::BadHandle`] or [`Error::View`].
+    pub fn read(&self, handle: u64, offset: u64, buf: &mut [u8]) -> Result<usize, Error> {
+        let file = self.file(handle)?;
+        let read = self.view.read(&file, offset, buf)?;
+        self.counters.read(read);
+        Ok(read)
+    }
+
+    /// `lseek(2)` with `SEEK_DATA` or `SEEK_HOLE`.
+    ///
+    /// # Errors
+    /// [`Error::BadHandle`] or [`Error::View`], `ENXIO` past the end.
+    pub fn seek(&self, handle: u64, offset: u64, whence: i32) -> Result<u64, Error> {
+        Ok(self.view.seek(&*self.file(handle)?, offset, whence)?)
+    }
+
+    /// The extended attribute `name`, for a buffer of `capacity` bytes; 0 asks for its size.
+    ///
+    /// # Errors
+    /// [`Error::NoAttribute`], [`Error::TooLarge`] or [`Error::View`].
+    pub fn xattr(&self, ino: Ino, name: &OsStr, capacity: usize) -> Result<XattrReply, Error> {
+        let value = self.view.xattr(ino, name)?.ok_or(Error::NoAttribute)?;
+        fit(value, capacity)
+    }
+
+    /// The names of all extended attributes, each with a NUL after it, for a buffer of `capacity` bytes.
+    ///
+    /// # Errors
+    /// [`Error::TooLarge`] or [`Error::View`].
+    pub fn xattr_names(&self, ino: Ino, capacity: usize) -> Result<XattrReply, Error> {
+        let mut list = Vec::new();
+        for name in self.view.xattr_names(ino)? {
+            list.extend_from_slice(name.as_encoded_bytes());
+            list.push(0);
+        }
+        fit(list, capacity)
+    }
+
+    /// What `statfs` says.
+    ///
+    /// # Errors
+    /// [`Error::View`].
+    pub fn statistics(&self) -> Result<Statistics, Error> {
+        Ok(self.view.statistics()?)
+    }
+
+    fn file(&self, handle: u64) -> Result<Arc<OpenFile>, Error> {
+        self.files.get(handle).ok_or(Error::BadHandle)
+    }
+
+    fn check_writable(&self) -> Result<(), Error> {
+        if self.options.read_only { Err(Error::ReadOnly) } else { Ok(()) }
+    }
+
+    fn node(&self, ino: Ino, attr: Attr) -> Node {
+        let attr = match self.options.owners {
+            Owners::Squash { uid, gid } => Attr { uid, gid, ..attr },
+            Owners::AsStored => attr,
+        };
+        Node { ino, attr }
+    }
+}
+
+fn fit(value: Vec<u8>, capacity: usize) -> Result<XattrReply, Error> {
+    match capacity {
+        0 => Ok(XattrReply::Size(value.len())),
+        _ if value.len() > capacity => Err(Error::TooLarge),
+        _ => Ok(XattrReply::Data(value)),
+    }
+}

@@ -1,0 +1,201 @@
+//! The operations that change something.
+
+use super::{Caller, Error, FileSystem, Node, Owners};
+use nix::libc;
+use siphon_image::tree::Kind;
+use siphon_overlay::view::{Ino, OpenMode, Owner, RenameMode, SetAttr};
+use std::ffi::OsStr;
+
+/// The setgid bit of a mode.
+const SETGID: u16 = 0o2000;
+
+impl FileSystem {
+    /// Changes attributes.
+    ///
+    /// # Errors
+    /// [`Error::ReadOnly`]; [`Error::NotPermitted`] for an owner other than the only one; [`Error::View`].
+    pub fn set_attr(&self, ino: Ino, change: &SetAttr) -> Result<Node, Error> {
+        self.check_writable()?;
+        let change = self.without_squashed_owner(change)?;
+        Ok(self.node(ino, self.view.set_attr(ino, &change)?))
+    }
+
+    /// Creates a regular file and opens it. Counts one reference, as do all makers below.
+    ///
+    /// # Errors
+    /// [`Error::ReadOnly`] or [`Error::View`].
+    pub fn create(
+        &self,
+        caller: Caller,
+        parent: Ino,
+        name: &OsStr,
+        mode: u16,
+        open: OpenMode,
+    ) -> Result<(Node, u64), Error> {
+        self.check_writable()?;
+        let (owner, _) = self.owner_in(caller, parent)?;
+        let (ino, attr, file) = self.view.create(parent, name, mode, owner, open)?;
+        self.counters.open();
+        Ok((self.node(ino, attr), self.files.insert(file)))
+    }
+
+    /// Makes a file, device, fifo or socket without opening it.
+    ///
+    /// # Errors
+    /// [`Error::ReadOnly`]; [`Error::Invalid`] for a directory or link; [`Error::View`].
+    pub fn make_node(
+        &self,
+        caller: Caller,
+        parent: Ino,
+        name: &OsStr,
+        kind: Kind,
+        mode: u16,
+        rdev: u32,
+    ) -> Result<Node, Error> {
+        self.check_writable()?;
+        if matches!(kind, Kind::Directory | Kind::Symlink) {
+            return Err(Error::Invalid);
+        }
+        let (owner, _) = self.owner_in(caller, parent)?;
+        let (ino, attr) = self.view.make_node(parent, name, kind, mode, rdev, owner)?;
+        Ok(self.node(ino, attr))
+    }
+
+    /// Makes a directory.
+    ///
+    /// # Errors
+    /// [`Error::ReadOnly`] or [`Error::View`].
+    pub fn make_directory(&self, caller: Caller, parent: Ino, name: &OsStr, mode: u16) -> Result<Node, Error> {
+        self.check_writable()?;
+        let (owner, inherited) = self.owner_in(caller, parent)?;
+        let (ino, attr) = self.view.make_directory(parent, name, mode | inherited, owner)?;
+        Ok(self.node(ino, attr))
+    }
+
+    /// Makes a symbolic link to `target`.
+    ///
+    /// # Errors
+    /// [`Error::ReadOnly`] or [`Error::View`].
+    pub fn make_symlink(&self, caller: Caller, parent: Ino, name: &OsStr, target: &OsStr) -> Result<Node, Error> {
+        self.check_writable()?;
+        let (owner, _) = self.owner_in(caller, parent)?;
+        let (ino, attr) = self.view.make_symlink(parent, name, target, owner)?;
+        Ok(self.node(ino, attr))
+    }
+
+    /// Gives `ino` another name.
+    ///
+    /// # Errors
+    /// [`Error::ReadOnly`] or [`Error::View`].
+    pub fn link(&self, ino: Ino, parent: Ino, name: &OsStr) -> Result<Node, Error> {
+        self.check_writable()?;
+        let (ino, attr) = self.view.link(ino, parent, name)?;
+        Ok(self.node(ino, attr))
+    }
+
+    /// Takes a name of something that is not a directory away.
+    ///
+    /// # Errors
+    /// [`Error::ReadOnly`] or [`Error::View`].
+    pub fn unlink(&self, parent: Ino, name: &OsStr) -> Result<(), Error> {
+        self.check_writable()?;
+        Ok(self.view.unlink(parent, name)?)
+    }
+
+    /// Removes an empty directory.
+    ///
+    /// # Errors
+    /// [`Error::ReadOnly`] or [`Error::View`].
+    pub fn remove_directory(&self, parent: Ino, name: &OsStr) -> Result<(), Error> {
+        self.check_writable()?;
+        Ok(self.view.remove_directory(parent, name)?)
+    }
+
+    /// `renameat2(2)` with its flag bits.
+    ///
+    /// # Errors
+    /// [`Error::ReadOnly`]; [`Error::Invalid`] for flags other than `RENAME_NOREPLACE` or `RENAME_EXCHANGE`;
+    /// [`Error::View`].
+    pub fn rename(&self, from: Ino, name: &OsStr, to: Ino, new_name: &OsStr, flags: u32) -> Result<(), Error> {
+        self.check_writable()?;
+        let mode = match flags {
+            0 => RenameMode::Replace,
+            libc::RENAME_NOREPLACE => RenameMode::NoReplace,
+            libc::RENAME_EXCHANGE => RenameMode::Exchange,
+            _ => return Err(Error::Invalid),
+        };
+        Ok(self.view.rename(from, name, to, new_name, mode)?)
+    }
+
+    /// Writes all of `data` or fails, and returns how much was written.
+    ///
+    /// # Errors
+    /// [`Error::ReadOnly`], [`Error::BadHandle`] or [`Error::View`].
+    pub fn write(&self, handle: u64, offset: u64, data: &[u8]) -> Result<usize, Error> {
+        self.check_writable()?;
+        let written = self.view.write(&*self.file(handle)?, offset, data)?;
+        self.counters.write(written);
+        Ok(written)
+    }
+
+    /// Makes what was written to an open file durable.
+    ///
+    /// # Errors
+    /// [`Error::BadHandle`] or [`Error::View`].
+    pub fn sync(&self, handle: u64, data_only: bool) -> Result<(), Error> {
+        let file = self.file(handle)?;
+        if self.options.read_only {
+            return Ok(());
+        }
+        Ok(self.view.sync(&file, data_only)?)
+    }
+
+    /// `fallocate(2)` with its mode bits.
+    ///
+    /// # Errors
+    /// [`Error::ReadOnly`], [`Error::BadHandle`] or [`Error::View`].
+    pub fn allocate(&self, handle: u64, mode: i32, offset: u64, length: u64) -> Result<(), Error> {
+        self.check_writable()?;
+        Ok(self.view.allocate(&*self.file(handle)?, mode, offset, length)?)
+    }
+
+    /// Sets an extended attribute; `flags` are those of `setxattr(2)`.
+    ///
+    /// # Errors
+    /// [`Error::ReadOnly`] or [`Error::View`].
+    pub fn set_xattr(&self, ino: Ino, name: &OsStr, value: &[u8], flags: i32) -> Result<(), Error> {
+        self.check_writable()?;
+        Ok(self.view.set_xattr(ino, name, value, flags)?)
+    }
+
+    /// Removes an extended attribute.
+    ///
+    /// # Errors
+    /// [`Error::ReadOnly`] or [`Error::View`].
+    pub fn remove_xattr(&self, ino: Ino, name: &OsStr) -> Result<(), Error> {
+        self.check_writable()?;
+        Ok(self.view.remove_xattr(ino, name)?)
+    }
+
+    /// Whom a new node in `parent` belongs to, and the mode bits that a new directory takes over from it: a setgid
+    /// directory hands its group on, and itself to directories. The kernel leaves this to the filesystem.
+    fn owner_in(&self, caller: Caller, parent: Ino) -> Result<(Owner, u16), Error> {
+        let parent = self.view.attr(parent)?;
+        let inherited = parent.mode & SETGID;
+        let owner = match self.options.owners {
+            Owners::Squash { .. } => None,
+            Owners::AsStored if inherited != 0 => Some((caller.uid, parent.gid)),
+            Owners::AsStored => Some((caller.uid, caller.gid)),
+        };
+        Ok((owner, inherited))
+    }
+
+    /// Where only one owner exists, to give something to that owner changes nothing and to anyone else is refused.
+    fn without_squashed_owner(&self, change: &SetAttr) -> Result<SetAttr, Error> {
+        let Owners::Squash { uid, gid } = self.options.owners else { return Ok(*change) };
+        if change.uid.is_some_and(|new| new != uid) || change.gid.is_some_and(|new| new != gid) {
+            return Err(Error::NotPermitted);
+        }
+        Ok(SetAttr { uid: None, gid: None, ..*change })
+    }
+}

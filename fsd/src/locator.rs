@@ -1,0 +1,249 @@
+//! Names of images, as users write them, and the way from a name to a file tree.
+
+use crate::blob::{Blob, BlobCounters, BlobError};
+use siphon_image::directory::Directory;
+use siphon_image::open::{self, Format, Image};
+use siphon_image::read_at::{FileAt, ReadAt};
+use siphon_image::tree::{self, Tree};
+use siphon_overlay::upper::Base;
+use std::fmt;
+use std::fs::{self, File, Metadata};
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// Where a sandbox keeps what it is a layer of.
+const BASE_FILE: &str = ".siphon/base.json";
+
+/// Where an image is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Locator {
+    /// An image file, by its canonical path.
+    File(PathBuf),
+    /// A plain directory that holds a whole root filesystem.
+    Directory(PathBuf),
+    /// A directory that is a layer over the image that it names.
+    Sandbox(PathBuf),
+    /// An image file on a web server.
+    Url(String),
+}
+
+/// An image could not be found or opened.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The path leads nowhere, or not to something readable.
+    #[error("cannot open {path}")]
+    Path {
+        /// The path.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// Neither a file nor a directory.
+    #[error("{path} is neither an image file nor a directory")]
+    Kind {
+        /// The path.
+        path: PathBuf,
+    },
+    /// The server did not give it.
+    #[error("cannot open {url}")]
+    Url {
+        /// The URL.
+        url: String,
+        /// What happened.
+        #[source]
+        source: BlobError,
+    },
+    /// Its content is not an image.
+    #[error("cannot read the image {image}")]
+    Format {
+        /// Path or URL.
+        image: String,
+        /// What is wrong with it.
+        #[source]
+        source: open::Error,
+    },
+    /// Its tree cannot be read.
+    #[error("cannot read the files of {image}")]
+    Tree {
+        /// Path or URL.
+        image: String,
+        /// What is wrong.
+        #[source]
+        source: tree::Error,
+    },
+    /// A sandbox whose own record cannot be read.
+    #[error("cannot read {BASE_FILE} of the sandbox {sandbox}")]
+    Record {
+        /// The directory.
+        sandbox: PathBuf,
+        /// What is wrong.
+        #[source]
+        source: siphon_overlay::error::Error,
+    },
+    /// A sandbox whose base cannot be opened.
+    #[error("the sandbox {sandbox} is a layer over {base}, which cannot be opened")]
+    BaseGone {
+        /// The directory.
+        sandbox: PathBuf,
+        /// What it names.
+        base: String,
+        /// Why that cannot be opened.
+        #[source]
+        source: Box<Error>,
+    },
+    /// A sandbox whose base is now another image.
+    #[error(
+        "the sandbox {sandbox} is a layer over {base}, which has changed since: it was {recorded} and is {found}; \
+         put the former image back, or make a new sandbox"
+    )]
+    BaseChanged {
+        /// The directory.
+        sandbox: PathBuf,
+        /// What it names.
+        base: String,
+        /// What the base was.
+        recorded: String,
+        /// What it is.
+        found: String,
+    },
+}
+
+/// An open image.
+#[derive(Debug)]
+pub struct Opened {
+    /// The read-only tree: the image, or the base of a sandbox.
+    pub lower: Arc<dyn Tree>,
+    /// The directory of the layer, for a sandbox.
+    pub upper_dir: Option<PathBuf>,
+    /// The format and what comes with it.
+    pub image: Image,
+    /// What tells this content from any other: length and time of a file, validator of a URL.
+    pub identity: String,
+    /// Bytes of the image file; 0 for a directory.
+    pub image_bytes: u64,
+    /// Whether nobody is expected to change it: false for a plain directory.
+    pub is_stable: bool,
+    remote: Option<Arc<Blob>>,
+}
+
+impl Opened {
+    /// What was fetched, for a remote image.
+    pub fn fetched(&self) -> Option<BlobCounters> {
+        self.remote.as_ref().map(|blob| blob.counters())
+    }
+}
+
+impl Locator {
+    /// Finds out what `name` stands for: a URL, or a path that exists.
+    ///
+    /// # Errors
+    /// [`Error::Path`] or [`Error::Kind`].
+    pub fn parse(name: &str) -> Result<Self, Error> {
+        if name.starts_with("http://") || name.starts_with("https://") {
+            return Ok(Self::Url(name.to_owned()));
+        }
+        let failed = |source| Error::Path { path: name.into(), source };
+        let path = fs::canonicalize(name).map_err(failed)?;
+        let kind = fs::metadata(&path).map_err(failed)?;
+        match kind {
+            kind if kind.is_file() => Ok(Self::File(path)),
+            kind if kind.is_dir() && path.join(BASE_FILE).exists() => Ok(Self::Sandbox(path)),
+            kind if kind.is_dir() => Ok(Self::Directory(path)),
+            _ => Err(Error::Kind { path }),
+        }
+    }
+
+    /// What tells this object from all others of this machine, now: device, inode, length and time of a path, or the
+    /// URL itself. No network is used, and a served URL goes on as the version it was opened as.
+    ///
+    /// # Errors
+    /// [`Error::Path`] if it has gone.
+    pub fn identity(&self) -> Result<String, Error> {
+        let path = match self {
+            Self::Url(url) => return Ok(url.clone()),
+            Self::File(path) | Self::Directory(path) | Self::Sandbox(path) => path,
+        };
+        let data = fs::metadata(path).map_err(|source| Error::Path { path: path.clone(), source })?;
+        let place = format!("{}:{}", data.dev(), data.ino());
+        // What is in a directory changes under way, and it stays the same directory.
+        Ok(if data.is_file() { format!("{place}:{}", content_identity(&data)) } else { place })
+    }
+}
+
+impl fmt::Display for Locator {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Url(url) => f.write_str(url),
+            Self::File(path) | Self::Directory(path) | Self::Sandbox(path) => path.display().fmt(f),
+        }
+    }
+}
+
+/// Opens an image for reading. `cache_dir` takes the bytes of remote ones.
+///
+/// # Errors
+/// Any [`Error`].
+pub fn open(locator: &Locator, cache_dir: &Path) -> Result<Opened, Error> {
+    match locator {
+        Locator::File(path) => open_file(path),
+        Locator::Directory(path) => open_directory(path),
+        Locator::Url(url) => open_url(url, cache_dir),
+        Locator::Sandbox(path) => open_sandbox(path, cache_dir),
+    }
+}
+
+fn open_file(path: &Path) -> Result<Opened, Error> {
+    let failed = |source| Error::Path { path: path.into(), source };
+    let file = File::open(path).map_err(failed)?;
+    let identity = content_identity(&file.metadata().map_err(failed)?);
+    let bytes: Arc<dyn ReadAt> = Arc::new(FileAt::new(file).map_err(failed)?);
+    opened(path.display().to_string(), bytes, identity, None)
+}
+
+fn open_url(url: &str, cache_dir: &Path) -> Result<Opened, Error> {
+    let blob = Blob::open(url, cache_dir).map_err(|source| Error::Url { url: url.to_owned(), source })?;
+    let blob = Arc::new(blob);
+    let identity = blob.identity().to_owned();
+    opened(url.to_owned(), blob.clone(), identity, Some(blob))
+}
+
+fn opened(name: String, bytes: Arc<dyn ReadAt>, identity: String, remote: Option<Arc<Blob>>) -> Result<Opened, Error> {
+    let image_bytes = bytes.len();
+    let image = open::open(bytes).map_err(|source| Error::Format { image: name, source })?;
+    Ok(Opened { lower: image.tree.clone(), upper_dir: None, image, identity, image_bytes, is_stable: true, remote })
+}
+
+fn open_directory(path: &Path) -> Result<Opened, Error> {
+    let identity = Locator::Directory(path.into()).identity()?;
+    let directory =
+        Directory::open(path).map_err(|source| Error::Tree { image: path.display().to_string(), source })?;
+    let lower: Arc<dyn Tree> = Arc::new(directory);
+    let image = Image { tree: lower.clone(), format: Format::Directory, sif: None };
+    Ok(Opened { lower, upper_dir: None, image, identity, image_bytes: 0, is_stable: false, remote: None })
+}
+
+fn open_sandbox(sandbox: &Path, cache_dir: &Path) -> Result<Opened, Error> {
+    let record = Base::read(sandbox).map_err(|source| Error::Record { sandbox: sandbox.into(), source })?;
+    let missing = || Error::Path { path: sandbox.join(BASE_FILE), source: io::ErrorKind::NotFound.into() };
+    let base = record.ok_or_else(missing)?;
+    let gone = |source| Error::BaseGone { sandbox: sandbox.into(), base: base.image.clone(), source: Box::new(source) };
+    let locator = Locator::parse(&base.image).map_err(gone)?;
+    if let Locator::Sandbox(path) = locator {
+        // Layers do not stack: a record that names a sandbox, perhaps its own, was not written by us.
+        return Err(gone(Error::Kind { path }));
+    }
+    let opened = open(&locator, cache_dir).map_err(gone)?;
+    if opened.identity != base.identity {
+        let (recorded, found) = (base.identity, opened.identity);
+        return Err(Error::BaseChanged { sandbox: sandbox.into(), base: base.image, recorded, found });
+    }
+    Ok(Opened { upper_dir: Some(sandbox.into()), ..opened })
+}
+
+/// Length and time of a file: the same on every machine of a cluster, where device numbers differ.
+fn content_identity(data: &Metadata) -> String {
+    format!("{} bytes of {}.{:09}", data.size(), data.mtime(), data.mtime_nsec())
+}
