@@ -12,6 +12,7 @@ use siphon_image::read_at::ReadAt;
 use siphon_image::sif::writer::SifWriter;
 use siphon_image::sif::{Arch, DataType, Sif};
 use siphon_image::squashfs::writer::{self, Options, Owners, Progress};
+use siphon_image::tree::Tree;
 use std::fs::{File, Permissions};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -69,26 +70,27 @@ fn write(opened: &Opened, target: &Path, report: Report) -> anyhow::Result<u64> 
 }
 
 fn write_sif(opened: &Opened, file: &File, interrupted: &AtomicBool, report: Report) -> anyhow::Result<u64> {
-    let facts = facts(opened.tree.as_ref())?;
+    let tree = opened.tree()?;
+    let facts = facts(tree.as_ref())?;
     let seconds = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-    let arch = opened.sif.as_ref().map(|sif| sif.header().arch).or_else(|| Arch::from_name(std::env::consts::ARCH));
+    let arch = opened.image.sif.as_ref().map(|sif| sif.header().arch).or_else(|| Arch::from_name(std::env::consts::ARCH));
     let arch = arch.unwrap_or(Arch::UNKNOWN);
     let mut sif = SifWriter::new(file, arch, uuid::Uuid::new_v4(), i64::try_from(seconds)?);
     if let Some(deffile) = &facts.deffile {
         sif.add_object(DataType::Deffile, "", deffile.as_bytes())?;
     }
     sif.add_object(DataType::GenericJson, INSPECT_METADATA, inspect_metadata(&facts).to_string().as_bytes())?;
-    if let Some(config) = opened.sif.as_ref().and_then(oci_config) {
+    if let Some(config) = opened.image.sif.as_ref().and_then(oci_config) {
         sif.add_object(DataType::GenericJson, OCI_CONFIG, &config)?;
     }
     let options = Options { mkfs_time: u32::try_from(seconds)?, owners: owners(), ..Options::default() };
-    let summary = pack(opened, file, sif.partition_start(), &options, interrupted, report)?;
+    let summary = pack(tree.as_ref(), file, sif.partition_start(), &options, interrupted, report)?;
     Ok(sif.finish(summary.image_bytes)?)
 }
 
 /// Writes the squashfs in another thread while this one shows how far it is and watches for ^C.
 fn pack(
-    opened: &Opened,
+    tree: &dyn Tree,
     file: &File,
     start_bytes: u64,
     options: &Options,
@@ -98,7 +100,7 @@ fn pack(
     let progress = Progress::default();
     let bar = report.progress("packing", 0);
     std::thread::scope(|scope| {
-        let packing = scope.spawn(|| writer::write(opened.tree.as_ref(), file, start_bytes, options, &progress));
+        let packing = scope.spawn(|| writer::write(tree, file, start_bytes, options, &progress));
         while !packing.is_finished() {
             std::thread::park_timeout(TICK);
             progress.cancel.store(interrupted.load(Ordering::Relaxed), Ordering::Relaxed);

@@ -16,8 +16,15 @@ use crate::host::cache_dir;
 use crate::settings::Common;
 use anyhow::Context;
 use siphon_fsd::locator::{Locator, Opened};
+use siphon_image::tree::Tree;
+use std::sync::Arc;
 
-/// Opens an image for looking into it, without a mount.
+/// Opens the tree of an image for looking into it, without a mount.
+fn open_tree(image: &str, common: &Common) -> anyhow::Result<Arc<dyn Tree>> {
+    open_image(image, common)?.tree().with_context(|| format!("could not open image {image}"))
+}
+
+/// Opens an image without a mount.
 fn open_image(image: &str, common: &Common) -> anyhow::Result<Opened> {
     let context = || format!("could not open image {image}");
     let locator = Locator::parse(image).with_context(context)?;

@@ -9,7 +9,7 @@ mod mount;
 use crate::plan::{Failure, Plan, Start};
 use crate::report::Report;
 use anyhow::{Context, bail};
-use nix::mount::{MntFlags, MsFlags, umount2};
+use nix::mount::{MntFlags, umount2};
 use nix::sched::{CloneFlags, unshare};
 use nix::unistd::{chdir, execve, fchdir, pivot_root};
 use std::ffi::{CString, OsStr, OsString};

@@ -7,6 +7,7 @@
 //!     spec.json          what it was started for
 //!     log                its standard error
 //!     root/              the mount point, in the daemon's own mount namespace
+//!     session/           empty: a client may mount files of its own over it, in a mount namespace of its own
 //! ```
 //!
 //! A daemon without clients leaves after a while: with the lock held, it takes its directory away and detaches the
@@ -26,8 +27,10 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::control::{self, MountPointKind, Reply, Request};
+use crate::control::{self, Reply, Request};
 use crate::sys::{mounts, namespaces};
+
+pub use crate::control::MountPointKind;
 pub use join::join;
 pub use serve::serve;
 
@@ -145,6 +148,8 @@ pub enum DaemonError {
 pub struct Joined {
     /// The root of the image: a path in the daemon's mount namespace, or in the host's for a host mount.
     pub root: PathBuf,
+    /// An empty directory to mount over.
+    pub session: PathBuf,
     /// What the image says of itself.
     pub facts: Facts,
     /// Whether writes are taken; if not, why.

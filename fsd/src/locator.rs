@@ -5,7 +5,8 @@ use siphon_image::directory::Directory;
 use siphon_image::open::{self, Format, Image};
 use siphon_image::read_at::{FileAt, ReadAt};
 use siphon_image::tree::{self, Tree};
-use siphon_overlay::upper::Base;
+use siphon_overlay::upper::{Base, Upper};
+use siphon_overlay::view::View;
 use std::fmt;
 use std::fs::{self, File, Metadata};
 use std::io;
@@ -83,6 +84,15 @@ pub enum Error {
         #[source]
         source: siphon_overlay::error::Error,
     },
+    /// A sandbox whose own files cannot be read.
+    #[error("cannot use the layer of the sandbox {sandbox}")]
+    Layer {
+        /// The directory.
+        sandbox: PathBuf,
+        /// What is wrong.
+        #[source]
+        source: siphon_overlay::error::Error,
+    },
     /// A sandbox whose base cannot be opened.
     #[error("the sandbox {sandbox} is a layer over {base}, which cannot be opened")]
     BaseGone {
@@ -130,6 +140,17 @@ pub struct Opened {
 }
 
 impl Opened {
+    /// The tree that a container of this image sees: a sandbox's layer merged with its base.
+    ///
+    /// # Errors
+    /// [`Error::Layer`] if the layer of a sandbox cannot be opened.
+    pub fn tree(&self) -> Result<Arc<dyn Tree>, Error> {
+        let Some(directory) = &self.upper_dir else { return Ok(self.lower.clone()) };
+        let failed = |source| Error::Layer { sandbox: directory.clone(), source };
+        let upper = Upper::open(directory).map_err(failed)?;
+        Ok(Arc::new(View::new(self.lower.clone(), Some(upper)).map_err(failed)?))
+    }
+
     /// What was fetched, for a remote image.
     pub fn fetched(&self) -> Option<BlobCounters> {
         self.remote.as_ref().map(|blob| blob.counters())

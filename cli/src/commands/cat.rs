@@ -14,8 +14,8 @@ const PIECE_BYTES: usize = 1 << 20;
 /// # Errors
 /// If the image cannot be opened, or a path is missing or no file.
 pub fn cat(args: &CatArgs, common: &Common, report: Report) -> anyhow::Result<()> {
-    let opened = super::open_image(&args.image, common)?;
-    let tree = opened.tree.as_ref();
+    let tree = super::open_tree(&args.image, common)?;
+    let tree = tree.as_ref();
     let mut piece = vec![0; PIECE_BYTES];
     for path in &args.paths {
         let context = || format!("cannot read {} in {}", path.display(), args.image);

@@ -11,8 +11,8 @@ use siphon_image::open::{Facts, facts};
 /// # Errors
 /// If the image cannot be opened.
 pub fn inspect(args: &InspectArgs, common: &Common, report: Report) -> anyhow::Result<()> {
-    let opened = super::open_image(&args.image, common)?;
-    let facts = facts(opened.tree.as_ref())?;
+    let tree = super::open_tree(&args.image, common)?;
+    let facts = facts(tree.as_ref())?;
     if args.json || args.all {
         return Ok(report.line(serde_json::to_string_pretty(&as_json(args, &facts))?)?);
     }

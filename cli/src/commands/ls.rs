@@ -34,8 +34,8 @@ struct Line {
 /// # Errors
 /// If the image cannot be opened or a path does not exist in it.
 pub fn ls(args: &LsArgs, common: &Common, report: Report) -> anyhow::Result<()> {
-    let opened = super::open_image(&args.image, common)?;
-    let tree = opened.tree.as_ref();
+    let tree = super::open_tree(&args.image, common)?;
+    let tree = tree.as_ref();
     for path in &args.paths {
         let resolved = resolve(tree, path, !args.long).with_context(|| format!("cannot look up {}", path.display()))?;
         let Some(node) = resolved.node else { bail!("{} does not exist in {}", path.display(), args.image) };

@@ -137,6 +137,64 @@ pub struct Statistics {
     pub block_size: u32,
 }
 
+/// A tree of nothing but a root directory: what lies below a directory that is its own image.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct EmptyTree;
+
+impl EmptyTree {
+    fn expect_root(node: NodeId) -> Result<(), Error> {
+        if node == EmptyTree.root() { Ok(()) } else { Err(Error::NoSuchNode(node)) }
+    }
+}
+
+impl Tree for EmptyTree {
+    fn root(&self) -> NodeId {
+        NodeId(0)
+    }
+
+    fn attr(&self, node: NodeId) -> Result<Attr, Error> {
+        Self::expect_root(node)?;
+        let time = Timestamp::default();
+        Ok(Attr {
+            kind: Kind::Directory,
+            mode: 0o755,
+            uid: 0,
+            gid: 0,
+            size: 0,
+            blocks: 0,
+            nlink: 2,
+            mtime: time,
+            ctime: time,
+            atime: time,
+            rdev: 0,
+        })
+    }
+
+    fn lookup(&self, dir: NodeId, _name: &OsStr) -> Result<Option<NodeId>, Error> {
+        Self::expect_root(dir).map(|()| None)
+    }
+
+    fn entries(&self, dir: NodeId) -> Result<Vec<Entry>, Error> {
+        Self::expect_root(dir).map(|()| Vec::new())
+    }
+
+    fn read_link(&self, node: NodeId) -> Result<OsString, Error> {
+        Self::expect_root(node).and(Err(Error::NotASymlink))
+    }
+
+    fn read(&self, node: NodeId, _offset: u64, _buf: &mut [u8]) -> Result<usize, Error> {
+        Self::expect_root(node).and(Err(Error::NotAFile))
+    }
+
+    fn xattrs(&self, node: NodeId) -> Result<Vec<Xattr>, Error> {
+        Self::expect_root(node).map(|()| Vec::new())
+    }
+
+    fn statistics(&self) -> Statistics {
+        Statistics { bytes: 0, nodes: 1, block_size: 4096 }
+    }
+}
+
 /// Why a tree could not answer.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {

@@ -64,14 +64,15 @@ fn attach(state: &StateDirectory) -> Result<Joined, DaemonError> {
     let Attached { pid, root, facts, writable } = *attached;
     let pidfd =
         open_process(pid).map_err(|source| DaemonError::Process { step: "watch the process of the daemon", source })?;
-    Ok(Joined { root, facts, writable, pid, pidfd, socket })
+    Ok(Joined { root, session: state.session(), facts, writable, pid, pidfd, socket })
 }
 
 fn start(spec: &Spec, state: &StateDirectory, lock: &Lock, executable: &Path) -> Result<(), DaemonError> {
     state.clear()?;
     state.write_spec(spec)?;
-    let root = state.root();
-    DirBuilder::new().mode(0o700).create(&root).map_err(|source| DaemonError::State { path: root, source })?;
+    for path in [state.root(), state.session()] {
+        DirBuilder::new().mode(0o700).create(&path).map_err(|source| DaemonError::State { path, source })?;
+    }
     let log = open_log(&state.log())?;
     let result = run(spec, state, executable, log);
     if result.is_err() {

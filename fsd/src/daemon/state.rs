@@ -57,6 +57,11 @@ impl StateDirectory {
         self.path.join("root")
     }
 
+    /// An empty directory over which a client mounts files of its own, in a mount namespace of its own.
+    pub(super) fn session(&self) -> PathBuf {
+        self.path.join("session")
+    }
+
     pub(super) fn log(&self) -> PathBuf {
         self.path.join("log")
     }
@@ -109,8 +114,10 @@ impl StateDirectory {
         for path in [self.socket(), self.spec(), self.log()] {
             ignore_missing(fs::remove_file(&path)).map_err(|source| DaemonError::State { path, source })?;
         }
-        let root = self.root();
-        ignore_missing(fs::remove_dir(&root)).map_err(|source| DaemonError::State { path: root, source })
+        for path in [self.root(), self.session()] {
+            ignore_missing(fs::remove_dir(&path)).map_err(|source| DaemonError::State { path, source })?;
+        }
+        Ok(())
     }
 
     /// Takes everything away, the lock last. The lock must be held.

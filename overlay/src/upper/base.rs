@@ -19,7 +19,7 @@ const MAX_BASE_BYTES: u64 = 64 << 10;
 /// The image that a layer belongs to.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Base {
-    /// Version of this record: 1.
+    /// Version of this record: [`Base::VERSION`].
     pub version: u32,
     /// Absolute path or URL.
     pub image: String,
@@ -28,6 +28,9 @@ pub struct Base {
 }
 
 impl Base {
+    /// The version that this program writes.
+    pub const VERSION: u32 = 1;
+
     /// Reads the record of the layer in `directory`; `None` if that is not a layer over an image.
     ///
     /// # Errors

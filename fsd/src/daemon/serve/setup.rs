@@ -15,7 +15,7 @@ use crate::sys::namespaces;
 use parking_lot::Mutex;
 use rustix::process::{getegid, geteuid};
 use siphon_image::open;
-use siphon_image::tree::Tree;
+use siphon_image::tree::{EmptyTree, Tree};
 use siphon_overlay::upper::Upper;
 use siphon_overlay::view::View;
 use std::fs::{File, Permissions};
@@ -117,7 +117,9 @@ fn layer(spec: &Spec, opened: &Opened, place: &Path) -> Result<Layered, DaemonEr
     match &spec.layer {
         Layer::Directory(directory) => match writable_upper(directory) {
             Ok(upper) => {
-                let view = view(opened.lower.clone(), Some(upper), directory)?;
+                // A plain directory is written to as it is: nothing lies below it that a deletion would have to hide.
+                let below = if opened.upper_dir.is_some() { opened.lower.clone() } else { Arc::new(EmptyTree) };
+                let view = view(below, Some(upper), directory)?;
                 Ok(Layered { view, writable: Ok(()), is_stable, memory: None })
             }
             Err(reason) => {
