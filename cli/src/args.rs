@@ -6,15 +6,19 @@ mod run;
 pub use images::{BuildArgs, CatArgs, CommitArgs, InspectArgs, LsArgs, MountArgs, StatusArgs, UmountArgs};
 pub use run::{ExecArgs, RunArgs, RunFlags, ShellArgs};
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand};
+use std::ffi::OsString;
 use std::path::PathBuf;
+
+/// What follows the name in `siphon --version`, as `apptainer version 1.4.5` has it.
+const VERSION: &str = concat!("version ", env!("CARGO_PKG_VERSION"));
 
 /// Runs container images without unpacking them
 ///
 /// Siphon mounts SIF and squashfs images, local or over http(s), and reads only the parts that are used. It takes the
 /// same commands and options as singularity and apptainer.
 #[derive(Debug, Parser)]
-#[command(name = "siphon", disable_version_flag = true, subcommand_required = true, arg_required_else_help = true)]
+#[command(name = "siphon", version = VERSION, disable_version_flag = true, subcommand_required = true, arg_required_else_help = true)]
 pub struct Cli {
     /// Options before the command
     #[command(flatten)]
@@ -22,6 +26,34 @@ pub struct Cli {
     /// What to do
     #[command(subcommand)]
     pub verb: Verb,
+}
+
+impl Cli {
+    /// Reads the command line.
+    ///
+    /// # Errors
+    /// What clap says of it: help and version are among the errors.
+    pub fn read() -> Result<Self, clap::Error> {
+        let cli = Self::try_parse()?;
+        // The image and all behind it are taken as they are, so that a wrong option before it looks like an image.
+        if let Some(option) = cli.verb.image().filter(|image| image.as_encoded_bytes().starts_with(b"-")) {
+            let message = format!("unknown flag: {}; options stand before the image", option.display());
+            return Err(Self::command().error(clap::error::ErrorKind::UnknownArgument, message));
+        }
+        Ok(cli)
+    }
+}
+
+impl Verb {
+    /// The image of a run.
+    fn image(&self) -> Option<&OsString> {
+        match self {
+            Self::Exec(args) => args.image_and_command.first(),
+            Self::Shell(args) => args.image_and_args.first(),
+            Self::Run(args) => args.image_and_args.first(),
+            _ => None,
+        }
+    }
 }
 
 /// Options that stand before the command.
@@ -89,4 +121,33 @@ pub enum Verb {
         /// The image, for `ps` to show
         image: Option<String>,
     },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn everything_from_the_image_on_belongs_to_the_container() {
+        let words = ["siphon", "-s", "exec", "-e", "--nv", "a.sif", "ls", "--help", "-B", "x"];
+
+        let Verb::Exec(args) = Cli::try_parse_from(words).unwrap().verb else { panic!("exec is exec") };
+
+        assert_eq!(args.image_and_command, ["a.sif", "ls", "--help", "-B", "x"]);
+        assert!(args.flags.cleanenv && args.flags.nv && args.flags.bind.is_empty());
+    }
+
+    #[test]
+    fn options_right_after_the_image_belong_to_the_container_too() {
+        let Verb::Run(args) = Cli::try_parse_from(["siphon", "run", "a.sif", "--nv"]).unwrap().verb else {
+            panic!("run is run")
+        };
+
+        assert_eq!(args.image_and_args, ["a.sif", "--nv"]);
+    }
 }

@@ -73,7 +73,8 @@ fn write_sif(opened: &Opened, file: &File, interrupted: &AtomicBool, report: Rep
     let tree = opened.tree()?;
     let facts = facts(tree.as_ref())?;
     let seconds = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-    let arch = opened.image.sif.as_ref().map(|sif| sif.header().arch).or_else(|| Arch::from_name(std::env::consts::ARCH));
+    let arch =
+        opened.image.sif.as_ref().map(|sif| sif.header().arch).or_else(|| Arch::from_name(std::env::consts::ARCH));
     let arch = arch.unwrap_or(Arch::UNKNOWN);
     let mut sif = SifWriter::new(file, arch, uuid::Uuid::new_v4(), i64::try_from(seconds)?);
     if let Some(deffile) = &facts.deffile {

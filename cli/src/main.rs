@@ -17,14 +17,14 @@ mod runtime;
 mod settings;
 
 use args::{Cli, Verb};
-use clap::{CommandFactory, Parser};
+use clap::CommandFactory;
 use report::{EXIT_FATAL, EXIT_USAGE, Report};
 use settings::{Common, Environment, RunSettings};
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
     let environment = Environment::new(std::env::vars_os());
-    let cli = match Cli::try_parse() {
+    let cli = match Cli::read() {
         Ok(cli) => cli,
         Err(error) => return usage(&error),
     };
@@ -43,7 +43,10 @@ fn main() -> ExitCode {
 
 fn run(verb: Verb, environment: Environment, report: Report) -> anyhow::Result<()> {
     let common = Common::resolve(&environment);
-    let become_program = |settings, environment| commands::run::run(settings, &common, environment, report);
+    let become_program = |mut settings: RunSettings, environment| {
+        settings.quiet = report.is_quiet();
+        commands::run::run(settings, &common, environment, report)
+    };
     match verb {
         Verb::Exec(args) => match become_program(RunSettings::exec(args, &environment)?, environment)? {},
         Verb::Shell(args) => match become_program(RunSettings::shell(args, &environment)?, environment)? {},

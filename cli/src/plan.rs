@@ -19,7 +19,9 @@ use std::path::{Path, PathBuf};
 pub struct Plan {
     /// Whether the root filesystem takes writes.
     pub writable_root: bool,
-    /// Mounts in the order in which they are made.
+    /// Files that are made for the run, mounted first.
+    pub files: Vec<Mount>,
+    /// Mounts of the host's files in the order in which they are made.
     pub mounts: Vec<Mount>,
     /// The whole environment of the first program.
     pub environment: Vec<(OsString, OsString)>,
@@ -128,22 +130,24 @@ pub enum PlanError {
 pub fn plan(settings: &RunSettings, image: &Facts, host: &HostFacts) -> Result<Plan, PlanError> {
     let mut warnings = Vec::new();
     let home = mounts::container_home(settings, host);
-    let mounts = mounts::mounts(settings, image, host, &home, &mut warnings)?;
+    let files = mounts::files(settings, image, host, &home, &mut warnings);
+    let mounts = mounts::mounts(settings, host, &home)?;
     let (argv, environment) = environment::program(settings, image, host, &home)?;
     let start = match &settings.cwd {
         Some(directory) => Start::At(directory.clone()),
         None => Start::FirstOf(vec![host.cwd.clone(), home, PathBuf::from("/")]),
     };
-    Ok(Plan { writable_root: settings.writes != Writes::Refused, mounts, environment, argv, start, warnings })
+    Ok(Plan { writable_root: settings.writes != Writes::Refused, files, mounts, environment, argv, start, warnings })
 }
 
 impl Plan {
     /// The mount points that the image's layer has to have. What lies below an earlier mount is that mount's to have.
     pub fn mount_points(&self) -> Vec<(PathBuf, SourceKind)> {
+        let all: Vec<&Mount> = self.files.iter().chain(&self.mounts).collect();
         let covered = |index: usize, target: &Path| {
-            self.mounts[..index].iter().any(|mount| target != mount.target && target.starts_with(&mount.target))
+            all[..index].iter().any(|mount| target != mount.target && target.starts_with(&mount.target))
         };
-        let needed = self.mounts.iter().enumerate().filter(|(index, mount)| !covered(*index, &mount.target));
+        let needed = all.iter().enumerate().filter(|(index, mount)| !covered(*index, &mount.target));
         needed.map(|(_, mount)| (mount.target.clone(), mount.what.kind())).collect()
     }
 }

@@ -37,9 +37,14 @@ impl Report {
         tracing_subscriber::fmt().with_max_level(level).with_writer(std::io::stderr).init();
     }
 
+    /// Whether INFO messages are left out.
+    pub fn is_quiet(self) -> bool {
+        self.verbosity < Verbosity::Normal
+    }
+
     /// What a user may want to know.
     pub fn info(self, message: impl std::fmt::Display) {
-        if self.verbosity >= Verbosity::Normal {
+        if !self.is_quiet() {
             eprintln!("INFO:    {message}");
         }
     }
@@ -58,7 +63,7 @@ impl Report {
 
     /// A progress bar for work on `total_bytes` bytes; silent where stderr is no terminal.
     pub fn progress(self, what: &'static str, total_bytes: u64) -> Bar {
-        Bar::new(what, total_bytes, self.verbosity >= Verbosity::Normal)
+        Bar::new(what, total_bytes, !self.is_quiet())
     }
 
     /// A line of the result.

@@ -6,7 +6,7 @@
 
 mod mount;
 
-use crate::plan::{Failure, Plan, Start};
+use crate::plan::{Failure, Mount, Plan, Start};
 use crate::report::Report;
 use anyhow::{Context, bail};
 use nix::mount::{MntFlags, umount2};
@@ -31,16 +31,14 @@ pub struct Place {
 /// What failed, with the mount or program that it failed on.
 pub fn apply(plan: &Plan, place: &Place, report: Report) -> anyhow::Result<std::convert::Infallible> {
     unshare(CloneFlags::CLONE_NEWNS).context("cannot make a mount namespace")?;
-    let session = mount::Session::new(&place.session)?;
     let root = mount::root(&place.root, plan.writable_root)?;
-    for (index, mount) in plan.mounts.iter().enumerate() {
-        let Err(error) = session.mount(&root, index, mount) else { continue };
-        let error = error.context(format!("while mounting {}", mount.target.display()));
-        match mount.failure {
-            Failure::Fatal => return Err(error),
-            Failure::Warning => report.warning(format_args!("Skipping mount {}: {error:#}", mount.target.display())),
-            Failure::Silent => tracing::debug!("skipped: {error:#}"),
-        }
+    let session = mount::Session::new(&place.session)?;
+    for (index, file) in plan.files.iter().enumerate() {
+        judge(file, session.mount(&root, index, file), report)?;
+    }
+    session.close()?;
+    for bind in &plan.mounts {
+        judge(bind, mount::bind_into(&root, bind), report)?;
     }
     for warning in &plan.warnings {
         report.warning(warning);
@@ -51,12 +49,25 @@ pub fn apply(plan: &Plan, place: &Place, report: Report) -> anyhow::Result<std::
     execute(&plan.argv, &plan.environment)
 }
 
+/// What comes of a mount, by what its failure was planned to mean.
+fn judge(mount: &Mount, result: anyhow::Result<()>, report: Report) -> anyhow::Result<()> {
+    let target = mount.target.display();
+    match (result, mount.failure) {
+        (Err(error), Failure::Fatal) => return Err(error.context(format!("while mounting {target}"))),
+        (Err(error), Failure::Warning) => report.warning(format_args!("Skipping mount {target}: {error:#}")),
+        (Err(error), Failure::Silent) => tracing::debug!("skipped mount {target}: {error:#}"),
+        (Ok(()), _) => {}
+    }
+    Ok(())
+}
+
 /// Makes the current directory the root. The old root is stacked below the new one for a moment and then detached, so
 /// that no directory of the image has to hold it (`pivot_root(2)`, "pivot_root(".", ".")").
 fn enter() -> anyhow::Result<()> {
     pivot_root(".", ".").context("cannot make the image the root directory")?;
     umount2(".", MntFlags::MNT_DETACH).context("cannot leave the host's root directory")?;
-    chdir("/").context("cannot enter the new root directory")
+    chdir("/").context("cannot enter the new root directory")?;
+    mount::bindable_root().context("cannot let the root directory be bound")
 }
 
 fn start(start: &Start) -> anyhow::Result<()> {

@@ -211,6 +211,8 @@ pub struct RunSettings {
     pub evaluate: bool,
     /// NVIDIA driver.
     pub nv: bool,
+    /// Whether the container's script leaves INFO messages out.
+    pub quiet: bool,
 }
 
 /// Why settings make no sense.
@@ -299,6 +301,7 @@ impl RunSettings {
             injected: injected(&flags.env, environment)?,
             evaluate: !(flags.no_eval || environment.switch(&["NO_EVAL"])),
             nv: flags.nv || environment.switch(&["NV"]),
+            quiet: false,
         })
     }
 }

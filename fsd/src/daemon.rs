@@ -10,9 +10,9 @@
 //!     session/           empty: a client may mount files of its own over it, in a mount namespace of its own
 //! ```
 //!
-//! A daemon without clients leaves after a while: with the lock held, it takes its directory away and detaches the
-//! mount from its own namespace. Programs in containers have their own copies of the mount, and until the last of
-//! them is gone the process goes on serving, unseen; a later run gets a daemon of its own.
+//! A daemon without clients, whose mount no background program sees any more, leaves after a while: with the lock held,
+//! it takes its directory away and detaches the mount from its own namespace. Told to leave, it does so at once, and
+//! goes on serving the programs that have copies of the mount, unseen, until the last of them is gone.
 
 mod join;
 mod mount_points;

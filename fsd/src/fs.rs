@@ -233,7 +233,9 @@ impl FileSystem {
     /// # Errors
     /// [`Error::View`].
     pub fn statistics(&self) -> Result<Statistics, Error> {
-        Ok(self.view.statistics()?)
+        let sizes = self.view.statistics()?;
+        // As squashfs has it: what cannot be written to is full.
+        Ok(if self.options.read_only { Statistics { free_bytes: 0, free_nodes: 0, ..sizes } } else { sizes })
     }
 
     fn file(&self, handle: u64) -> Result<Arc<OpenFile>, Error> {

@@ -435,8 +435,8 @@ impl fuser::Filesystem for Adaptor {
             Ok(sizes) => {
                 let block_size = sizes.block_size.max(512);
                 let blocks = sizes.bytes.div_ceil(u64::from(block_size));
-                // As squashfs does: what is mounted is full.
-                reply.statfs(blocks, 0, 0, sizes.nodes, 0, block_size, 255, block_size);
+                let free = sizes.free_bytes / u64::from(block_size);
+                reply.statfs(blocks, free, free, sizes.nodes, sizes.free_nodes, block_size, 255, block_size);
             }
             Err(error) => reply.error(self.fail("statfs", number.0, &error)),
         }

@@ -126,6 +126,7 @@ fn script_variables(variables: &mut Variables, settings: &RunSettings, passed: &
     let mut order = |name: &str, value: &OsStr| variables.insert(format!("SIPHON_{name}").into(), value.to_owned());
     order("ACTION", OsStr::new(settings.action.name()));
     order("EVALUATE", OsStr::new(if settings.evaluate { "1" } else { "" }));
+    order("QUIET", OsStr::new(if settings.quiet { "1" } else { "" }));
     order("LIBRARIES", OsStr::new(if settings.nv { LIBRARIES } else { "" }));
     if let Action::Shell { program: Some(program), .. } = &settings.action {
         order("SHELL", program);

@@ -1,7 +1,7 @@
-//! Which mounts a run gets, in order: the system's, the home, the files, the user's binds by depth, the working
-//! directory. The defaults are singularity's.
+//! Which mounts a run gets, in order: files made for it, the system's, the home, the driver, the user's binds by depth,
+//! the working directory. The defaults are singularity's.
 
-use super::{Failure, HostFacts, Mount, PlanError, SourceKind, What, gpu};
+use super::{Failure, HostFacts, Mount, Nvidia, PlanError, SourceKind, What, gpu};
 use crate::settings::RunSettings;
 use siphon_image::open::Facts;
 use std::path::{Path, PathBuf};
@@ -21,19 +21,28 @@ pub(super) fn container_home(settings: &RunSettings, host: &HostFacts) -> PathBu
     }
 }
 
-pub(super) fn mounts(
+/// Files that are made for the run.
+pub(super) fn files(
     settings: &RunSettings,
     image: &Facts,
     host: &HostFacts,
     home: &Path,
     warnings: &mut Vec<String>,
-) -> Result<Vec<Mount>, PlanError> {
+) -> Vec<Mount> {
+    let mut files = accounts(settings, image, host, home, warnings);
+    if let Some(driver) = host.nvidia.as_ref().filter(|_| settings.nv) {
+        files.extend(libraries(driver, warnings));
+    }
+    files
+}
+
+/// What the host has and the container sees.
+pub(super) fn mounts(settings: &RunSettings, host: &HostFacts, home: &Path) -> Result<Vec<Mount>, PlanError> {
     let mut mounts = system(settings, host);
     mounts.extend(home_mount(settings, host, home)?);
     mounts.extend(temporary(settings, host));
-    mounts.extend(files(settings, image, host, home, warnings));
-    if settings.nv {
-        mounts.extend(nvidia(host, warnings));
+    if let Some(driver) = host.nvidia.as_ref().filter(|_| settings.nv) {
+        mounts.extend(driver_files(driver));
     }
     mounts.extend(user_binds(settings, host)?);
     mounts.extend(working_directory(settings, host, &mounts));
@@ -85,7 +94,7 @@ fn temporary(settings: &RunSettings, host: &HostFacts) -> Vec<Mount> {
     existing.map(|(path, kind)| bind(path, path, kind, Failure::Warning)).collect()
 }
 
-fn files(
+fn accounts(
     settings: &RunSettings,
     image: &Facts,
     host: &HostFacts,
@@ -143,19 +152,23 @@ fn names_id(line: &str, id: u32) -> bool {
     line.split(':').nth(2).is_some_and(|field| field == id.to_string())
 }
 
-fn nvidia(host: &HostFacts, warnings: &mut Vec<String>) -> Vec<Mount> {
-    let Some(driver) = &host.nvidia else { return Vec::new() };
+fn libraries(driver: &Nvidia, warnings: &mut Vec<String>) -> Option<Mount> {
     let libraries = gpu::libraries(&driver.ldconfig, gpu::nvidia_names());
     if libraries.is_empty() && driver.binaries.is_empty() {
         warnings.push("Could not find any nv files on this host!".into());
     } else if libraries.is_empty() {
         warnings.push("Could not find any nv libraries on this host!".into());
     }
+    (!libraries.is_empty()).then(|| Mount {
+        target: LIBRARIES.into(),
+        what: What::Libraries(libraries),
+        failure: Failure::Warning,
+    })
+}
+
+/// Programs and data files of the driver.
+fn driver_files(driver: &Nvidia) -> Vec<Mount> {
     let mut mounts = Vec::new();
-    if !libraries.is_empty() {
-        let what = What::Libraries(libraries);
-        mounts.push(Mount { target: LIBRARIES.into(), what, failure: Failure::Warning });
-    }
     let read_only = |source: &PathBuf, target: PathBuf, kind| Mount {
         target,
         what: What::Bind { source: source.clone(), kind, read_only: true, trusted: false },

@@ -18,6 +18,7 @@ fn settings() -> RunSettings {
         injected: BTreeMap::new(),
         evaluate: true,
         nv: false,
+        quiet: false,
     }
 }
 
@@ -40,7 +41,7 @@ fn host() -> HostFacts {
 }
 
 fn targets(plan: &Plan) -> Vec<&str> {
-    plan.mounts.iter().map(|mount| mount.target.to_str().unwrap()).collect()
+    plan.files.iter().chain(&plan.mounts).map(|mount| mount.target.to_str().unwrap()).collect()
 }
 
 fn variable<'a>(plan: &'a Plan, name: &str) -> Option<&'a str> {
@@ -48,10 +49,13 @@ fn variable<'a>(plan: &'a Plan, name: &str) -> Option<&'a str> {
 }
 
 #[test]
-fn the_default_mounts_are_singularitys_and_in_its_order() {
+fn the_default_mounts_are_singularitys() {
     let plan = plan(&settings(), &image(), &host()).unwrap();
 
     let expected = [
+        "/etc/resolv.conf",
+        "/etc/passwd",
+        "/etc/group",
         "/dev",
         "/proc",
         "/sys",
@@ -60,9 +64,6 @@ fn the_default_mounts_are_singularitys_and_in_its_order() {
         "/home/me",
         "/tmp",
         "/var/tmp",
-        "/etc/resolv.conf",
-        "/etc/passwd",
-        "/etc/group",
         "/work",
     ];
     assert_eq!(targets(&plan), expected);
@@ -105,7 +106,7 @@ fn the_home_can_have_another_name_and_passwd_says_so() {
     let plan = plan(&RunSettings { home: Some(home), ..settings() }, &image(), &host()).unwrap();
 
     assert_eq!(variable(&plan, "HOME"), Some("/home"));
-    let passwd = plan.mounts.iter().find(|mount| mount.target == Path::new("/etc/passwd")).unwrap();
+    let passwd = plan.files.iter().find(|mount| mount.target == Path::new("/etc/passwd")).unwrap();
     let What::File(content) = &passwd.what else { panic!("passwd is a file") };
     let text = String::from_utf8(content.clone()).unwrap();
     assert_eq!(text, "root:x:0:0:root:/root:/bin/bash\nme:x:1000:1000::/home:/bin/sh\n");

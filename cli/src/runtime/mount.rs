@@ -2,23 +2,41 @@
 //! out of it.
 
 use crate::plan::{Mount, SourceKind, What};
-use anyhow::Context;
-use nix::mount::{MsFlags, mount};
+use anyhow::{Context, bail};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::statvfs::{FsFlags, fstatvfs};
 use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
 use std::fs;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-/// Opens the mounted image as the root to be, read-only unless `writable`.
+/// Opens the mounted image as the root to be, read-only unless `writable`. The mount is this namespace's own copy, so
+/// that its flags are nobody else's.
+///
+/// It becomes unbindable: where the daemon's directory lies in `/tmp`, binding `/tmp` would otherwise put the container
+/// into itself.
 pub(super) fn root(image: &Path, writable: bool) -> anyhow::Result<OwnedFd> {
-    let context = || format!("cannot bind {}", image.display());
-    bind(image, image, true).with_context(context)?;
-    let open = || open_path(image).with_context(context);
+    let root = open_path(image).with_context(|| format!("cannot open {}", image.display()))?;
     if !writable {
-        remount(&open()?, MsFlags::MS_RDONLY).context("cannot make the image read-only")?;
+        remount(&root, MsFlags::MS_RDONLY).context("cannot make the image read-only")?;
     }
-    open()
+    mount(None::<&str>, image, None::<&str>, MsFlags::MS_UNBINDABLE, None::<&str>)?;
+    Ok(root)
+}
+
+/// Takes back what [`root`] did, for programs inside that make containers of their own.
+pub(super) fn bindable_root() -> nix::Result<()> {
+    mount(None::<&str>, "/", None::<&str>, MsFlags::MS_PRIVATE, None::<&str>)
+}
+
+/// Binds a path of the host.
+pub(super) fn bind_into(root: &OwnedFd, wanted: &Mount) -> anyhow::Result<()> {
+    let What::Bind { source, kind, read_only, trusted } = &wanted.what else {
+        bail!("{} is not a bind", wanted.target.display())
+    };
+    let mut flags = if *trusted { MsFlags::empty() } else { MsFlags::MS_NOSUID | MsFlags::MS_NODEV };
+    flags.set(MsFlags::MS_RDONLY, *read_only);
+    attach(root, source, &wanted.target, *kind == SourceKind::Directory, flags)
 }
 
 /// A temporary filesystem for the files of one run.
@@ -35,25 +53,24 @@ impl Session {
         Ok(Self { directory: directory.to_owned() })
     }
 
-    /// Makes one mount. `index` keeps the files of different mounts apart.
+    /// Makes one file or directory of files and mounts it. `index` keeps them apart.
     pub(super) fn mount(&self, root: &OwnedFd, index: usize, wanted: &Mount) -> anyhow::Result<()> {
+        let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
         match &wanted.what {
-            What::Bind { source, kind, read_only, trusted } => {
-                let recursive = *kind == SourceKind::Directory;
-                let mut flags = if *trusted { MsFlags::empty() } else { MsFlags::MS_NOSUID | MsFlags::MS_NODEV };
-                flags.set(MsFlags::MS_RDONLY, *read_only);
-                attach(root, source, &wanted.target, recursive, flags)
-            }
+            What::Bind { .. } => bind_into(root, wanted),
             What::File(content) => {
                 let source = self.directory.join(index.to_string());
                 fs::write(&source, content)?;
-                attach(root, &source, &wanted.target, false, MsFlags::MS_NOSUID | MsFlags::MS_NODEV)
+                attach(root, &source, &wanted.target, false, flags)
             }
-            What::Libraries(files) => {
-                let source = self.libraries(index, files)?;
-                attach(root, &source, &wanted.target, true, MsFlags::MS_NOSUID | MsFlags::MS_NODEV)
-            }
+            What::Libraries(files) => attach(root, &self.libraries(index, files)?, &wanted.target, true, flags),
         }
+    }
+
+    /// Takes the filesystem out of the tree; what was mounted from it stays.
+    pub(super) fn close(self) -> anyhow::Result<()> {
+        umount2(&self.directory, MntFlags::MNT_DETACH)
+            .with_context(|| format!("cannot unmount {}", self.directory.display()))
     }
 
     /// A directory in which each of `files` is bound under its own name.

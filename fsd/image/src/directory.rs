@@ -199,6 +199,7 @@ fn statistics_of(root: BorrowedFd<'_>) -> io::Result<Statistics> {
         bytes: used,
         nodes: stat.f_files.saturating_sub(stat.f_ffree),
         block_size: u32::try_from(stat.f_frsize).unwrap_or(4096),
+        ..Statistics::default()
     })
 }
 

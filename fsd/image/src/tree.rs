@@ -135,6 +135,10 @@ pub struct Statistics {
     pub nodes: u64,
     /// Its block size in bytes.
     pub block_size: u32,
+    /// Bytes that can still be written; 0 for an image.
+    pub free_bytes: u64,
+    /// Nodes that can still be made; 0 for an image.
+    pub free_nodes: u64,
 }
 
 /// A tree of nothing but a root directory: what lies below a directory that is its own image.
@@ -191,7 +195,7 @@ impl Tree for EmptyTree {
     }
 
     fn statistics(&self) -> Statistics {
-        Statistics { bytes: 0, nodes: 1, block_size: 4096 }
+        Statistics { nodes: 1, block_size: 4096, ..Statistics::default() }
     }
 }
 

@@ -187,7 +187,7 @@ impl Server {
             }
         };
         let Some(lock) = lock else { return Ok(false) };
-        if !told && self.shared.is_in_use() {
+        if !told && (self.shared.is_in_use() || self.serves_background_programs()) {
             return Ok(false);
         }
         match &self.spec.placement {
@@ -201,6 +201,14 @@ impl Server {
         }
         self.state.remove(&lock)?;
         Ok(true)
+    }
+
+    /// Whether programs that a container left running still use the mount.
+    fn serves_background_programs(&self) -> bool {
+        mounts::is_seen_by_others(&self.state.root()).unwrap_or_else(|error| {
+            tracing::warn!("cannot tell who uses the mount: {error}");
+            false
+        })
     }
 
     /// The filesystem was unmounted by someone else.

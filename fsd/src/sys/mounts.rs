@@ -169,16 +169,48 @@ pub fn unmount(path: &Path) -> Result<(), Error> {
 pub fn is_ours(path: &Path) -> io::Result<bool> {
     let listing = fs::read("/proc/self/mountinfo")?;
     // Later lines lie on top of earlier ones.
-    let last = listing.split(|byte| *byte == b'\n').filter_map(parse_mount).rfind(|(target, _)| target == path);
-    Ok(last.is_some_and(|(_, kind)| kind == TYPE))
+    let last = mounts(&listing).rfind(|mount| mount.target == path);
+    Ok(last.is_some_and(|mount| mount.kind == TYPE))
 }
 
-/// Mount point and type of one line of `mountinfo`: `36 35 98:0 /root /target rw,noatime master:1 - type source opts`.
-fn parse_mount(line: &[u8]) -> Option<(PathBuf, &OsStr)> {
+/// Whether another process sees the filesystem that is mounted on `path` here. A program in a container does, in a
+/// mount namespace of its own, for as long as it runs.
+///
+/// # Errors
+/// If `/proc` cannot be read.
+pub fn is_seen_by_others(path: &Path) -> io::Result<bool> {
+    let own = fs::read("/proc/self/mountinfo")?;
+    let Some(here) = mounts(&own).rfind(|mount| mount.target == path) else { return Ok(false) };
+    let own_pid = std::process::id();
+    for entry in fs::read_dir("/proc")? {
+        let Some(pid) = entry?.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
+        // A process that has ended meanwhile sees nothing.
+        let Ok(listing) = fs::read(format!("/proc/{pid}/mountinfo")) else { continue };
+        if pid != own_pid && mounts(&listing).any(|mount| mount.device == here.device) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// One line of `mountinfo`.
+struct Mount<'a> {
+    device: &'a [u8],
+    target: PathBuf,
+    kind: &'a OsStr,
+}
+
+fn mounts(listing: &[u8]) -> impl DoubleEndedIterator<Item = Mount<'_>> {
+    listing.split(|byte| *byte == b'\n').filter_map(parse_mount)
+}
+
+/// `36 35 98:0 /root /target rw,noatime master:1 - type source opts`
+fn parse_mount(line: &[u8]) -> Option<Mount<'_>> {
     let mut fields = line.split(|byte| *byte == b' ');
-    let target = fields.nth(4)?;
+    let device = fields.nth(2)?;
+    let target = fields.nth(1)?;
     let kind = fields.skip_while(|field| *field != b"-").nth(1)?;
-    Some((unescape(target), OsStr::from_bytes(kind)))
+    Some(Mount { device, target: unescape(target), kind: OsStr::from_bytes(kind) })
 }
 
 /// Undoes the kernel's `\040` for space, tab, line feed and backslash.
@@ -231,10 +263,10 @@ mod tests {
     fn a_mount_point_with_spaces_is_found() {
         let line = br"36 35 98:0 / /mnt/a\040b\134c rw,nosuid shared:1 - fuse.siphon image.sif rw,user_id=0";
 
-        let (target, kind) = parse_mount(line).unwrap();
+        let mount = parse_mount(line).unwrap();
 
-        assert_eq!(target, Path::new(r"/mnt/a b\c"));
-        assert_eq!(kind, TYPE);
+        assert_eq!(mount.target, Path::new(r"/mnt/a b\c"));
+        assert_eq!(mount.kind, TYPE);
     }
 
     #[test]

@@ -179,6 +179,8 @@ impl View {
                     bytes: stat.f_blocks.saturating_mul(stat.f_frsize),
                     nodes: stat.f_files,
                     block_size: u32::try_from(stat.f_frsize).unwrap_or(4096),
+                    free_bytes: stat.f_bavail.saturating_mul(stat.f_frsize),
+                    free_nodes: stat.f_ffree,
                 })
             }
         }

@@ -214,6 +214,7 @@ impl Tree for Squashfs {
             bytes: self.superblock.bytes_used,
             nodes: self.superblock.inode_count.into(),
             block_size: self.superblock.block_size,
+            ..Statistics::default()
         }
     }
 }
