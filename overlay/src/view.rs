@@ -100,7 +100,6 @@ pub enum RenameMode {
 #[derive(Debug)]
 pub struct OpenFile {
     ino: Ino,
-    append: bool,
     writable: bool,
     /// Content in the image, for as long as `copied` does not say otherwise.
     lower: Option<NodeId>,

@@ -1,6 +1,6 @@
 //! Brings nodes of the image into the layer.
 
-use super::state::{Found, State, held_name, key_of};
+use super::state::{Found, State, held_name};
 use super::{COPYING, Ino, Layer, View};
 use crate::copy_up;
 use crate::error::Error;
