@@ -164,3 +164,6 @@ impl View {
         self.layer.as_ref().ok_or_else(|| rustix::io::Errno::ROFS.into())
     }
 }
+
+#[cfg(test)]
+mod tests;

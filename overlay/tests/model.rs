@@ -1,7 +1,9 @@
 //! Random operations on a view and on a plain directory: results and trees must be the same.
 //!
 //! `SIPHON_MODEL_SEQUENCES` is how many sequences are run (2,000 by default), `SIPHON_MODEL_SEED` the first one's seed.
-//! A failure prints the seed and the operations of its sequence.
+//! `SIPHON_MODEL_DIRECTORY` is where, on a filesystem of the kind to be tried. A failure prints the seed and the operations.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 #[path = "model/operation.rs"]
 mod operation;
@@ -22,6 +24,9 @@ fn number(variable: &str, default: u64) -> u64 {
 }
 
 fn scratch() -> tempfile::TempDir {
+    if let Some(directory) = std::env::var_os("SIPHON_MODEL_DIRECTORY") {
+        return tempfile::tempdir_in(directory).unwrap();
+    }
     // Memory where it can hold xattrs, which is several times as fast.
     match tempfile::tempdir_in("/dev/shm") {
         Ok(dir) if rustix::fs::setxattr(dir.path(), "user.x", b"", rustix::fs::XattrFlags::empty()).is_ok() => dir,
