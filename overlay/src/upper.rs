@@ -186,3 +186,6 @@ fn has_markers(root: BorrowedFd<'_>) -> bool {
         .and_then(|private| host::stat_at(private.as_fd(), OsStr::new(form::MARKERS_NAME)));
     matches!(found, Ok(Some(_)))
 }
+
+#[cfg(test)]
+mod tests;

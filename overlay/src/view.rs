@@ -100,7 +100,6 @@ pub enum RenameMode {
 #[derive(Debug)]
 pub struct OpenFile {
     ino: Ino,
-    append: bool,
     writable: bool,
     /// Content in the image, for as long as `copied` does not say otherwise.
     lower: Option<NodeId>,
@@ -165,3 +164,6 @@ impl View {
         self.layer.as_ref().ok_or_else(|| rustix::io::Errno::ROFS.into())
     }
 }
+
+#[cfg(test)]
+mod tests;

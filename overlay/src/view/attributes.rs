@@ -8,7 +8,7 @@ use crate::error::Error;
 use rustix::fs::{self, AtFlags, Gid, Mode, OFlags, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT, Uid, XattrFlags};
 use rustix::io::Errno;
 use siphon_image::directory::host;
-use siphon_image::tree::{Attr, Kind, NodeId, Statistics, Tree};
+use siphon_image::tree::{Attr, Kind, NodeId, Statistics};
 use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -148,8 +148,17 @@ impl View {
     /// `EROFS`, `EEXIST`, `ENODATA`, or what the layer's filesystem says.
     pub fn set_xattr(&self, ino: Ino, name: &OsStr, value: &[u8], flags: i32) -> Result<(), Error> {
         let flags = u32::try_from(flags).ok().and_then(XattrFlags::from_bits).ok_or(Errno::INVAL)?;
+        self.layer()?;
+        self.check_may_have(ino, name)?;
         let object = self.writable(ino, WHOLE)?;
         Ok(fs::setxattr(host::path_of(object.as_fd()), escaped(name), value, flags)?)
+    }
+
+    /// Only files and directories have `user.` xattrs; nothing else is copied up to be told so.
+    fn check_may_have(&self, ino: Ino, name: &OsStr) -> Result<(), Error> {
+        let may = !name.as_encoded_bytes().starts_with(b"user.")
+            || matches!(self.attr(ino)?.kind, Kind::File | Kind::Directory);
+        if may { Ok(()) } else { Err(Errno::PERM.into()) }
     }
 
     /// Removes an xattr.
@@ -158,6 +167,7 @@ impl View {
     /// `EROFS`, `ENODATA` if it is not set, or what the layer's filesystem says.
     pub fn remove_xattr(&self, ino: Ino, name: &OsStr) -> Result<(), Error> {
         self.layer()?;
+        self.check_may_have(ino, name)?;
         if self.xattr(ino, name)?.is_none() {
             return Err(Errno::NODATA.into());
         }

@@ -147,10 +147,10 @@ impl View {
         let layer = self.layer()?;
         {
             let mut state = layer.state.write();
+            self.vacant(layer, &mut state, parent, name)?;
             if state.node(ino)?.kind == Kind::Directory {
                 return Err(Errno::PERM.into());
             }
-            self.vacant(layer, &mut state, parent, name)?;
         }
         self.copy_up(ino, WHOLE)?;
         let mut state = layer.state.write();
@@ -226,6 +226,7 @@ impl View {
         }
         state.drop_name(ino, at.0, at.1);
         state.release_hold(&layer.upper, ino)?;
+        state.collect(ino);
         if let Some(stat) = &found.upper
             && (stat.st_nlink <= 1 || found.kind == Kind::Directory)
         {

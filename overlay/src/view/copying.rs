@@ -1,6 +1,6 @@
 //! Brings nodes of the image into the layer.
 
-use super::state::{Found, State, held_name, key_of};
+use super::state::{Found, State, held_name};
 use super::{COPYING, Ino, Layer, View};
 use crate::copy_up;
 use crate::error::Error;
@@ -167,13 +167,18 @@ impl View {
         for directory in directories.into_iter().rev() {
             if state.node_mut(directory)?.lower.take().is_some() {
                 let opened = self.upper_directory(layer, state, directory)?;
-                layer.upper.make_opaque(opened.as_fd())?;
-                clear_whiteouts(layer, opened.as_fd())?;
+                keeping_times(opened.as_fd(), || {
+                    layer.upper.make_opaque(opened.as_fd())?;
+                    clear_whiteouts(layer, opened.as_fd())
+                })?;
             }
         }
-        for ino in touched {
-            state.collect(ino);
+        // A child that is dropped takes its unused parents with it, but this one is still wanted.
+        state.node_mut(ino)?.refs += 1;
+        for child in touched {
+            state.collect(child);
         }
+        state.node_mut(ino)?.refs -= 1;
         Ok(())
     }
 }

@@ -41,8 +41,7 @@ impl View {
     /// Opens a file that needs no copying.
     pub(super) fn open_new(&self, ino: Ino, mode: OpenMode) -> Result<OpenFile, Error> {
         let writable = mode.write || mode.truncate;
-        let mut file =
-            OpenFile { ino, append: mode.append, writable, lower: None, copied: None, upper: OnceLock::new() };
+        let mut file = OpenFile { ino, writable, lower: None, copied: None, upper: OnceLock::new() };
         let Some(layer) = &self.layer else {
             file.lower = Some(self.lower_of(ino)?);
             return Ok(file);

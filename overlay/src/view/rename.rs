@@ -27,6 +27,11 @@ impl View {
     /// name, `EROFS`, or what the layer's filesystem says.
     pub fn rename(&self, from: Ino, name: &OsStr, to: Ino, new_name: &OsStr, mode: RenameMode) -> Result<(), Error> {
         let layer = self.layer()?;
+        {
+            let state = layer.state.read();
+            self.both(layer, &state, from)?;
+            self.both(layer, &state, to)?;
+        }
         // The content of a file is copied before names are locked.
         let (ino, attr) = self.lookup(from, name)?;
         let copied = if attr.kind == Kind::Directory { Ok(()) } else { self.copy_up(ino, WHOLE) };
@@ -56,19 +61,21 @@ impl View {
         let target = self.find(layer, &new, to.1)?;
         let ino = self.number(state, &source);
         let target_ino = target.as_ref().map(|found| self.number(state, found));
-        if source.kind == Kind::Directory && state.ancestors(to.0)?.contains(&ino) {
-            return Err(Errno::INVAL.into());
+        match (mode, &target) {
+            (RenameMode::NoReplace, Some(_)) => return Err(Errno::EXIST.into()),
+            (RenameMode::Exchange, None) => return Err(Errno::NOENT.into()),
+            _ if state.ancestors(to.0)?.contains(&ino) => return Err(Errno::INVAL.into()),
+            _ => {}
+        }
+        if let Some(other) = target_ino
+            && state.ancestors(from.0)?.contains(&other)
+        {
+            let errno = if mode == RenameMode::Exchange { Errno::INVAL } else { Errno::NOTEMPTY };
+            return Err(errno.into());
         }
         match (mode, &target, target_ino) {
-            (RenameMode::NoReplace, Some(_), _) => Err(Errno::EXIST.into()),
-            (RenameMode::Exchange, None, _) => Err(Errno::NOENT.into()),
             (_, Some(_), Some(other)) if other == ino => Ok(()),
-            (RenameMode::Exchange, Some(target), Some(other)) => {
-                if target.kind == Kind::Directory && state.ancestors(from.0)?.contains(&other) {
-                    return Err(Errno::INVAL.into());
-                }
-                self.exchange(layer, state, from, to)
-            }
+            (RenameMode::Exchange, ..) => self.exchange(layer, state, from, to),
             _ => {
                 if let Some(target) = &target {
                     self.check_replaceable(layer, &new, to.1, &source, target)?;
@@ -125,7 +132,9 @@ impl View {
         let (old, new) = (self.upper_directory(layer, state, from.0)?, self.upper_directory(layer, state, to.0)?);
         fs::renameat_with(&old, from.1, &new, to.1, RenameFlags::EXCHANGE)?;
         state.rename(one, from, to)?;
-        state.rename(other, to, from)
+        state.rename(other, to, from)?;
+        state.collect(other);
+        Ok(())
     }
 
     /// Brings `from` up with all that is in it, and opaque if the image has something at `to`.

@@ -162,10 +162,6 @@ impl State {
         })
     }
 
-    pub(super) fn known_number(&self, key: Key) -> Option<Ino> {
-        self.by_upper.get(&key).copied()
-    }
-
     /// Remembers that `ino` is at `name` in `parent`, unless the parent is unknown: then the node needs no state.
     pub(super) fn remember(&mut self, ino: Ino, parent: Ino, name: &OsStr, found: &Found) -> Result<(), Error> {
         if !self.nodes.contains_key(&parent) {
@@ -286,7 +282,6 @@ impl State {
         }
         self.node_mut(ino)?.held = false;
         upper.discard(&held_name(ino))?;
-        self.collect(ino);
         Ok(())
     }
 

@@ -1,0 +1,113 @@
+use super::*;
+
+fn layer(form: Form) -> (tempfile::TempDir, Upper) {
+    let dir = tempfile::tempdir().unwrap();
+    let mut upper = Upper::open(dir.path()).unwrap();
+    upper.form = form;
+    upper.markers = AtomicBool::new(form == Form::Marker);
+    (dir, upper)
+}
+
+const FORMS: [Form; 3] = [Form::Device, Form::Xattr, Form::Marker];
+
+#[test]
+fn a_whiteout_of_every_form_hides_a_name_and_gives_way_to_a_node() {
+    for form in FORMS {
+        let (_dir, upper) = layer(form);
+        let name = OsStr::new("name");
+
+        upper.whiteout(upper.root(), name).unwrap();
+
+        assert!(matches!(upper.place(upper.root(), name).unwrap(), Place::Whiteout), "{form:?}");
+        let staged = upper.temporary();
+        fs::mkdirat(upper.work().unwrap(), &staged, Mode::RWXU).unwrap();
+        upper.install(&staged, upper.root(), name).unwrap();
+        assert!(matches!(upper.place(upper.root(), name).unwrap(), Place::Object(_)), "{form:?}");
+        upper.remove(upper.root(), name).unwrap();
+        assert!(matches!(upper.place(upper.root(), name).unwrap(), Place::Absent), "{form:?}");
+    }
+}
+
+#[test]
+fn a_whiteout_replaces_a_directory_with_whiteouts_in_it() {
+    for form in FORMS {
+        let (dir, upper) = layer(form);
+        std::fs::create_dir_all(dir.path().join("d/e/f")).unwrap();
+        let d = host::open_directory(upper.root(), OsStr::new("d")).unwrap();
+        upper.whiteout(d.as_fd(), OsStr::new("inside")).unwrap();
+
+        upper.whiteout(upper.root(), OsStr::new("d")).unwrap();
+
+        assert!(matches!(upper.place(upper.root(), OsStr::new("d")).unwrap(), Place::Whiteout), "{form:?}");
+        assert!(host::list(upper.work().unwrap()).unwrap().is_empty(), "{form:?}");
+    }
+}
+
+#[test]
+fn every_form_of_an_opaque_directory_is_recognised() {
+    for form in FORMS {
+        let (_dir, upper) = layer(form);
+        assert!(!upper.is_opaque(upper.root()).unwrap());
+
+        upper.make_opaque(upper.root()).unwrap();
+
+        assert!(upper.is_opaque(upper.root()).unwrap(), "{form:?}");
+    }
+}
+
+#[test]
+fn markers_are_remembered_and_are_names_like_any_other_before() {
+    let (dir, upper) = layer(Form::Device);
+    assert!(!upper.is_mark(OsStr::new(".wh.x")));
+
+    let marking = Upper { form: Form::Marker, ..upper };
+    marking.whiteout(marking.root(), OsStr::new("x")).unwrap();
+
+    assert!(Upper::open(dir.path()).unwrap().is_mark(OsStr::new(".wh.x")));
+}
+
+#[test]
+fn a_second_writer_is_told_who_has_the_layer() {
+    let (dir, upper) = layer(Form::Device);
+    upper.lock_exclusive().unwrap();
+
+    let refused = Upper::open(dir.path()).unwrap().lock_exclusive().unwrap_err();
+
+    assert!(refused.to_string().contains(&format!("process {} on ", std::process::id())), "{refused}");
+    drop(upper);
+    Upper::open(dir.path()).unwrap().lock_exclusive().unwrap();
+}
+
+#[test]
+fn locking_clears_what_a_crash_left_in_work() {
+    let (dir, upper) = layer(Form::Device);
+    std::fs::create_dir_all(dir.path().join(".siphon/work/left/deep/deeper")).unwrap();
+    std::fs::write(dir.path().join(".siphon/work/left/file"), b"x").unwrap();
+
+    upper.lock_exclusive().unwrap();
+
+    assert!(host::list(upper.work().unwrap()).unwrap().is_empty());
+}
+
+#[test]
+fn a_layer_knows_its_base_and_is_made_only_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("layer");
+    let base = Base { version: 1, image: "/images/a.sif".into(), identity: "abc".into() };
+
+    assert_eq!(Base::read(dir.path()).unwrap(), None);
+    Upper::create(&path, &base).unwrap();
+
+    assert_eq!(Base::read(&path).unwrap(), Some(base.clone()));
+    assert_eq!(Upper::create(&path, &base).unwrap_err().errno(), Errno::EXIST.raw_os_error());
+}
+
+#[test]
+fn a_private_directory_that_is_a_link_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let outside = tempfile::tempdir().unwrap();
+    std::os::unix::fs::symlink(outside.path(), dir.path().join(PRIVATE_NAME)).unwrap();
+
+    assert!(Upper::open(dir.path()).is_err());
+    assert!(std::fs::read_dir(outside.path()).unwrap().next().is_none());
+}

@@ -1,0 +1,245 @@
+use super::*;
+use crate::upper::{Base, PRIVATE_NAME};
+use rustix::fs;
+use rustix::io::Errno;
+use siphon_image::directory::Directory;
+use siphon_image::tree::Kind;
+use std::ffi::OsStr;
+use std::os::unix::fs::symlink;
+use std::path::PathBuf;
+
+struct Test {
+    _dir: tempfile::TempDir,
+    lower: PathBuf,
+    upper: PathBuf,
+    view: View,
+}
+
+fn test(fill: impl FnOnce(&std::path::Path)) -> Test {
+    let dir = tempfile::tempdir().unwrap();
+    let (lower, upper) = (dir.path().join("lower"), dir.path().join("upper"));
+    std::fs::create_dir(&lower).unwrap();
+    fill(&lower);
+    let base = Base { version: 1, image: "/image".into(), identity: String::new() };
+    let layer = Upper::create(&upper, &base).unwrap();
+    let view = View::new(Arc::new(Directory::open(&lower).unwrap()), Some(layer)).unwrap();
+    Test { _dir: dir, lower, upper, view }
+}
+
+fn find(view: &View, path: &str) -> Result<Ino, i32> {
+    path.split('/').try_fold(Ino::ROOT, |dir, name| match view.lookup(dir, OsStr::new(name)) {
+        Ok((ino, _)) => Ok(ino),
+        Err(error) => Err(error.errno()),
+    })
+}
+
+fn content(view: &View, file: &OpenFile) -> Vec<u8> {
+    let mut buf = vec![0; 100];
+    let read = view.read(file, 0, &mut buf).unwrap();
+    buf.truncate(read);
+    buf
+}
+
+const WRITE: OpenMode = OpenMode { write: true, append: false, truncate: false };
+
+#[test]
+fn a_file_opened_before_its_copy_up_reads_what_is_written_after_it() {
+    let t = test(|lower| std::fs::write(lower.join("f"), b"lower").unwrap());
+    let ino = find(&t.view, "f").unwrap();
+    let before = t.view.open(ino, OpenMode::default()).unwrap();
+    assert_eq!(content(&t.view, &before), b"lower");
+
+    let writer = t.view.open(ino, WRITE).unwrap();
+    t.view.write(&writer, 0, b"upper").unwrap();
+
+    assert_eq!(content(&t.view, &before), b"upper");
+    assert_eq!(find(&t.view, "f").unwrap(), ino);
+    assert_eq!(std::fs::read(t.lower.join("f")).unwrap(), b"lower");
+}
+
+#[test]
+fn all_names_of_a_hard_linked_file_see_a_write_through_one() {
+    let t = test(|lower| {
+        std::fs::write(lower.join("a"), b"lower").unwrap();
+        std::fs::hard_link(lower.join("a"), lower.join("b")).unwrap();
+    });
+    let a = find(&t.view, "a").unwrap();
+    let writer = t.view.open(a, WRITE).unwrap();
+    t.view.write(&writer, 0, b"UPPER").unwrap();
+
+    t.view.unlink(Ino::ROOT, OsStr::new("a")).unwrap();
+    t.view.forget(a, 1);
+
+    let b = find(&t.view, "b").unwrap();
+    assert_eq!(b, a);
+    assert_eq!(t.view.attr(b).unwrap().nlink, 1);
+    assert_eq!(content(&t.view, &t.view.open(b, OpenMode::default()).unwrap()), b"UPPER");
+}
+
+#[test]
+fn an_unlinked_file_stays_usable_while_it_is_referred_to() {
+    for is_lower in [true, false] {
+        let t = test(|lower| std::fs::write(lower.join("f"), b"bytes").unwrap());
+        let ino = find(&t.view, "f").unwrap();
+        if !is_lower {
+            t.view.set_attr(ino, &SetAttr { mode: Some(0o600), ..SetAttr::default() }).unwrap();
+        }
+        let reader = t.view.open(ino, OpenMode::default()).unwrap();
+
+        t.view.unlink(Ino::ROOT, OsStr::new("f")).unwrap();
+
+        assert_eq!(find(&t.view, "f"), Err(Errno::NOENT.raw_os_error()));
+        assert_eq!(content(&t.view, &reader), b"bytes");
+        assert_eq!(t.view.attr(ino).unwrap().nlink, 0, "{is_lower}");
+        t.view.set_attr(ino, &SetAttr { size: Some(2), ..SetAttr::default() }).unwrap();
+        assert_eq!(content(&t.view, &reader), b"by");
+        assert_eq!(std::fs::read_dir(t.upper.join(".siphon/work")).unwrap().count(), 0);
+    }
+}
+
+#[test]
+fn the_private_directory_is_neither_shown_nor_made() {
+    let t = test(|lower| std::fs::create_dir(lower.join(PRIVATE_NAME)).unwrap());
+    let name = OsStr::new(PRIVATE_NAME);
+
+    assert!(t.view.entries(Ino::ROOT).unwrap().is_empty());
+    assert_eq!(find(&t.view, PRIVATE_NAME), Err(Errno::NOENT.raw_os_error()));
+    let refused = t.view.make_directory(Ino::ROOT, name, 0o755, None).unwrap_err();
+    assert_eq!(refused.errno(), Errno::PERM.raw_os_error());
+    t.view.make_directory(Ino::ROOT, OsStr::new("d"), 0o755, None).unwrap();
+    let refused = t.view.rename(Ino::ROOT, OsStr::new("d"), Ino::ROOT, name, RenameMode::Replace).unwrap_err();
+    assert_eq!(refused.errno(), Errno::PERM.raw_os_error());
+}
+
+#[test]
+fn a_link_planted_in_the_layer_leads_nowhere() {
+    let t = test(|lower| std::fs::create_dir_all(lower.join("d/e")).unwrap());
+    let outside = tempfile::tempdir().unwrap();
+    let e = find(&t.view, "d/e").unwrap();
+    t.view.make_directory(e, OsStr::new("first"), 0o755, None).unwrap();
+    std::fs::rename(t.upper.join("d"), t.upper.join("away")).unwrap();
+    symlink(outside.path(), t.upper.join("d")).unwrap();
+
+    let made = t.view.make_directory(e, OsStr::new("new"), 0o755, None);
+
+    assert!(made.is_err());
+    assert!(std::fs::read_dir(outside.path()).unwrap().next().is_none());
+}
+
+#[test]
+fn holes_stay_holes_in_a_copy() {
+    let t = test(|lower| {
+        let file = std::fs::File::create(lower.join("f")).unwrap();
+        file.set_len(8 << 20).unwrap();
+        std::os::unix::fs::FileExt::write_all_at(&file, b"x", 5 << 20).unwrap();
+    });
+    let ino = find(&t.view, "f").unwrap();
+
+    t.view.open(ino, WRITE).unwrap();
+
+    let attr = t.view.attr(ino).unwrap();
+    assert_eq!(attr.size, 8 << 20);
+    assert!(attr.blocks < 100, "{}", attr.blocks);
+}
+
+#[test]
+fn truncating_a_file_copies_nothing_of_it() {
+    let t = test(|lower| std::fs::write(lower.join("f"), b"content").unwrap());
+    let ino = find(&t.view, "f").unwrap();
+
+    let file = t.view.open(ino, OpenMode { write: true, truncate: true, append: false }).unwrap();
+
+    assert_eq!(t.view.attr(ino).unwrap().size, 0);
+    assert_eq!(content(&t.view, &file), b"");
+}
+
+#[test]
+fn without_a_layer_every_change_fails_as_read_only() {
+    let t = test(|lower| std::fs::write(lower.join("f"), b"content").unwrap());
+    let view = View::new(Arc::new(Directory::open(&t.lower).unwrap()), None).unwrap();
+    let ino = find(&view, "f").unwrap();
+    let read_only = Errno::ROFS.raw_os_error();
+
+    assert_eq!(view.open(ino, WRITE).unwrap_err().errno(), read_only);
+    assert_eq!(view.unlink(Ino::ROOT, OsStr::new("f")).unwrap_err().errno(), read_only);
+    assert_eq!(view.set_attr(ino, &SetAttr::default()).unwrap_err().errno(), read_only);
+    assert_eq!(view.set_xattr(ino, OsStr::new("user.a"), b"", 0).unwrap_err().errno(), read_only);
+    assert_eq!(content(&view, &view.open(ino, OpenMode::default()).unwrap()), b"content");
+}
+
+#[test]
+fn an_overlay_xattr_set_through_the_view_does_not_act_on_the_layer() {
+    let t = test(|lower| std::fs::create_dir_all(lower.join("d/inside")).unwrap());
+    let d = find(&t.view, "d").unwrap();
+    let name = OsStr::new("user.overlay.opaque");
+    match t.view.set_xattr(d, name, b"y", 0) {
+        Err(error) if error.errno() == Errno::OPNOTSUPP.raw_os_error() => return println!("skipped: no xattrs"),
+        other => other.unwrap(),
+    }
+
+    assert!(find(&t.view, "d/inside").is_ok());
+    assert_eq!(t.view.xattr(d, name).unwrap(), Some(b"y".to_vec()));
+    assert_eq!(t.view.xattr_names(d).unwrap(), [name]);
+}
+
+#[test]
+fn a_whiteout_device_cannot_be_made() {
+    let t = test(|_| {});
+
+    let made = t.view.make_node(Ino::ROOT, OsStr::new("w"), Kind::CharDevice, 0o600, 0, None);
+
+    assert_eq!(made.unwrap_err().errno(), Errno::PERM.raw_os_error());
+}
+
+#[test]
+fn a_path_longer_than_the_kernel_takes_is_written_to() {
+    let long = "n".repeat(200);
+    let t = test(|lower| {
+        let mut here = fs::open(lower, fs::OFlags::PATH, fs::Mode::empty()).unwrap();
+        for _ in 0..30 {
+            fs::mkdirat(&here, &long, fs::Mode::RWXU).unwrap();
+            here = fs::openat(&here, &long, fs::OFlags::PATH, fs::Mode::empty()).unwrap();
+        }
+    });
+    let deepest = find(&t.view, &vec![long.as_str(); 30].join("/")).unwrap();
+
+    t.view.make_symlink(deepest, OsStr::new("s"), OsStr::new("target"), None).unwrap();
+
+    assert_eq!(t.view.entries(deepest).unwrap().len(), 1);
+}
+
+#[test]
+fn what_is_forgotten_takes_no_memory_and_is_found_again() {
+    let t = test(|lower| std::fs::create_dir_all(lower.join("d/e")).unwrap());
+    let (d, e) = (find(&t.view, "d").unwrap(), find(&t.view, "d/e").unwrap());
+    let nodes = || t.view.layer.as_ref().unwrap().state.read().nodes.len();
+    assert_eq!(nodes(), 3);
+
+    t.view.forget(d, 2);
+    assert_eq!(nodes(), 3, "the parent of a node in use stays");
+    t.view.forget(e, 1);
+
+    assert_eq!(nodes(), 1);
+    assert_eq!(find(&t.view, "d/e").unwrap(), e);
+}
+
+#[test]
+fn many_threads_copy_one_file_up_once_and_none_reads_a_part() {
+    let bytes = vec![7; 3 << 20];
+    let t = test(|lower| std::fs::write(lower.join("f"), &bytes).unwrap());
+    let ino = find(&t.view, "f").unwrap();
+
+    std::thread::scope(|scope| {
+        for thread in 0..8 {
+            let (view, bytes) = (&t.view, &bytes);
+            scope.spawn(move || {
+                let file = view.open(ino, OpenMode { write: thread % 2 == 0, ..OpenMode::default() }).unwrap();
+                let mut buf = vec![0; bytes.len()];
+                assert_eq!(view.read(&file, 0, &mut buf).unwrap(), bytes.len());
+                assert!(buf == *bytes);
+            });
+        }
+    });
+
+    assert_eq!(std::fs::read_dir(t.upper.join(".siphon/work")).unwrap().count(), 0);
+}

@@ -1,0 +1,113 @@
+//! Random operations on a view and on a plain directory: results and trees must be the same.
+//!
+//! `SIPHON_MODEL_SEQUENCES` is how many sequences are run (2,000 by default), `SIPHON_MODEL_SEED` the first one's seed.
+//! `SIPHON_MODEL_DIRECTORY` is where, on a filesystem of the kind to be tried. A failure prints the seed and the operations.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+#[path = "model/operation.rs"]
+mod operation;
+#[path = "model/pair.rs"]
+mod pair;
+#[path = "model/snapshot.rs"]
+mod snapshot;
+
+use operation::{Operation, Random};
+use pair::Pair;
+use std::path::Path;
+
+const DEFAULT_SEQUENCES: u64 = 2000;
+const OPERATIONS: u64 = 25;
+
+fn number(variable: &str, default: u64) -> u64 {
+    std::env::var(variable).ok().map_or(default, |text| text.parse().unwrap())
+}
+
+fn scratch() -> tempfile::TempDir {
+    if let Some(directory) = std::env::var_os("SIPHON_MODEL_DIRECTORY") {
+        return tempfile::tempdir_in(directory).unwrap();
+    }
+    // Memory where it can hold xattrs, which is several times as fast.
+    match tempfile::tempdir_in("/dev/shm") {
+        Ok(dir) if rustix::fs::setxattr(dir.path(), "user.x", b"", rustix::fs::XattrFlags::empty()).is_ok() => dir,
+        _ => tempfile::tempdir().unwrap(),
+    }
+}
+
+/// Runs one sequence; `Err` says what was different.
+fn run(root: &Path, seed: u64, log: &mut Vec<Operation>) -> Result<(), String> {
+    let mut random = Random::new(seed);
+    // What the layer knows of hard links of the image ends with the view, so such a sequence never opens it again.
+    let links = random.below(3) == 0;
+    let mut pair = Pair::new(root, &mut random, links);
+    for _ in 0..OPERATIONS {
+        let operation = Operation::any(&mut random);
+        log.push(operation.clone());
+        pair.apply(&operation)?;
+        match random.below(20) {
+            0 => pair.compare()?,
+            1 if !links => {
+                log.push(Operation::Reopen);
+                pair.reopen();
+                pair.compare()?;
+            }
+            _ => {}
+        }
+    }
+    pair.compare()?;
+    if !links {
+        log.push(Operation::Reopen);
+        pair.reopen();
+        pair.compare()?;
+    }
+    pair.check_leftovers()
+}
+
+#[test]
+fn a_view_behaves_like_a_directory() {
+    let first = number("SIPHON_MODEL_SEED", 1);
+    let scratch = scratch();
+    for seed in first..first + number("SIPHON_MODEL_SEQUENCES", DEFAULT_SEQUENCES) {
+        let root = scratch.path().join(seed.to_string());
+        std::fs::create_dir(&root).unwrap();
+        let mut log = Vec::new();
+        if let Err(difference) = run(&root, seed, &mut log) {
+            panic!("seed {seed}: {difference}\nafter {log:?}");
+        }
+        std::fs::remove_dir_all(&root).unwrap();
+    }
+}
+
+#[test]
+fn the_kernel_mounts_a_layer_that_a_view_wrote() {
+    let scratch = scratch();
+    for seed in 1..=50 {
+        let root = scratch.path().join(seed.to_string());
+        std::fs::create_dir(&root).unwrap();
+        let mut random = Random::new(seed);
+        let mut pair = Pair::new(&root, &mut random, false);
+        for _ in 0..OPERATIONS * 2 {
+            pair.apply(&Operation::any(&mut random)).unwrap();
+        }
+        pair.close();
+        let merged = root.join("merged");
+        std::fs::create_dir_all(&merged).unwrap();
+        std::fs::create_dir_all(root.join("kernel-work")).unwrap();
+        let options = format!(
+            "lowerdir={},upperdir={},workdir={},userxattr",
+            root.join("lower").display(),
+            root.join("layer").display(),
+            root.join("kernel-work").display()
+        );
+        let options = std::ffi::CString::new(options).unwrap();
+        let flags = rustix::mount::MountFlags::empty();
+        if let Err(error) = rustix::mount::mount("overlay", &merged, "overlay", flags, options.as_c_str()) {
+            assert!(std::env::var_os("CI").is_none(), "cannot mount overlay: {error}");
+            println!("skipped: cannot mount overlay: {error}");
+            return;
+        }
+        let seen = snapshot::of_directory(&merged);
+        rustix::mount::unmount(&merged, rustix::mount::UnmountFlags::empty()).unwrap();
+        assert_eq!(snapshot::difference(&seen, &snapshot::of_directory(&root.join("plain"))), None, "seed {seed}");
+    }
+}
