@@ -9,6 +9,7 @@ use anyhow::{Context, bail};
 use siphon_fsd::daemon::{self, Ids, Layer, MountPointKind, Placement, Spec};
 use siphon_fsd::locator::Locator;
 use std::convert::Infallible;
+use std::time::Duration;
 
 /// Runs. Returns only if that fails.
 ///
@@ -25,13 +26,14 @@ pub fn run(
     let layer = layer(&settings, &locator)?;
     settings.image = locator.to_string();
     let host = gather(&settings, environment)?;
+    let (scope, idle) = sharing(&settings, common);
     let spec = Spec {
         image: locator.to_string(),
         layer,
         ids: if host.uid == 0 { Ids::Host } else { Ids::Caller },
-        scope: common.scope.clone(),
+        scope,
         cache_dir: cache_dir(common),
-        idle: common.idle,
+        idle,
         placement: Placement::InNamespace,
     };
     let executable = std::env::current_exe().context("cannot find the siphon program itself")?;
@@ -53,6 +55,14 @@ pub fn run(
     let place = Place { root: joined.root.clone(), session: joined.session.clone() };
     joined.enter().context("cannot join the namespaces of the image's daemon")?;
     apply(&plan, &place, report)
+}
+
+/// Who shares the daemon, and how long it waits for more. Changes that are to be forgotten belong to one run alone.
+fn sharing(settings: &RunSettings, common: &Common) -> (String, Duration) {
+    match settings.writes {
+        Writes::Temporary => (format!("run {}", uuid::Uuid::new_v4()), Duration::ZERO),
+        Writes::Refused | Writes::Sandbox => (common.scope.clone(), common.idle),
+    }
 }
 
 /// What the daemon puts over the image. A sandbox brings its own layer.
