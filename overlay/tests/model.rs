@@ -1,7 +1,7 @@
 //! Random operations on a view and on a plain directory: results and trees must be the same.
 //!
 //! `SIPHON_MODEL_SEQUENCES` is how many sequences are run (2,000 by default), `SIPHON_MODEL_SEED` the first one's seed.
-//! `SIPHON_MODEL_DIRECTORY` is where, on a filesystem of the kind to be tried. A failure prints the seed and the operations.
+//! `SIPHON_MODEL_DIRECTORY` is where: a filesystem of the kind to be tried. A failure prints seed and operations.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
