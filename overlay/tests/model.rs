@@ -14,7 +14,7 @@ mod snapshot;
 
 use operation::{Operation, Random};
 use pair::Pair;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 const DEFAULT_SEQUENCES: u64 = 2000;
 const OPERATIONS: u64 = 25;
@@ -78,6 +78,15 @@ fn a_view_behaves_like_a_directory() {
     }
 }
 
+/// Unmounts also when the test fails.
+struct Mounted(PathBuf);
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let _ = rustix::mount::unmount(&self.0, rustix::mount::UnmountFlags::empty());
+    }
+}
+
 #[test]
 fn the_kernel_mounts_a_layer_that_a_view_wrote() {
     let scratch = scratch();
@@ -106,8 +115,9 @@ fn the_kernel_mounts_a_layer_that_a_view_wrote() {
             println!("skipped: cannot mount overlay: {error}");
             return;
         }
-        let seen = snapshot::of_directory(&merged);
-        rustix::mount::unmount(&merged, rustix::mount::UnmountFlags::empty()).unwrap();
+        let mounted = Mounted(merged);
+        let seen = snapshot::of_directory(&mounted.0);
+        drop(mounted);
         assert_eq!(snapshot::difference(&seen, &snapshot::of_directory(&root.join("plain"))), None, "seed {seed}");
     }
 }
