@@ -81,20 +81,19 @@ fn copy_content(lower: &dyn Tree, node: NodeId, file: &File, size: u64) -> Resul
         if read == 0 {
             break;
         }
-        let mut at = offset;
-        for block in buf[..read].chunks(HOLE_BYTES) {
-            if block.iter().any(|byte| *byte != 0) {
-                write_run(file, block, at)?;
+        let is_zero = |block: &&[u8]| block.iter().all(|byte| *byte == 0);
+        let blocks: Vec<&[u8]> = buf[..read].chunks(HOLE_BYTES).collect();
+        let mut at = 0;
+        for run in blocks.chunk_by(|a, b| is_zero(a) == is_zero(b)) {
+            let bytes: usize = run.iter().map(|block| block.len()).sum();
+            if !run.first().is_some_and(is_zero) {
+                file.write_all_at(&buf[at..at + bytes], offset + at as u64)?;
             }
-            at += block.len() as u64;
+            at += bytes;
         }
         offset += read as u64;
     }
     Ok(file.set_len(size)?)
-}
-
-fn write_run(file: &File, block: &[u8], at: u64) -> Result<(), Error> {
-    Ok(file.write_all_at(block, at)?)
 }
 
 /// Changes the owner as far as this process may: an unprivileged one keeps what it makes, and an id that is not mapped

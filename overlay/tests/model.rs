@@ -1,7 +1,7 @@
 //! Random operations on a view and on a plain directory: results and trees must be the same.
 //!
 //! `SIPHON_MODEL_SEQUENCES` is how many sequences are run (2,000 by default), `SIPHON_MODEL_SEED` the first one's seed.
-//! `SIPHON_MODEL_DIRECTORY` is where, on a filesystem of the kind to be tried. A failure prints the seed and the operations.
+//! `SIPHON_MODEL_DIRECTORY` is where: a filesystem of the kind to be tried. A failure prints seed and operations.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
@@ -14,7 +14,7 @@ mod snapshot;
 
 use operation::{Operation, Random};
 use pair::Pair;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 const DEFAULT_SEQUENCES: u64 = 2000;
 const OPERATIONS: u64 = 25;
@@ -78,6 +78,15 @@ fn a_view_behaves_like_a_directory() {
     }
 }
 
+/// Unmounts also when the test fails.
+struct Mounted(PathBuf);
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let _ = rustix::mount::unmount(&self.0, rustix::mount::UnmountFlags::empty());
+    }
+}
+
 #[test]
 fn the_kernel_mounts_a_layer_that_a_view_wrote() {
     let scratch = scratch();
@@ -106,8 +115,9 @@ fn the_kernel_mounts_a_layer_that_a_view_wrote() {
             println!("skipped: cannot mount overlay: {error}");
             return;
         }
-        let seen = snapshot::of_directory(&merged);
-        rustix::mount::unmount(&merged, rustix::mount::UnmountFlags::empty()).unwrap();
+        let mounted = Mounted(merged);
+        let seen = snapshot::of_directory(&mounted.0);
+        drop(mounted);
         assert_eq!(snapshot::difference(&seen, &snapshot::of_directory(&root.join("plain"))), None, "seed {seed}");
     }
 }

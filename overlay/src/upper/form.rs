@@ -6,7 +6,8 @@
 //! | xattr | empty file `NAME` with `user.overlay.whiteout`, its directory's `user.overlay.opaque` = `x` | the same | no device nodes |
 //! | marker | empty file `.wh.NAME` | file `.wh..wh..opq` in it | neither: NFS, Lustre |
 //!
-//! The first two are the kernel's own (`Documentation/filesystems/overlayfs.rst`, `userxattr`); the third is that of
+//! The first two are the kernel's own (`Documentation/filesystems/overlayfs.rst`, `userxattr`), though it lists the names
+//! of whiteouts of the second form when such a layer is its upper and not one of its lowers; the third is that of
 //! AUFS and of image layers. The form to write is probed; all are read, markers only where they were once written, since
 //! `.wh.x` is a name like any other elsewhere. A whiteout gives way to a node of its name: both may exist for a moment.
 

@@ -82,7 +82,7 @@ impl Operation {
         use Operation::*;
         let path = any_path(random);
         match random.below(34) {
-            0 | 1 => Create(path, random.pick(&[0o644, 0o600, 0o4755])),
+            0 | 1 => Create(path, random.pick(&[0o644, 0o600, 0o640])),
             2..=4 => MakeDirectory(path, random.pick(&[0o755, 0o700, 0o2775, 0o1777])),
             5 => Symlink(path),
             6 => Fifo(path),
