@@ -40,7 +40,7 @@ trap finish EXIT
 make_root() {
     local packages
     packages=$(apt-cache depends --recurse --installed --no-recommends --no-suggests --no-conflicts --no-breaks --no-replaces \
-        --no-enhances bash coreutils python3 gcc libc-bin | grep '^[a-z0-9]' | sort -u)
+        --no-enhances bash coreutils dash python3 gcc libc-bin | grep '^[a-z0-9]' | sort -u)
     mkdir -p root/usr/{bin,sbin,lib,lib64} root/{etc,tmp,proc,sys,dev,root} root/.singularity.d/env
     local name
     for name in bin sbin lib lib64; do ln -s "usr/$name" "root/$name"; done
@@ -50,6 +50,7 @@ make_root() {
         tar --create --directory / --no-recursion --ignore-failed-read --files-from - 2>/dev/null |
         tar --extract --directory root --keep-directory-symlink --no-same-owner || true
     chmod -R u+w root
+    [ -e root/usr/bin/sh ] || ln -s dash root/usr/bin/sh
     printf 'root:x:0:0:root:/root:/bin/bash\n' >root/etc/passwd
     printf 'root:x:0:\n' >root/etc/group
     printf '#!/bin/sh\nexport MADE_BY=siphon\n' >root/.singularity.d/env/90-environment.sh
