@@ -81,7 +81,6 @@ pub struct GlobalFlags {
 
 /// The commands.
 #[derive(Debug, Subcommand)]
-#[expect(clippy::large_enum_variant, reason = "parsed once; boxing would hide the flags from clap")]
 pub enum Verb {
     /// Run a command in a container
     Exec(ExecArgs),

@@ -7,10 +7,9 @@ use crate::settings::Common;
 use anyhow::{Context, bail};
 use serde_json::json;
 use siphon_fsd::locator::{self, Locator, Opened};
-use siphon_image::open::{Facts, facts};
-use siphon_image::read_at::ReadAt;
+use siphon_image::open::{Facts, OCI_CONFIG, facts};
 use siphon_image::sif::writer::SifWriter;
-use siphon_image::sif::{Arch, DataType, Sif};
+use siphon_image::sif::{Arch, DataType};
 use siphon_image::squashfs::writer::{self, Options, Owners, Progress};
 use siphon_image::tree::Tree;
 use std::fs::{File, Permissions};
@@ -22,10 +21,6 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// How often the bar moves.
 const TICK: Duration = Duration::from_millis(100);
-/// Largest object that is carried from an old image to a new one; apptainer's are a few KiB.
-const MAX_OBJECT_BYTES: u64 = 16 << 20;
-/// The OCI configuration of the image that a SIF was once made from.
-const OCI_CONFIG: &str = "oci-config.json";
 /// What `inspect` prints, kept beside the image so that nothing has to be run for it.
 const INSPECT_METADATA: &str = "inspect-metadata.json";
 
@@ -81,7 +76,7 @@ fn write_sif(opened: &Opened, file: &File, interrupted: &AtomicBool, report: Rep
         sif.add_object(DataType::Deffile, "", deffile.as_bytes())?;
     }
     sif.add_object(DataType::GenericJson, INSPECT_METADATA, inspect_metadata(&facts).to_string().as_bytes())?;
-    if let Some(config) = opened.image.sif.as_ref().and_then(oci_config) {
+    if let Some(config) = opened.image.oci_config() {
         sif.add_object(DataType::GenericJson, OCI_CONFIG, &config)?;
     }
     let options = Options { mkfs_time: u32::try_from(seconds)?, owners: owners(), ..Options::default() };
@@ -122,14 +117,6 @@ fn umask() -> u32 {
     let present = nix::sys::stat::umask(nix::sys::stat::Mode::empty());
     nix::sys::stat::umask(present);
     present.bits()
-}
-
-fn oci_config(sif: &Sif) -> Option<Vec<u8>> {
-    let object = sif.object(sif.find_named(DataType::GenericJson, OCI_CONFIG)?);
-    let bytes = usize::try_from(object.len()).ok().filter(|_| object.len() <= MAX_OBJECT_BYTES)?;
-    let mut config = vec![0; bytes];
-    object.read_exact_at(&mut config, 0).ok()?;
-    Some(config)
 }
 
 fn inspect_metadata(facts: &Facts) -> serde_json::Value {

@@ -7,6 +7,7 @@ pub mod gpu;
 mod host_facts;
 mod mounts;
 
+use environment::Program;
 pub use host_facts::{HostFacts, Nvidia};
 
 use crate::settings::{RunSettings, Writes};
@@ -132,7 +133,7 @@ pub fn plan(settings: &RunSettings, image: &Facts, host: &HostFacts) -> Result<P
     let home = mounts::container_home(settings, host);
     let files = mounts::files(settings, image, host, &home, &mut warnings);
     let mounts = mounts::mounts(settings, host, &home)?;
-    let (argv, environment) = environment::program(settings, image, host, &home)?;
+    let Program { argv, environment } = environment::program(settings, image, host, &home)?;
     let start = match &settings.cwd {
         Some(directory) => Start::At(directory.clone()),
         None => Start::FirstOf(vec![host.cwd.clone(), home, PathBuf::from("/")]),

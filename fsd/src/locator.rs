@@ -1,8 +1,7 @@
 //! Names of images, as users write them, and the way from a name to a file tree.
 
 use crate::blob::{Blob, BlobCounters, BlobError};
-use siphon_image::directory::Directory;
-use siphon_image::open::{self, Format, Image};
+use siphon_image::open::{self, Image};
 use siphon_image::read_at::{FileAt, ReadAt};
 use siphon_image::tree::{self, Tree};
 use siphon_overlay::upper::{Base, Upper};
@@ -239,11 +238,17 @@ fn opened(name: String, bytes: Arc<dyn ReadAt>, identity: String, remote: Option
 
 fn open_directory(path: &Path) -> Result<Opened, Error> {
     let identity = Locator::Directory(path.into()).identity()?;
-    let directory =
-        Directory::open(path).map_err(|source| Error::Tree { image: path.display().to_string(), source })?;
-    let lower: Arc<dyn Tree> = Arc::new(directory);
-    let image = Image { tree: lower.clone(), format: Format::Directory, sif: None };
-    Ok(Opened { lower, upper_dir: None, image, identity, image_bytes: 0, is_stable: false, remote: None })
+    let image =
+        open::open_directory(path).map_err(|source| Error::Format { image: path.display().to_string(), source })?;
+    Ok(Opened {
+        lower: image.tree.clone(),
+        upper_dir: None,
+        image,
+        identity,
+        image_bytes: 0,
+        is_stable: false,
+        remote: None,
+    })
 }
 
 fn open_sandbox(sandbox: &Path, cache_dir: &Path) -> Result<Opened, Error> {

@@ -102,6 +102,9 @@ pub struct InspectArgs {
     /// Names of the SCIF apps
     #[arg(long)]
     pub list_apps: bool,
+    /// What the OCI image that this one was made from said: entry point, command, environment, labels
+    #[arg(long)]
+    pub oci_config: bool,
     /// Everything, as JSON
     #[arg(long)]
     pub all: bool,

@@ -3,7 +3,9 @@
 use crate::args::InspectArgs;
 use crate::report::Report;
 use crate::settings::Common;
+use anyhow::{Context, bail};
 use serde_json::{Map, Value, json};
+use siphon_image::oci::ImageConfig;
 use siphon_image::open::{Facts, facts};
 
 /// Prints the chosen parts, the labels if none is chosen.
@@ -11,8 +13,13 @@ use siphon_image::open::{Facts, facts};
 /// # Errors
 /// If the image cannot be opened.
 pub fn inspect(args: &InspectArgs, common: &Common, report: Report) -> anyhow::Result<()> {
-    let tree = super::open_tree(&args.image, common)?;
-    let facts = facts(tree.as_ref())?;
+    let opened = super::open_image(&args.image, common)?;
+    let facts = facts(opened.tree()?.as_ref())?;
+    if args.oci_config {
+        let Some(config) = opened.image.oci_config() else { bail!("{} holds no OCI configuration", args.image) };
+        let config = ImageConfig::parse(&config).with_context(|| format!("cannot inspect {}", args.image))?;
+        return Ok(report.line(serde_json::to_string_pretty(&config)?)?);
+    }
     if args.json || args.all {
         return Ok(report.line(serde_json::to_string_pretty(&as_json(args, &facts))?)?);
     }

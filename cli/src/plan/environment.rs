@@ -29,13 +29,21 @@ const RUNTIME_PREFIXES: [&str; 6] =
 
 type Variables = BTreeMap<OsString, OsString>;
 
+/// What is executed.
+pub(super) struct Program {
+    /// Program and arguments.
+    pub(super) argv: Vec<OsString>,
+    /// The whole environment.
+    pub(super) environment: Vec<(OsString, OsString)>,
+}
+
 /// The program with its arguments, and its environment.
 pub(super) fn program(
     settings: &RunSettings,
     image: &Facts,
     host: &HostFacts,
     home: &Path,
-) -> Result<(Vec<OsString>, Vec<(OsString, OsString)>), PlanError> {
+) -> Result<Program, PlanError> {
     let mut variables = fixed(settings, home);
     let passed = from_host(settings, host);
     if let Some(path) = host.environment.get("PATH").filter(|_| !settings.clean_env) {
@@ -49,7 +57,7 @@ pub(super) fn program(
         plain_variables(&mut variables, settings, image, passed);
         command.clone()
     };
-    Ok((argv, variables.into_iter().collect()))
+    Ok(Program { argv, environment: variables.into_iter().collect() })
 }
 
 /// What is the same whatever the image says.

@@ -37,7 +37,7 @@ pub fn nvidia_names() -> impl Iterator<Item = &'static str> + Clone {
 /// The libraries called `NAME.so*` in the output of `ldconfig -p`, the first of each file name, for this machine.
 ///
 /// ```text
-/// 	libcuda.so.1 (libc6,x86-64) => /lib/x86_64-linux-gnu/libcuda.so.1
+///     libcuda.so.1 (libc6,x86-64) => /lib/x86_64-linux-gnu/libcuda.so.1
 /// ```
 pub fn libraries(ldconfig: &str, names: impl Iterator<Item = &'static str> + Clone) -> Vec<PathBuf> {
     let mut found: Vec<(&str, PathBuf)> = Vec::new();

@@ -10,6 +10,7 @@
 mod facts;
 
 use crate::directory::Directory;
+use crate::oci::MAX_CONFIG_BYTES;
 use crate::read_at::{ReadAt, Window};
 use crate::sif::{self, DataType, FilesystemType, Sif};
 use crate::squashfs::format::MAGIC as SQUASHFS_MAGIC;
@@ -25,6 +26,8 @@ pub use facts::{Facts, Script, facts};
 const HEAD_BYTES: u64 = 2048;
 /// The end of the launcher line of singularity 2.4 to 2.6.
 const LAUNCHER_END: &[u8] = b" run-singularity\n";
+/// Name of the SIF object that holds an OCI configuration, as apptainer writes it.
+pub const OCI_CONFIG: &str = "oci-config.json";
 /// `s_magic` of ext2, ext3 and ext4.
 const EXT_MAGIC: [u8; 2] = [0x53, 0xef];
 /// Where it lies: 56 bytes into the superblock at 1024.
@@ -101,6 +104,18 @@ pub enum Error {
     /// The storage below failed.
     #[error("cannot read the image")]
     Io(#[from] io::Error),
+}
+
+impl Image {
+    /// The configuration of the OCI image that a SIF was once made from, byte for byte: `oci-config.json`.
+    pub fn oci_config(&self) -> Option<Vec<u8>> {
+        let sif = self.sif.as_ref()?;
+        let object = sif.object(sif.find_named(DataType::GenericJson, OCI_CONFIG)?);
+        let len_bytes = usize::try_from(object.len()).ok().filter(|len| *len <= MAX_CONFIG_BYTES)?;
+        let mut config = vec![0; len_bytes];
+        object.read_exact_at(&mut config, 0).ok()?;
+        Some(config)
+    }
 }
 
 /// Opens the image that `bytes` are.
