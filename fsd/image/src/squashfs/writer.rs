@@ -93,7 +93,7 @@ impl Owners {
     }
 }
 
-/// How far a [`write`] has come, for another thread to look at, and its stop switch.
+/// How far a [`write()`] has come, for another thread to look at, and its stop switch.
 #[derive(Debug, Default)]
 pub struct Progress {
     /// Content read from the tree so far.
@@ -106,7 +106,7 @@ pub struct Progress {
     pub files_total: AtomicU64,
     /// Bytes in all regular files; 0 until the tree has been scanned.
     pub bytes_total: AtomicU64,
-    /// Set it to make [`write`] stop soon with [`Error::Cancelled`].
+    /// Set it to make [`write()`] stop soon with [`Error::Cancelled`].
     pub cancel: AtomicBool,
 }
 
