@@ -45,13 +45,13 @@ pub struct RunArgs {
 /// Options that `exec`, `shell` and `run` share.
 #[derive(Debug, Clone, Default, Args)]
 pub struct RunFlags {
-    /// Bind a path of the host into the container: SRC[:DST[:ro|rw]], several separated by commas
+    /// Bind a path of the host into the container: SRC, SRC:DST or SRC:DST:ro, several separated by commas
     ///
     /// A colon or comma that belongs to a path is written with a backslash before it. DST is made if the image does
     /// not have it.
     #[arg(short = 'B', long, value_name = "SPEC", help_heading = "Mounts")]
     pub bind: Vec<String>,
-    /// Use another home directory: SRC[:DST]
+    /// Use another home directory: SRC, or SRC:DST for another name inside
     #[arg(short = 'H', long, value_name = "SPEC", help_heading = "Mounts")]
     pub home: Option<String>,
     /// Do not mount the home directory
