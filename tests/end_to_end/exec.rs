@@ -60,7 +60,7 @@ fn every_format_of_one_tree_runs_the_same() {
     let images = environment.images();
     let squashfs = COMPRESSORS.map(|compressor| images.squashfs(compressor));
 
-    for image in [&images.sif, &images.root].into_iter().chain(&squashfs) {
+    for image in [&images.sif, &images.root, &images.simg()].into_iter().chain(&squashfs) {
         let output = environment.siphon(&["exec", image.to_str().unwrap(), "md5sum", "/data/payload"]).stdout();
 
         assert!(output.ends_with("/data/payload") && output.len() > 32, "{}: {output}", image.display());

@@ -51,6 +51,16 @@ impl Images {
         self.sif.to_str().unwrap()
     }
 
+    /// The image as singularity 2.4 to 2.6 wrote it: squashfs behind a line that makes it a program.
+    pub(crate) fn simg(&self) -> PathBuf {
+        let path = self.directory.join("image.simg");
+        if !path.exists() {
+            let squashfs = std::fs::read(self.squashfs("gzip")).unwrap();
+            std::fs::write(&path, [b"#!/usr/bin/env run-singularity\n".as_slice(), &squashfs].concat()).unwrap();
+        }
+        path
+    }
+
     /// The same tree as a raw squashfs of this compressor.
     pub(crate) fn squashfs(&self, compressor: &str) -> PathBuf {
         let path = self.directory.join(format!("{compressor}.sqfs"));

@@ -7,9 +7,15 @@
 
 mod support;
 
+use siphon_image::oci::ImageConfig;
+use siphon_image::open::{facts, open};
+use siphon_image::read_at::ReadAt;
+use siphon_image::sif::writer::SifWriter;
+use siphon_image::sif::{Arch, DataType, Sif};
 use siphon_image::squashfs::format::{MAGIC, SUPERBLOCK_BYTES};
 use siphon_image::squashfs::reader::{Options, Squashfs};
 use siphon_image::tree::{Kind, NodeId, Tree};
+use std::os::unix::fs::FileExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
@@ -159,6 +165,39 @@ fn squashfs_targets(dir: &Path) -> Vec<Target> {
     variants.iter().enumerate().map(target).collect()
 }
 
+/// A SIF around a small squashfs, as our own writer makes it: header, table and objects are the places to damage.
+fn sif_target(dir: &Path, squashfs: &[u8]) -> Target {
+    let path = dir.join("image.sif");
+    let file = std::fs::File::create(&path).unwrap();
+    let mut sif = SifWriter::new(&file, Arch::from_name("amd64").unwrap(), uuid::Uuid::nil(), 0);
+    sif.add_object(DataType::Deffile, "", b"bootstrap: scratch\n").unwrap();
+    sif.add_object(DataType::GenericJson, "oci-config.json", b"{\"config\":{\"Env\":[\"A=1\"]}}").unwrap();
+    let start = sif.partition_start();
+    file.write_all_at(squashfs, start).unwrap();
+    sif.finish(squashfs.len() as u64).unwrap();
+    let image = std::fs::read(path).unwrap();
+    // The header, the descriptors in use, and the objects before the partition.
+    let hot = vec![0..128, 4096..4096 + 4 * 585, 32_176..usize::try_from(start).unwrap() + SUPERBLOCK_BYTES];
+    Target { name: "sif".to_owned(), image, hot, read: read_image }
+}
+
+/// Opens `bytes` as whatever they are, as a run does, and reads all that it can reach.
+fn read_image(bytes: Vec<u8>, _random: &mut Random) {
+    let bytes: Arc<dyn ReadAt> = Arc::new(bytes);
+    if let Ok(sif) = Sif::open(Arc::clone(&bytes)) {
+        for descriptor in sif.descriptors() {
+            let object = sif.object(descriptor);
+            let mut head = vec![0; usize::try_from(object.len().min(4096)).unwrap()];
+            let _ = object.read_exact_at(&mut head, 0);
+            let _ = descriptor.partition();
+        }
+    }
+    let Ok(image) = open(bytes) else { return };
+    let _ = image.oci_config().map(|config| ImageConfig::parse(&config));
+    let _ = facts(image.tree.as_ref());
+    walk(image.tree.as_ref());
+}
+
 /// Reads `bytes` and fails, with what repeats it, if that panics or takes too long.
 fn check(target: &Target, bytes: Vec<u8>, random: &mut Random, seed: u64, case: u64) {
     let started = Instant::now();
@@ -189,7 +228,8 @@ fn peak_memory_kib() -> u64 {
 #[test]
 fn no_damage_makes_a_reader_panic_hang_or_take_memory() {
     let dir = tempfile::tempdir().unwrap();
-    let targets = squashfs_targets(dir.path());
+    let mut targets = squashfs_targets(dir.path());
+    targets.push(sif_target(dir.path(), &targets[0].image));
     let (seed, budget, started) = (seed(), budget(), Instant::now());
     let mut cases = 0;
 
