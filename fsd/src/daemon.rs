@@ -185,6 +185,18 @@ impl Joined {
     }
 }
 
+/// Takes away what a daemon that was killed left on `directory`; does nothing where there is no dead mount of ours.
+///
+/// # Errors
+/// [`DaemonError::Mount`] if it cannot be unmounted.
+pub fn unmount_dead(directory: &Path) -> Result<(), DaemonError> {
+    let not_connected = rustix::io::Errno::NOTCONN.raw_os_error();
+    match std::fs::metadata(directory) {
+        Err(error) if error.raw_os_error() == Some(not_connected) => unmount(directory),
+        _ => Ok(()),
+    }
+}
+
 /// Takes a mount that `siphon` made on `directory` away. Its daemon leaves by itself.
 ///
 /// # Errors

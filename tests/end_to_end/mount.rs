@@ -41,3 +41,21 @@ fn umount_leaves_alone_what_is_not_ours() {
         assert!(std::path::Path::new("/proc/self").exists());
     });
 }
+
+#[test]
+fn a_mount_whose_daemon_was_killed_is_replaced_by_the_next() {
+    as_user_and_as_root(|environment| {
+        environment.make_directory("mounted");
+        let mount = || environment.siphon(&["mount", environment.images().sif(), "mounted"]).stdout();
+        mount();
+        for pid in environment.daemons() {
+            nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::SIGKILL).unwrap();
+        }
+
+        mount();
+        let greeting = environment.shell("cat mounted/data/greeting").run();
+        environment.siphon(&["umount", "mounted"]).stdout();
+
+        assert_eq!(greeting.stdout.trim_end(), "hello from the image", "{greeting}");
+    });
+}

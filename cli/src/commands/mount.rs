@@ -15,6 +15,7 @@ use siphon_fsd::locator::Locator;
 pub fn mount(args: &MountArgs, common: &Common, report: Report) -> anyhow::Result<()> {
     let context = || format!("cannot mount {} on {}", args.image, args.directory.display());
     let locator = Locator::parse(&args.image).with_context(context)?;
+    daemon::unmount_dead(&args.directory).with_context(context)?;
     let directory = args.directory.canonicalize().with_context(context)?;
     if !directory.is_dir() {
         bail!("{} is not a directory", args.directory.display());
