@@ -51,6 +51,9 @@ fn a_mount_whose_daemon_was_killed_is_replaced_by_the_next() {
         for pid in environment.daemons() {
             nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::SIGKILL).unwrap();
         }
+        while !environment.daemons().is_empty() {
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
 
         mount();
         let greeting = environment.shell("cat mounted/data/greeting").run();
