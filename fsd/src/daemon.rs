@@ -190,9 +190,10 @@ impl Joined {
 /// # Errors
 /// [`DaemonError::Mount`] if it cannot be unmounted.
 pub fn unmount_dead(directory: &Path) -> Result<(), DaemonError> {
-    let not_connected = rustix::io::Errno::NOTCONN.raw_os_error();
+    // A request that is under way when the daemon dies is aborted; later ones find nobody connected.
+    let dead = [rustix::io::Errno::NOTCONN, rustix::io::Errno::CONNABORTED].map(|errno| Some(errno.raw_os_error()));
     match std::fs::metadata(directory) {
-        Err(error) if error.raw_os_error() == Some(not_connected) => unmount(directory),
+        Err(error) if dead.contains(&error.raw_os_error()) => unmount(directory),
         _ => Ok(()),
     }
 }
