@@ -13,7 +13,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-/// How often a daemon that dies under our hands is replaced before that is reported.
+/// How many daemons are started, each dying under our hands, before that is reported.
 const ATTEMPTS: u32 = 3;
 
 /// The first and only line of a started daemon.
@@ -33,17 +33,20 @@ pub(super) enum Ready {
 pub fn join(spec: &Spec, runtime_dir: &Path, executable: &Path) -> Result<Joined, DaemonError> {
     let spec = with_own_layer(spec)?;
     let state = StateDirectory::of(&spec, runtime_dir)?;
-    let mut attempt = 0;
+    let mut attempt = 1;
     loop {
         let lock = state.create_and_lock()?;
         match attach(&state) {
-            Ok(joined) => return Ok(joined),
             Err(DaemonError::Control(control::Error::Refused(message))) => return Err(DaemonError::Start(message)),
-            Err(error) if attempt == ATTEMPTS => return Err(error),
             // Nobody listens, or it died while it was asked: both are mended by a new one.
             Err(_) => start(&spec, &state, &lock, executable)?,
+            joined => return joined,
         }
-        attempt += 1;
+        // The lock is still held, so that a daemon without patience cannot leave before its first client came.
+        match attach(&state) {
+            Err(_) if attempt < ATTEMPTS => attempt += 1,
+            joined => return joined,
+        }
     }
 }
 
