@@ -371,17 +371,12 @@ impl fuser::Filesystem for Adaptor {
     }
 
     fn opendir(&self, _request: &Request, number: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        match self.filesystem.open_directory(ino(number)) {
-            Ok(handle) => {
-                let cache = if self.filesystem.keeps_cache() {
-                    FopenFlags::FOPEN_CACHE_DIR | FopenFlags::FOPEN_KEEP_CACHE
-                } else {
-                    FopenFlags::empty()
-                };
-                reply.opened(FileHandle(handle), cache);
-            }
-            Err(error) => reply.error(self.fail("opendir", number.0, &error)),
-        }
+        let cache = if self.filesystem.keeps_cache() {
+            FopenFlags::FOPEN_CACHE_DIR | FopenFlags::FOPEN_KEEP_CACHE
+        } else {
+            FopenFlags::empty()
+        };
+        reply.opened(FileHandle(self.filesystem.open_directory(ino(number))), cache);
     }
 
     fn readdir(&self, _request: &Request, number: INodeNo, handle: FileHandle, offset: u64, mut reply: ReplyDirectory) {
