@@ -141,9 +141,10 @@ impl View {
     /// As `fsync(2)`.
     pub fn sync_directory(&self, ino: Ino) -> Result<(), Error> {
         let Some(layer) = &self.layer else { return Ok(()) };
-        let object = match layer.state.read().nodes.contains_key(&ino) {
-            true => layer.state.read().object(&layer.upper, ino)?,
-            false => None,
+        let object = {
+            // Taken once: a second read lock waits for a writer that waits for the first.
+            let state = layer.state.read();
+            if state.nodes.contains_key(&ino) { state.object(&layer.upper, ino)? } else { None }
         };
         match object {
             Some(object) => Ok(fs::fsync(host::reopen(object.as_fd(), OFlags::RDONLY | OFlags::DIRECTORY)?)?),
