@@ -272,3 +272,16 @@ fn a_directory_is_synced_while_names_in_it_change() {
         finished.recv_timeout(std::time::Duration::from_secs(60)).expect("syncing and changing wait for each other");
     }
 }
+
+#[test]
+fn a_mapped_page_is_written_in_place_through_a_handle_that_appends() {
+    let t = test(|lower| std::fs::write(lower.join("f"), b"lower").unwrap());
+    let append = OpenMode { write: true, append: true, truncate: false };
+    let file = t.view.open(find(&t.view, "f").unwrap(), append).unwrap();
+
+    t.view.write_mapped(&file, 0, b"L").unwrap();
+    t.view.write(&file, 0, b"!").unwrap();
+    t.view.write_mapped(&file, 1, b"O").unwrap();
+
+    assert_eq!(content(&t.view, &file), b"LOwer!");
+}
