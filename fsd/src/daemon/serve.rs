@@ -27,14 +27,15 @@ const MAX_CONVERSATIONS: usize = 64;
 const LEAVE_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Serves what the state directory says, in the background: the calling process ends, and a new one returns when
-/// nothing is left to serve. The caller must have one thread, and its standard output is told of the success.
+/// nothing is left to serve. The caller must have one thread, its standard output is told of the success, and its
+/// standard input, which may hold a lock, stays open until then.
 ///
 /// # Errors
 /// Any [`DaemonError`]; one before the mount is ready is also reported on standard output.
 pub fn serve(state_dir: &Path) -> Result<(), DaemonError> {
-    let ready = processes::into_background()
+    let started = processes::into_background()
         .map_err(|source| DaemonError::Process { step: "go into the background", source })?;
-    let mut ready = File::from(ready);
+    let mut ready = File::from(started.output);
     let server = match setup::set_up(StateDirectory::at(state_dir)) {
         Ok(server) => server,
         Err(error) => {
