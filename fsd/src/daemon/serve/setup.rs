@@ -21,7 +21,7 @@ use siphon_overlay::view::View;
 use std::fs::{File, Permissions};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -98,8 +98,8 @@ pub(super) fn set_up(state: StateDirectory) -> Result<Server, DaemonError> {
             drop((over, memory));
         })
         .map_err(failed("start a thread"))?;
-    let listener = listen(&state)?;
-    Ok(Server { state, spec, shared, listener, signals, woken, session_over, session })
+    let (listener, socket) = listen(&state)?;
+    Ok(Server { state, spec, shared, listener, socket, signals, woken, session_over, session })
 }
 
 fn enter_namespaces(spec: &Spec, uid: u32, gid: u32) -> Result<(), DaemonError> {
@@ -214,12 +214,14 @@ fn first_status(spec: &Spec, image: String, mount: PathBuf, attached: &Attached,
     }
 }
 
-fn listen(state: &StateDirectory) -> Result<UnixListener, DaemonError> {
+/// The socket, with its device and inode number.
+fn listen(state: &StateDirectory) -> Result<(UnixListener, (u64, u64)), DaemonError> {
     let path = state.socket();
-    let listen = || -> io::Result<UnixListener> {
+    let listen = || -> io::Result<_> {
         let listener = UnixListener::bind(&path)?;
         std::fs::set_permissions(&path, Permissions::from_mode(0o600))?;
-        Ok(listener)
+        let socket = std::fs::metadata(&path)?;
+        Ok((listener, (socket.dev(), socket.ino())))
     };
     listen().map_err(|source| DaemonError::State { path: path.clone(), source })
 }
