@@ -116,7 +116,7 @@ fn run(directory: &Path) {
         println!("skipped: /dev/fuse: {error}");
         return;
     }
-    let tests: [(&str, Test); 9] = [
+    let tests: [(&str, Test); 10] = [
         ("twenty_clients_at_once_share_one_daemon", twenty_clients_at_once_share_one_daemon),
         ("a_client_sees_the_tree_of_the_image", a_client_sees_the_tree_of_the_image),
         ("a_read_only_image_takes_no_writes", a_read_only_image_takes_no_writes),
@@ -131,6 +131,7 @@ fn run(directory: &Path) {
             "a_daemon_that_was_replaced_leaves_its_successor_alone",
             a_daemon_that_was_replaced_leaves_its_successor_alone,
         ),
+        ("a_daemon_may_open_more_files_than_its_starter", a_daemon_may_open_more_files_than_its_starter),
         ("an_interrupted_start_holds_the_next_one_up", an_interrupted_start_holds_the_next_one_up),
     ];
     for (name, test) in tests {
@@ -255,6 +256,22 @@ fn a_daemon_that_was_replaced_leaves_its_successor_alone(directory: &Path) {
     assert_eq!(output.stdout.len(), 26);
     assert!(!is_running(first));
     assert_eq!(daemons(directory).len(), 1);
+}
+
+fn a_daemon_may_open_more_files_than_its_starter(directory: &Path) {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    in_image(directory, "true");
+    Command::new("kill").arg("-9").arg(daemons(directory)[0].pid.to_string()).status().unwrap();
+    let limit = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, Rlimit { current: Some(256), ..limit }).unwrap();
+
+    in_image(directory, "true");
+    setrlimit(Resource::Nofile, limit).unwrap();
+
+    let limits = fs::read_to_string(format!("/proc/{}/limits", daemons(directory)[0].pid)).unwrap();
+    let open_files = limits.lines().find(|line| line.starts_with("Max open files")).unwrap();
+    let numbers: Vec<&str> = open_files.split_whitespace().skip(3).collect();
+    assert_eq!(numbers[0], numbers[1]);
 }
 
 fn an_interrupted_start_holds_the_next_one_up(directory: &Path) {

@@ -13,7 +13,7 @@ use crate::metrics::Counters;
 use crate::sys::mounts::{FuseMount, memory_directory};
 use crate::sys::namespaces;
 use parking_lot::Mutex;
-use rustix::process::{getegid, geteuid};
+use rustix::process::{Resource, Rlimit, getegid, geteuid, getrlimit, setrlimit};
 use siphon_image::open;
 use siphon_image::tree::{EmptyTree, Tree};
 use siphon_overlay::upper::Upper;
@@ -49,6 +49,7 @@ struct Layered {
 pub(super) fn set_up(state: StateDirectory) -> Result<Server, DaemonError> {
     let failed = |step| move |source: io::Error| DaemonError::Process { step, source };
     let signals = signal_descriptor().map_err(io::Error::from).map_err(failed("block signals"))?;
+    raise_descriptor_limit();
     let spec = state.read_spec()?;
     let (uid, gid) = (geteuid().as_raw(), getegid().as_raw());
     enter_namespaces(&spec, uid, gid)?;
@@ -100,6 +101,15 @@ pub(super) fn set_up(state: StateDirectory) -> Result<Server, DaemonError> {
         .map_err(failed("start a thread"))?;
     let (listener, socket) = listen(&state)?;
     Ok(Server { state, spec, shared, listener, socket, signals, woken, session_over, session })
+}
+
+/// Each open file of the layer takes a descriptor here, for all programs together: the limit that suits one program,
+/// often 1024, is soon reached.
+fn raise_descriptor_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }) {
+        tracing::warn!("cannot raise the limit of open files: {error}");
+    }
 }
 
 fn enter_namespaces(spec: &Spec, uid: u32, gid: u32) -> Result<(), DaemonError> {
