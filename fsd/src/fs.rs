@@ -109,7 +109,7 @@ pub struct FileSystem {
     options: Options,
     counters: Arc<Counters>,
     files: Handles<OpenFile>,
-    directories: Handles<directories::Snapshot>,
+    directories: Handles<directories::OpenDirectory>,
 }
 
 impl FileSystem {

@@ -328,12 +328,18 @@ impl fuser::Filesystem for Adaptor {
         handle: FileHandle,
         offset: u64,
         data: &[u8],
-        _write_flags: WriteFlags,
+        write_flags: WriteFlags,
         _flags: OpenFlags,
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        match self.filesystem.write(handle.0, offset, data) {
+        // The kernel writes a page of a mapping through any handle that may write, one that appends as well.
+        let written = if write_flags.contains(WriteFlags::FUSE_WRITE_CACHE) {
+            self.filesystem.write_mapped(handle.0, offset, data)
+        } else {
+            self.filesystem.write(handle.0, offset, data)
+        };
+        match written {
             // No request is larger than MAX_WRITE_BYTES.
             Ok(written) => reply.written(u32::try_from(written).unwrap_or(u32::MAX)),
             Err(error) => reply.error(self.fail("write", number.0, &error)),
@@ -371,17 +377,12 @@ impl fuser::Filesystem for Adaptor {
     }
 
     fn opendir(&self, _request: &Request, number: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        match self.filesystem.open_directory(ino(number)) {
-            Ok(handle) => {
-                let cache = if self.filesystem.keeps_cache() {
-                    FopenFlags::FOPEN_CACHE_DIR | FopenFlags::FOPEN_KEEP_CACHE
-                } else {
-                    FopenFlags::empty()
-                };
-                reply.opened(FileHandle(handle), cache);
-            }
-            Err(error) => reply.error(self.fail("opendir", number.0, &error)),
-        }
+        let cache = if self.filesystem.keeps_cache() {
+            FopenFlags::FOPEN_CACHE_DIR | FopenFlags::FOPEN_KEEP_CACHE
+        } else {
+            FopenFlags::empty()
+        };
+        reply.opened(FileHandle(self.filesystem.open_directory(ino(number))), cache);
     }
 
     fn readdir(&self, _request: &Request, number: INodeNo, handle: FileHandle, offset: u64, mut reply: ReplyDirectory) {

@@ -1,6 +1,6 @@
 //! Whole daemons: started, joined, killed and left alone. Runs as an unprivileged user where it is started as root.
 //!
-//! The test program is three: without arguments it runs the tests, with `daemon` it serves, with `client` it joins.
+//! The test program is three: without arguments it runs the tests, with `daemon` it serves, with `client` or `start` it joins.
 
 #![expect(clippy::print_stdout, clippy::unwrap_used, reason = "a test that reports by itself")]
 
@@ -9,6 +9,7 @@ use siphon_fsd::control::{self, MountPointKind, Status};
 use siphon_fsd::daemon::{self, DaemonError, Ids, Joined, Layer, Placement, Spec};
 use std::fs;
 use std::io::Write;
+use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -29,6 +30,7 @@ fn main() {
     match words.as_slice() {
         ["daemon", "--state", state, "--", _image] => daemon::serve(Path::new(state)).unwrap(),
         ["client", directory, script] => client(Path::new(directory), script),
+        ["start", directory, image] => drop(join_image(Path::new(directory), (*image).to_owned()).unwrap()),
         ["tests", directory] => run(Path::new(directory)),
         _ => drop_privileges_and_run(),
     }
@@ -50,8 +52,12 @@ fn client(directory: &Path, script: &str) {
 }
 
 fn join(directory: &Path) -> Result<Joined, DaemonError> {
+    join_image(directory, directory.join("image.sqfs").display().to_string())
+}
+
+fn join_image(directory: &Path, image: String) -> Result<Joined, DaemonError> {
     let spec = Spec {
-        image: directory.join("image.sqfs").display().to_string(),
+        image,
         layer: Layer::ReadOnly,
         ids: Ids::Caller,
         scope: "test".to_owned(),
@@ -110,7 +116,7 @@ fn run(directory: &Path) {
         println!("skipped: /dev/fuse: {error}");
         return;
     }
-    let tests: [(&str, Test); 6] = [
+    let tests: [(&str, Test); 10] = [
         ("twenty_clients_at_once_share_one_daemon", twenty_clients_at_once_share_one_daemon),
         ("a_client_sees_the_tree_of_the_image", a_client_sees_the_tree_of_the_image),
         ("a_read_only_image_takes_no_writes", a_read_only_image_takes_no_writes),
@@ -120,6 +126,13 @@ fn run(directory: &Path) {
             "a_daemon_stays_for_background_programs_and_then_leaves_nothing",
             a_daemon_stays_for_background_programs_and_then_leaves_nothing,
         ),
+        ("a_daemon_waits_for_more_clients_after_a_long_run", a_daemon_waits_for_more_clients_after_a_long_run),
+        (
+            "a_daemon_that_was_replaced_leaves_its_successor_alone",
+            a_daemon_that_was_replaced_leaves_its_successor_alone,
+        ),
+        ("a_daemon_may_open_more_files_than_its_starter", a_daemon_may_open_more_files_than_its_starter),
+        ("an_interrupted_start_holds_the_next_one_up", an_interrupted_start_holds_the_next_one_up),
     ];
     for (name, test) in tests {
         print!("{name} ... ");
@@ -222,4 +235,61 @@ fn a_daemon_stays_for_background_programs_and_then_leaves_nothing(directory: &Pa
     wait_until("the program has read", || fs::metadata(&late).is_ok_and(|late| late.len() == 26));
     wait_until("the daemon has left", || fs::read_dir(runtime_dir(directory)).unwrap().count() == 0);
     wait_until("the process has ended", || !is_running(pid));
+}
+
+fn a_daemon_waits_for_more_clients_after_a_long_run(directory: &Path) {
+    in_image(directory, "sleep 3");
+    std::thread::sleep(IDLE / 4);
+
+    assert_eq!(daemons(directory).len(), 1);
+}
+
+fn a_daemon_that_was_replaced_leaves_its_successor_alone(directory: &Path) {
+    in_image(directory, "true");
+    let first = daemons(directory)[0].pid;
+
+    for state in fs::read_dir(runtime_dir(directory)).unwrap() {
+        fs::remove_file(state.unwrap().path().join("socket")).unwrap();
+    }
+    let output = in_image(directory, "sleep 3; cat $1/etc/passwd");
+
+    assert_eq!(output.stdout.len(), 26);
+    assert!(!is_running(first));
+    assert_eq!(daemons(directory).len(), 1);
+}
+
+fn a_daemon_may_open_more_files_than_its_starter(directory: &Path) {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    in_image(directory, "true");
+    Command::new("kill").arg("-9").arg(daemons(directory)[0].pid.to_string()).status().unwrap();
+    let limit = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, Rlimit { current: Some(256), ..limit }).unwrap();
+
+    in_image(directory, "true");
+    setrlimit(Resource::Nofile, limit).unwrap();
+
+    let limits = fs::read_to_string(format!("/proc/{}/limits", daemons(directory)[0].pid)).unwrap();
+    let open_files = limits.lines().find(|line| line.starts_with("Max open files")).unwrap();
+    let numbers: Vec<&str> = open_files.split_whitespace().skip(3).collect();
+    assert_eq!(numbers[0], numbers[1]);
+}
+
+fn an_interrupted_start_holds_the_next_one_up(directory: &Path) {
+    let elsewhere = directory.join("slow");
+    fs::create_dir(&elsewhere).unwrap();
+    let server = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}/image.sqfs", server.local_addr().unwrap());
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    let mut client = command.arg("start").arg(&elsewhere).arg(url).stderr(Stdio::null()).spawn().unwrap();
+
+    let (request, _) = server.accept().unwrap();
+    client.kill().unwrap();
+    client.wait().unwrap();
+
+    let state = fs::read_dir(runtime_dir(&elsewhere)).unwrap().next().unwrap().unwrap().path();
+    let lock = fs::File::open(state.join("lock")).unwrap();
+    let try_lock = || rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive);
+    assert!(try_lock().is_err());
+    drop((request, server));
+    wait_until("the daemon has given up", || try_lock().is_ok());
 }

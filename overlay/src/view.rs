@@ -105,6 +105,8 @@ pub struct OpenFile {
     lower: Option<NodeId>,
     copied: Option<Arc<AtomicBool>>,
     upper: OnceLock<std::fs::File>,
+    /// The same file for writes of a mapping, if `upper` appends.
+    in_place: OnceLock<std::fs::File>,
 }
 
 /// A read-only tree with an optional layer on top, as one filesystem. All methods may be called by many threads.

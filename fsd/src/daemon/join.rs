@@ -77,21 +77,22 @@ fn start(spec: &Spec, state: &StateDirectory, lock: &Lock, executable: &Path) ->
         DirBuilder::new().mode(0o700).create(&path).map_err(|source| DaemonError::State { path, source })?;
     }
     let log = open_log(&state.log())?;
-    let result = run(spec, state, executable, log);
+    let result = run(spec, state, lock, executable, log);
     if result.is_err() {
         state.remove(lock)?;
     }
     result
 }
 
-fn run(spec: &Spec, state: &StateDirectory, executable: &Path, log: File) -> Result<(), DaemonError> {
+fn run(spec: &Spec, state: &StateDirectory, lock: &Lock, executable: &Path, log: File) -> Result<(), DaemonError> {
     let failed = |source| DaemonError::Process { step: "start the daemon", source };
     // The image is on the command line for people who look at a list of processes.
     let arguments = [OsStr::new("daemon"), "--state".as_ref(), state.path().as_os_str(), "--".as_ref()];
     let mut child = Command::new(executable)
         .args(arguments)
         .arg(&spec.image)
-        .stdin(Stdio::null())
+        // Should this process be interrupted, the next one waits until the daemon is ready, and starts none beside it.
+        .stdin(Stdio::from(lock.share().map_err(failed)?))
         .stdout(Stdio::piped())
         .stderr(Stdio::from(log))
         .spawn()

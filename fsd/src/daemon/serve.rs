@@ -14,6 +14,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::fs::File;
 use std::io::{self, PipeReader, Read, Write};
 use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::sync::Arc;
@@ -23,18 +24,22 @@ use std::time::{Duration, Instant};
 /// More conversations than this wait in the socket's queue.
 const MAX_CONVERSATIONS: usize = 64;
 
+/// How often a daemon that is not to wait at all looks whether background programs still use its mount.
+const RECHECK: Duration = Duration::from_secs(1);
+
 /// A forced leave waits this long for a client that is joining.
 const LEAVE_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Serves what the state directory says, in the background: the calling process ends, and a new one returns when
-/// nothing is left to serve. The caller must have one thread, and its standard output is told of the success.
+/// nothing is left to serve. The caller must have one thread, its standard output is told of the success, and its
+/// standard input, which may hold a lock, stays open until then.
 ///
 /// # Errors
 /// Any [`DaemonError`]; one before the mount is ready is also reported on standard output.
 pub fn serve(state_dir: &Path) -> Result<(), DaemonError> {
-    let ready = processes::into_background()
+    let started = processes::into_background()
         .map_err(|source| DaemonError::Process { step: "go into the background", source })?;
-    let mut ready = File::from(ready);
+    let mut ready = File::from(started.output);
     let server = match setup::set_up(StateDirectory::at(state_dir)) {
         Ok(server) => server,
         Err(error) => {
@@ -44,6 +49,8 @@ pub fn serve(state_dir: &Path) -> Result<(), DaemonError> {
     };
     report(&mut ready, &Ready::Ready);
     drop(ready);
+    // The lock of the state directory, which a client that is gone meanwhile cannot hold.
+    drop(started.input);
     server.run()
 }
 
@@ -74,12 +81,27 @@ struct Server {
     spec: Spec,
     shared: Arc<Shared>,
     listener: UnixListener,
+    /// Device and inode number of the socket: another daemon may have taken the state directory over.
+    socket: (u64, u64),
     signals: SignalFd,
     /// Readable when a conversation changed something.
     woken: PipeReader,
     /// At its end when the filesystem is not served any more.
     session_over: PipeReader,
     session: JoinHandle<()>,
+}
+
+/// For how long there was no client, and for how long that is waited for.
+#[derive(Debug, Clone, Copy)]
+struct Quiet {
+    since: Instant,
+    patience: Duration,
+}
+
+impl Quiet {
+    fn left(self) -> Duration {
+        self.patience.saturating_sub(self.since.elapsed())
+    }
 }
 
 /// Why the main thread woke up.
@@ -93,38 +115,37 @@ struct Events {
 impl Server {
     fn run(mut self) -> Result<(), DaemonError> {
         let failed = |source| DaemonError::Process { step: "wait for clients", source };
-        let mut last_used = Instant::now();
+        let mut quiet = Quiet { since: Instant::now(), patience: self.spec.idle };
         loop {
-            let events = self.wait(last_used).map_err(failed)?;
+            let was_in_use = self.shared.is_in_use();
+            let events = self.wait(quiet).map_err(failed)?;
             if events.connection {
                 self.accept();
             }
-            if self.shared.is_in_use() {
-                last_used = Instant::now();
+            if was_in_use || self.shared.is_in_use() {
+                quiet = Quiet { since: Instant::now(), patience: self.spec.idle };
             }
             if events.session_over {
                 return self.finish();
             }
             let told = events.told_to_leave || self.shared.take_stop();
-            if (told || self.is_idle(last_used)) && self.leave(told)? {
+            if (told || self.is_idle(quiet)) && self.leave(told)? {
                 drop(self.listener);
                 return join_session(self.session);
             }
-            if !told && self.is_idle(last_used) {
-                // Someone is just joining.
-                last_used = Instant::now();
+            if !told && self.is_idle(quiet) {
+                // Someone is just joining, or a background program goes on.
+                quiet = Quiet { since: Instant::now(), patience: self.spec.idle.max(RECHECK) };
             }
         }
     }
 
-    fn is_idle(&self, last_used: Instant) -> bool {
-        self.spec.placement == Placement::InNamespace
-            && !self.shared.is_in_use()
-            && last_used.elapsed() >= self.spec.idle
+    fn is_idle(&self, quiet: Quiet) -> bool {
+        self.spec.placement == Placement::InNamespace && !self.shared.is_in_use() && quiet.left().is_zero()
     }
 
     /// Sleeps until something happens or the daemon has been idle for long enough.
-    fn wait(&mut self, last_used: Instant) -> io::Result<Events> {
+    fn wait(&mut self, quiet: Quiet) -> io::Result<Events> {
         let clients = self.shared.clients();
         let may_accept = self.shared.conversations() < MAX_CONVERSATIONS;
         let mut fds = vec![
@@ -134,7 +155,7 @@ impl Server {
             PollFd::new(&self.listener, if may_accept { PollFlags::IN } else { PollFlags::empty() }),
         ];
         fds.extend(clients.iter().map(|client| PollFd::from_borrowed_fd(client.as_fd(), PollFlags::IN)));
-        let timeout = self.timeout(last_used);
+        let timeout = self.timeout(quiet);
         match poll(&mut fds, timeout.as_ref()) {
             Ok(_) => {}
             Err(rustix::io::Errno::INTR) => return Ok(Events::default()),
@@ -154,12 +175,11 @@ impl Server {
     }
 
     /// Time until the daemon is idle; none while it is used.
-    fn timeout(&self, last_used: Instant) -> Option<Timespec> {
+    fn timeout(&self, quiet: Quiet) -> Option<Timespec> {
         if self.spec.placement != Placement::InNamespace || self.shared.is_in_use() {
             return None;
         }
-        let left = self.spec.idle.saturating_sub(last_used.elapsed()) + Duration::from_millis(1);
-        Timespec::try_from(left).ok()
+        Timespec::try_from(quiet.left().saturating_add(Duration::from_millis(1))).ok()
     }
 
     /// Whether a signal asks for leaving: the terminal that is gone is no reason to.
@@ -186,11 +206,16 @@ impl Server {
                 None => break None,
             }
         };
-        let Some(lock) = lock else { return Ok(false) };
+        let is_ours = self.owns_state();
+        if lock.is_none() && is_ours {
+            return Ok(false);
+        }
         if !told && (self.shared.is_in_use() || self.serves_background_programs()) {
             return Ok(false);
         }
         match &self.spec.placement {
+            // Its directory may be gone, and the mount with it.
+            Placement::InNamespace if !is_ours => drop(mounts::detach(&self.state.root())),
             Placement::InNamespace => mounts::detach(&self.state.root())?,
             Placement::HostMount(directory) => {
                 if let Err(error) = mounts::unmount(directory) {
@@ -199,8 +224,15 @@ impl Server {
                 }
             }
         }
-        self.state.remove(&lock)?;
+        if let Some(lock) = lock.filter(|_| is_ours) {
+            self.state.remove(&lock)?;
+        }
         Ok(true)
+    }
+
+    /// Whether the state directory is still this daemon's: it may have been removed, and made anew for another one.
+    fn owns_state(&self) -> bool {
+        std::fs::metadata(self.state.socket()).is_ok_and(|found| (found.dev(), found.ino()) == self.socket)
     }
 
     /// Whether programs that a container left running still use the mount.
@@ -213,7 +245,7 @@ impl Server {
 
     /// The filesystem was unmounted by someone else.
     fn finish(self) -> Result<(), DaemonError> {
-        if let Some(lock) = self.state.try_lock()? {
+        if let Some(lock) = self.state.try_lock()?.filter(|_| self.owns_state()) {
             // The mount point may still be ours in this namespace: then there is nothing behind it any more.
             let _ = mounts::detach(&self.state.root());
             self.state.remove(&lock)?;

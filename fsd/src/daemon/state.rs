@@ -22,7 +22,14 @@ pub(super) struct StateDirectory {
 /// The lock, released when dropped.
 #[derive(Debug)]
 pub(super) struct Lock {
-    _file: File,
+    file: File,
+}
+
+impl Lock {
+    /// A descriptor that keeps the lock held until it is closed too.
+    pub(super) fn share(&self) -> io::Result<File> {
+        self.file.try_clone()
+    }
 }
 
 impl StateDirectory {
@@ -106,7 +113,7 @@ impl StateDirectory {
         }
         let held = file.metadata().map_err(failed)?;
         let still_there = fs::metadata(&path).is_ok_and(|there| (there.dev(), there.ino()) == (held.dev(), held.ino()));
-        Ok(still_there.then_some(Lock { _file: file }))
+        Ok(still_there.then_some(Lock { file }))
     }
 
     /// Takes the traces of a dead daemon away. The lock must be held.

@@ -138,6 +138,17 @@ impl FileSystem {
         Ok(written)
     }
 
+    /// Writes `data` at `offset`, where a mapping of the file was changed, also if it was opened to append.
+    ///
+    /// # Errors
+    /// As [`FileSystem::write`].
+    pub fn write_mapped(&self, handle: u64, offset: u64, data: &[u8]) -> Result<usize, Error> {
+        self.check_writable()?;
+        let written = self.view.write_mapped(&*self.file(handle)?, offset, data)?;
+        self.counters.write(written);
+        Ok(written)
+    }
+
     /// Makes what was written to an open file durable.
     ///
     /// # Errors

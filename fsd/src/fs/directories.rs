@@ -1,15 +1,29 @@
-//! Listings: taken whole when a directory is opened, so that offsets stay true however long the reading takes.
+//! Listings: taken whole when a directory is read from its start, so that offsets stay true however long the reading
+//! takes.
+//!
+//! They are not taken when it is opened: the kernel keeps what the first reader got for all later ones, as long as
+//! nothing changed since that reader began, and it does not know of changes between the opening and the reading.
 
 use super::{Error, FileSystem, Node};
+use parking_lot::Mutex;
 use siphon_image::tree::{Attr, Entry, Kind};
 use siphon_overlay::view::Ino;
 use std::ffi::OsStr;
+use std::sync::Arc;
 
-/// What a directory held when it was opened.
+/// An open directory.
 #[derive(Debug)]
-pub(super) struct Snapshot {
+pub(super) struct OpenDirectory {
     ino: Ino,
-    entries: Vec<Entry>,
+    /// What it held when it was last read from the start.
+    entries: Mutex<Option<Arc<[Entry]>>>,
+}
+
+/// What a directory held.
+#[derive(Debug)]
+struct Snapshot {
+    ino: Ino,
+    entries: Arc<[Entry]>,
 }
 
 /// One line of a listing.
@@ -35,14 +49,9 @@ pub enum Listed {
 }
 
 impl FileSystem {
-    /// Opens the directory `ino`: takes its listing.
-    ///
-    /// # Errors
-    /// [`Error::View`].
-    pub fn open_directory(&self, ino: Ino) -> Result<u64, Error> {
-        self.counters.directory_read();
-        let entries = self.view.entries(ino)?;
-        Ok(self.directories.insert(Snapshot { ino, entries }))
+    /// Opens the directory `ino`, which the caller knows to be one.
+    pub fn open_directory(&self, ino: Ino) -> u64 {
+        self.directories.insert(OpenDirectory { ino, entries: Mutex::default() })
     }
 
     /// Closes an open directory.
@@ -53,14 +62,14 @@ impl FileSystem {
     /// Hands the entries from `offset` on to `sink` until it returns `false`.
     ///
     /// # Errors
-    /// [`Error::BadHandle`].
+    /// [`Error::BadHandle`], or [`Error::View`] if the directory cannot be read.
     pub fn list(
         &self,
         handle: u64,
         offset: u64,
         mut sink: impl FnMut(DirectoryEntry<'_>) -> bool,
     ) -> Result<(), Error> {
-        let snapshot = self.directories.get(handle).ok_or(Error::BadHandle)?;
+        let snapshot = self.snapshot(handle, offset)?;
         for entry in snapshot.from(offset) {
             if !sink(entry) {
                 break;
@@ -80,7 +89,7 @@ impl FileSystem {
         offset: u64,
         mut sink: impl FnMut(DirectoryEntry<'_>, Listed) -> bool,
     ) -> Result<(), Error> {
-        let snapshot = self.directories.get(handle).ok_or(Error::BadHandle)?;
+        let snapshot = self.snapshot(handle, offset)?;
         let mut sent = false;
         for entry in snapshot.from(offset) {
             let listed = match self.listed(&snapshot, &entry) {
@@ -112,6 +121,19 @@ impl FileSystem {
         Ok(self.view.sync_directory(ino)?)
     }
 
+    fn snapshot(&self, handle: u64, offset: u64) -> Result<Snapshot, Error> {
+        let directory = self.directories.get(handle).ok_or(Error::BadHandle)?;
+        let ino = directory.ino;
+        let known = directory.entries.lock().clone();
+        if let (Some(entries), 1..) = (known, offset) {
+            return Ok(Snapshot { ino, entries });
+        }
+        self.counters.directory_read();
+        let entries: Arc<[Entry]> = self.view.entries(ino)?.into();
+        *directory.entries.lock() = Some(entries.clone());
+        Ok(Snapshot { ino, entries })
+    }
+
     fn listed(&self, snapshot: &Snapshot, entry: &DirectoryEntry<'_>) -> Result<Listed, Error> {
         if entry.name == "." || entry.name == ".." {
             // The kernel takes only the number and the kind of these two.
@@ -135,5 +157,45 @@ impl Snapshot {
             name,
             next_offset,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Caller, Options, Owners};
+    use super::*;
+    use crate::metrics::Counters;
+    use siphon_image::tree::EmptyTree;
+    use siphon_overlay::upper::{Base, Upper};
+    use siphon_overlay::view::View;
+
+    fn names(filesystem: &FileSystem, handle: u64) -> Vec<String> {
+        let mut names = Vec::new();
+        let sink = |entry: DirectoryEntry<'_>| {
+            names.push(entry.name.to_string_lossy().into_owned());
+            true
+        };
+        filesystem.list(handle, 0, sink).unwrap();
+        names.split_off(2)
+    }
+
+    #[test]
+    fn a_listing_holds_what_was_made_after_the_opening() {
+        let layer = tempfile::tempdir().unwrap();
+        let base = Base { version: Base::VERSION, image: "/image".into(), identity: String::new() };
+        let upper = Upper::create(layer.path(), &base).unwrap();
+        let view = View::new(Arc::new(EmptyTree), Some(upper)).unwrap();
+        let options = Options { owners: Owners::Squash { uid: 0, gid: 0 }, read_only: false, stable: true };
+        let filesystem = FileSystem::new(Arc::new(view), options, Arc::new(Counters::default()));
+        let caller = Caller { uid: 0, gid: 0 };
+
+        let handle = filesystem.open_directory(Ino::ROOT);
+        filesystem.make_directory(caller, Ino::ROOT, OsStr::new("a"), 0o755).unwrap();
+        let first = names(&filesystem, handle);
+        filesystem.make_directory(caller, Ino::ROOT, OsStr::new("b"), 0o755).unwrap();
+        let rewound = names(&filesystem, handle);
+
+        assert_eq!(first, ["a"]);
+        assert_eq!(rewound, ["a", "b"]);
     }
 }

@@ -11,12 +11,21 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::process;
 
+/// What the standard descriptors of a process were before it went into the background.
+#[derive(Debug)]
+pub struct Standard {
+    /// Standard output, replaced by standard error.
+    pub output: OwnedFd,
+    /// Standard input, replaced by nothing.
+    pub input: OwnedFd,
+}
+
 /// Leaves the caller's session, terminal, directory and descriptors behind, and returns in the new process; the old
-/// one exits. Standard output becomes the returned descriptor and is replaced by standard error.
+/// one exits.
 ///
 /// # Errors
 /// If there is more than one thread, or the kernel refuses a step.
-pub fn into_background() -> io::Result<OwnedFd> {
+pub fn into_background() -> io::Result<Standard> {
     if thread_count()? != 1 {
         return Err(io::Error::other("a process with several threads cannot go into the background"));
     }
@@ -29,9 +38,10 @@ pub fn into_background() -> io::Result<OwnedFd> {
     umask(Mode::empty());
     close_above_stderr()?;
     let output = io::stdout().as_fd().try_clone_to_owned()?;
+    let input = io::stdin().as_fd().try_clone_to_owned()?;
     rustix::stdio::dup2_stdout(io::stderr())?;
     rustix::stdio::dup2_stdin(File::open("/dev/null")?)?;
-    Ok(output)
+    Ok(Standard { output, input })
 }
 
 /// How many threads this process has.

@@ -41,7 +41,8 @@ impl View {
     /// Opens a file that needs no copying.
     pub(super) fn open_new(&self, ino: Ino, mode: OpenMode) -> Result<OpenFile, Error> {
         let writable = mode.write || mode.truncate;
-        let mut file = OpenFile { ino, writable, lower: None, copied: None, upper: OnceLock::new() };
+        let mut file =
+            OpenFile { ino, writable, lower: None, copied: None, upper: OnceLock::new(), in_place: OnceLock::new() };
         let Some(layer) = &self.layer else {
             file.lower = Some(self.lower_of(ino)?);
             return Ok(file);
@@ -108,19 +109,26 @@ impl View {
     /// # Errors
     /// `EBADF` if it was not opened for writing, or what the layer's filesystem says: then some of it may be written.
     pub fn write(&self, file: &OpenFile, offset: u64, data: &[u8]) -> Result<usize, Error> {
+        write_all(written(file)?, offset, data)
+    }
+
+    /// Writes `data` at `offset` bytes, where a mapping of the file was changed, also if it was opened to append.
+    ///
+    /// # Errors
+    /// As [`View::write`].
+    pub fn write_mapped(&self, file: &OpenFile, offset: u64, data: &[u8]) -> Result<usize, Error> {
         let upper = written(file)?;
-        let mut done = 0;
-        while done < data.len() {
-            // On a descriptor opened to append, Linux ignores the offset.
-            match rustix::io::pwrite(upper, &data[done..], offset.saturating_add(done as u64)) {
-                Ok(0) => break,
-                Ok(wrote) => done += wrote,
-                Err(Errno::INTR) => {}
-                Err(_) if done > 0 => break,
-                Err(error) => return Err(error.into()),
-            }
+        if !fs::fcntl_getfl(upper)?.contains(OFlags::APPEND) {
+            return write_all(upper, offset, data);
         }
-        Ok(done)
+        let in_place = match file.in_place.get() {
+            Some(known) => known,
+            None => {
+                let opened = host::reopen(upper.as_fd(), OFlags::WRONLY)?.into();
+                file.in_place.get_or_init(|| opened)
+            }
+        };
+        write_all(in_place, offset, data)
     }
 
     /// Makes what was written durable, if anything was.
@@ -141,9 +149,10 @@ impl View {
     /// As `fsync(2)`.
     pub fn sync_directory(&self, ino: Ino) -> Result<(), Error> {
         let Some(layer) = &self.layer else { return Ok(()) };
-        let object = match layer.state.read().nodes.contains_key(&ino) {
-            true => layer.state.read().object(&layer.upper, ino)?,
-            false => None,
+        let object = {
+            // Taken once: a second read lock waits for a writer that waits for the first.
+            let state = layer.state.read();
+            if state.nodes.contains_key(&ino) { state.object(&layer.upper, ino)? } else { None }
         };
         match object {
             Some(object) => Ok(fs::fsync(host::reopen(object.as_fd(), OFlags::RDONLY | OFlags::DIRECTORY)?)?),
@@ -180,6 +189,21 @@ impl View {
             _ => Err(Errno::INVAL.into()),
         }
     }
+}
+
+fn write_all(upper: &File, offset: u64, data: &[u8]) -> Result<usize, Error> {
+    let mut done = 0;
+    while done < data.len() {
+        // On a descriptor opened to append, Linux ignores the offset.
+        match rustix::io::pwrite(upper, &data[done..], offset.saturating_add(done as u64)) {
+            Ok(0) => break,
+            Ok(wrote) => done += wrote,
+            Err(Errno::INTR) => {}
+            Err(_) if done > 0 => break,
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(done)
 }
 
 fn written(file: &OpenFile) -> Result<&File, Error> {

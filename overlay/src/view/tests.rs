@@ -243,3 +243,45 @@ fn many_threads_copy_one_file_up_once_and_none_reads_a_part() {
 
     assert_eq!(std::fs::read_dir(t.upper.join(".siphon/work")).unwrap().count(), 0);
 }
+
+#[test]
+fn a_directory_is_synced_while_names_in_it_change() {
+    let t = test(|_| {});
+    let view = Arc::new(t.view);
+    let (done, finished) = std::sync::mpsc::channel();
+
+    for thread in 0..4 {
+        let (view, done) = (view.clone(), done.clone());
+        std::thread::spawn(move || {
+            let name = thread.to_string();
+            for _ in 0..300 {
+                if thread % 2 == 0 {
+                    view.sync_directory(Ino::ROOT).unwrap();
+                } else {
+                    let (ino, _) = view.make_directory(Ino::ROOT, OsStr::new(&name), 0o755, None).unwrap();
+                    view.remove_directory(Ino::ROOT, OsStr::new(&name)).unwrap();
+                    view.forget(ino, 1);
+                }
+            }
+            done.send(()).unwrap();
+        });
+    }
+
+    // Threads that wait for each other are left behind: the test fails all the same.
+    for _ in 0..4 {
+        finished.recv_timeout(std::time::Duration::from_secs(60)).expect("syncing and changing wait for each other");
+    }
+}
+
+#[test]
+fn a_mapped_page_is_written_in_place_through_a_handle_that_appends() {
+    let t = test(|lower| std::fs::write(lower.join("f"), b"lower").unwrap());
+    let append = OpenMode { write: true, append: true, truncate: false };
+    let file = t.view.open(find(&t.view, "f").unwrap(), append).unwrap();
+
+    t.view.write_mapped(&file, 0, b"L").unwrap();
+    t.view.write(&file, 0, b"!").unwrap();
+    t.view.write_mapped(&file, 1, b"O").unwrap();
+
+    assert_eq!(content(&t.view, &file), b"LOwer!");
+}

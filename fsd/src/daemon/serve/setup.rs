@@ -13,7 +13,7 @@ use crate::metrics::Counters;
 use crate::sys::mounts::{FuseMount, memory_directory};
 use crate::sys::namespaces;
 use parking_lot::Mutex;
-use rustix::process::{getegid, geteuid};
+use rustix::process::{Resource, Rlimit, getegid, geteuid, getrlimit, setrlimit};
 use siphon_image::open;
 use siphon_image::tree::{EmptyTree, Tree};
 use siphon_overlay::upper::Upper;
@@ -21,7 +21,7 @@ use siphon_overlay::view::View;
 use std::fs::{File, Permissions};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -49,6 +49,7 @@ struct Layered {
 pub(super) fn set_up(state: StateDirectory) -> Result<Server, DaemonError> {
     let failed = |step| move |source: io::Error| DaemonError::Process { step, source };
     let signals = signal_descriptor().map_err(io::Error::from).map_err(failed("block signals"))?;
+    raise_descriptor_limit();
     let spec = state.read_spec()?;
     let (uid, gid) = (geteuid().as_raw(), getegid().as_raw());
     enter_namespaces(&spec, uid, gid)?;
@@ -98,8 +99,17 @@ pub(super) fn set_up(state: StateDirectory) -> Result<Server, DaemonError> {
             drop((over, memory));
         })
         .map_err(failed("start a thread"))?;
-    let listener = listen(&state)?;
-    Ok(Server { state, spec, shared, listener, signals, woken, session_over, session })
+    let (listener, socket) = listen(&state)?;
+    Ok(Server { state, spec, shared, listener, socket, signals, woken, session_over, session })
+}
+
+/// Each open file of the layer takes a descriptor here, for all programs together: the limit that suits one program,
+/// often 1024, is soon reached.
+fn raise_descriptor_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }) {
+        tracing::warn!("cannot raise the limit of open files: {error}");
+    }
 }
 
 fn enter_namespaces(spec: &Spec, uid: u32, gid: u32) -> Result<(), DaemonError> {
@@ -214,12 +224,14 @@ fn first_status(spec: &Spec, image: String, mount: PathBuf, attached: &Attached,
     }
 }
 
-fn listen(state: &StateDirectory) -> Result<UnixListener, DaemonError> {
+/// The socket, with its device and inode number.
+fn listen(state: &StateDirectory) -> Result<(UnixListener, (u64, u64)), DaemonError> {
     let path = state.socket();
-    let listen = || -> io::Result<UnixListener> {
+    let listen = || -> io::Result<_> {
         let listener = UnixListener::bind(&path)?;
         std::fs::set_permissions(&path, Permissions::from_mode(0o600))?;
-        Ok(listener)
+        let socket = std::fs::metadata(&path)?;
+        Ok((listener, (socket.dev(), socket.ino())))
     };
     listen().map_err(|source| DaemonError::State { path: path.clone(), source })
 }
