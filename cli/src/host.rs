@@ -25,6 +25,7 @@ const LDCONFIG: [&str; 4] =
 pub fn gather(settings: &RunSettings, environment: Environment) -> anyhow::Result<HostFacts> {
     let (uid, gid) = (geteuid(), getegid());
     let user = User::from_uid(uid)?;
+    let home = user.as_ref().map_or_else(|| PathBuf::from("/"), |user| user.dir.clone());
     let mut host = HostFacts {
         uid: uid.as_raw(),
         gid: gid.as_raw(),
@@ -32,9 +33,9 @@ pub fn gather(settings: &RunSettings, environment: Environment) -> anyhow::Resul
         user_name: user.as_ref().map_or_else(|| uid.to_string(), |user| user.name.clone()),
         gecos: user.as_ref().map(|user| user.gecos.to_string_lossy().into_owned()).unwrap_or_default(),
         shell: user.as_ref().map_or_else(|| "/bin/sh".into(), |user| user.shell.display().to_string()),
-        home: user.map_or_else(|| PathBuf::from("/"), |user| user.dir),
         // A directory that was removed meanwhile has no name to be found by inside.
-        cwd: std::env::current_dir().unwrap_or_else(|_| PathBuf::from("/")),
+        cwd: std::env::current_dir().unwrap_or_else(|_| home.clone()),
+        home,
         environment,
         resolv_conf: std::fs::read("/etc/resolv.conf").ok(),
         nvidia: None,

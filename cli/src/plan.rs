@@ -30,6 +30,8 @@ pub struct Plan {
     pub argv: Vec<OsString>,
     /// Where to start.
     pub start: Start,
+    /// Whether setuid programs and file capabilities stop counting, for this program and its children.
+    pub no_new_privileges: bool,
     /// What the user should know.
     pub warnings: Vec<String>,
 }
@@ -72,6 +74,8 @@ pub enum What {
     File(Vec<u8>),
     /// A directory that holds these files of the host, each under its own name, read-only.
     Libraries(Vec<PathBuf>),
+    /// An empty directory of this run alone, which takes writes and forgets them.
+    Empty,
 }
 
 /// What a mount's source, and so its target, is.
@@ -86,7 +90,7 @@ pub enum SourceKind {
 /// What a mount's failure means for the run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Failure {
-    /// The user asked for it: the run ends.
+    /// The user asked for it: its target is made if another mount lacks it, and a failure ends the run.
     Fatal,
     /// A warning.
     Warning,
@@ -100,7 +104,7 @@ impl What {
         match self {
             Self::Bind { kind, .. } => *kind,
             Self::File(_) => SourceKind::File,
-            Self::Libraries(_) => SourceKind::Directory,
+            Self::Libraries(_) | Self::Empty => SourceKind::Directory,
         }
     }
 }
@@ -129,7 +133,7 @@ pub enum PlanError {
 /// # Errors
 /// [`PlanError`] for what cannot work.
 pub fn plan(settings: &RunSettings, image: &Facts, host: &HostFacts) -> Result<Plan, PlanError> {
-    let mut warnings = Vec::new();
+    let mut warnings = settings.warnings.clone();
     let home = mounts::container_home(settings, host);
     let files = mounts::files(settings, image, host, &home, &mut warnings);
     let mounts = mounts::mounts(settings, host, &home)?;
@@ -138,7 +142,17 @@ pub fn plan(settings: &RunSettings, image: &Facts, host: &HostFacts) -> Result<P
         Some(directory) => Start::At(directory.clone()),
         None => Start::FirstOf(vec![host.cwd.clone(), home, PathBuf::from("/")]),
     };
-    Ok(Plan { writable_root: settings.writes != Writes::Refused, files, mounts, environment, argv, start, warnings })
+    Ok(Plan {
+        writable_root: settings.writes != Writes::Refused,
+        files,
+        mounts,
+        environment,
+        argv,
+        start,
+        // Root loses nothing by them, and its programs may well drop privileges and take them up again.
+        no_new_privileges: host.uid != 0,
+        warnings,
+    })
 }
 
 impl Plan {

@@ -11,10 +11,13 @@ use crate::report::Report;
 use anyhow::{Context, bail};
 use nix::mount::{MntFlags, umount2};
 use nix::sched::{CloneFlags, unshare};
-use nix::unistd::{chdir, execve, fchdir, pivot_root};
-use std::ffi::{CString, OsStr, OsString};
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::path::{Path, PathBuf};
+use nix::unistd::{chdir, fchdir, pivot_root};
+use std::ffi::{OsStr, OsString};
+use std::io::ErrorKind;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::Command;
 
 /// Where the image lies and where files can be kept, both as the joined namespaces name them.
 #[derive(Debug, Clone)]
@@ -46,6 +49,9 @@ pub fn apply(plan: &Plan, place: &Place, report: Report) -> anyhow::Result<std::
     fchdir(&root).context("cannot enter the image")?;
     enter()?;
     start(&plan.start)?;
+    if plan.no_new_privileges {
+        nix::sys::prctl::set_no_new_privs().context("cannot give up gaining privileges")?;
+    }
     execute(&plan.argv, &plan.environment)
 }
 
@@ -82,41 +88,34 @@ fn start(start: &Start) -> anyhow::Result<()> {
     }
 }
 
+/// Becomes the program. It gets the default answer to a closed pipe, which the start of a Rust program takes away.
 fn execute(argv: &[OsString], environment: &[(OsString, OsString)]) -> anyhow::Result<std::convert::Infallible> {
-    let program = argv.first().context("there is no program to run")?;
-    let arguments = argv.iter().map(|word| c_string(word)).collect::<anyhow::Result<Vec<_>>>()?;
-    let variables = environment.iter().map(|(name, value)| {
-        let mut pair = name.clone().into_vec();
-        pair.push(b'=');
-        pair.extend_from_slice(value.as_bytes());
-        c_string(&OsString::from_vec(pair))
-    });
-    let variables = variables.collect::<anyhow::Result<Vec<_>>>()?;
+    let (program, arguments) = argv.split_first().context("there is no program to run")?;
     let mut failure = None;
     for candidate in candidates(program, environment) {
-        match execve(&c_string(candidate.as_os_str())?, &arguments, &variables) {
-            Ok(never) => match never {},
-            Err(nix::errno::Errno::ENOENT | nix::errno::Errno::ENOTDIR) if failure.is_some() => {}
-            Err(errno) => failure = Some((candidate, errno)),
+        let variables = environment.iter().map(|(name, value)| (name, value));
+        let mut command = Command::new(&candidate);
+        command.arg0(program).args(arguments).env_clear().envs(variables);
+        let error = command.exec();
+        let absent = matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory);
+        if !(absent && failure.is_some()) {
+            failure = Some((candidate, error));
         }
     }
     match failure {
-        Some((candidate, errno)) if errno != nix::errno::Errno::ENOENT || program.as_bytes().contains(&b'/') => {
-            Err(errno).with_context(|| format!("cannot execute {} in the container", candidate.display()))
+        Some((candidate, error)) if error.kind() != ErrorKind::NotFound || program.as_bytes().contains(&b'/') => {
+            Err(error).with_context(|| format!("cannot execute {} in the container", candidate.display()))
         }
         _ => bail!("{program:?}: executable file not found in $PATH"),
     }
 }
 
-/// What `execvp` would try.
+/// What `execvp` would try, each with a slash so that it is not looked for again.
 fn candidates(program: &OsStr, environment: &[(OsString, OsString)]) -> Vec<PathBuf> {
     if program.as_bytes().contains(&b'/') {
         return vec![PathBuf::from(program)];
     }
     let path = environment.iter().find(|(name, _)| name == "PATH").map(|(_, value)| value.clone()).unwrap_or_default();
-    std::env::split_paths(&path).map(|directory| directory.join(Path::new(program))).collect()
-}
-
-fn c_string(text: &OsStr) -> anyhow::Result<CString> {
-    CString::new(text.as_bytes()).context("an argument or variable contains a NUL byte")
+    let here = |directory: PathBuf| if directory.as_os_str().is_empty() { PathBuf::from(".") } else { directory };
+    std::env::split_paths(&path).map(|directory| here(directory).join(program)).collect()
 }

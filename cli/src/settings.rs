@@ -189,7 +189,7 @@ impl LeftOut {
 /// A run, as asked for.
 #[derive(Debug, Clone)]
 pub struct RunSettings {
-    /// The image as typed.
+    /// The image as typed; absolute once a run knows where it was typed.
     pub image: String,
     /// What runs.
     pub action: Action,
@@ -213,6 +213,8 @@ pub struct RunSettings {
     pub nv: bool,
     /// Whether the container's script leaves INFO messages out.
     pub quiet: bool,
+    /// What was asked for and is not done.
+    pub warnings: Vec<String>,
 }
 
 /// Why settings make no sense.
@@ -230,9 +232,6 @@ pub enum SettingsError {
     /// A path that is not absolute where one is needed.
     #[error("the image argument is not valid UTF-8")]
     ImageName,
-    /// `-w` with `--writable-tmpfs`.
-    #[error("--writable and --writable-tmpfs exclude each other: changes either stay or are forgotten")]
-    Writes,
 }
 
 impl RunSettings {
@@ -274,6 +273,7 @@ impl RunSettings {
         flags: RunFlags,
         environment: &Environment,
     ) -> Result<Self, SettingsError> {
+        let mut warnings = Vec::new();
         let mut binds = Vec::new();
         for spec in environment.text(&["BIND", "BINDPATH"]).iter().chain(&flags.bind) {
             binds.extend(Bind::parse_list(spec)?);
@@ -296,22 +296,26 @@ impl RunSettings {
             writes: writes(
                 flags.writable || environment.switch(&["WRITABLE"]),
                 flags.writable_tmpfs || environment.switch(&["WRITABLE_TMPFS"]),
-            )?,
+                &mut warnings,
+            ),
             clean_env: flags.cleanenv || environment.switch(&["CLEANENV"]),
             injected: injected(&flags.env, environment)?,
             evaluate: !(flags.no_eval || environment.switch(&["NO_EVAL"])),
             nv: flags.nv || environment.switch(&["NV"]),
             quiet: false,
+            warnings,
         })
     }
 }
 
-fn writes(sandbox: bool, temporary: bool) -> Result<Writes, SettingsError> {
+fn writes(sandbox: bool, temporary: bool, warnings: &mut Vec<String>) -> Writes {
+    if sandbox && temporary {
+        warnings.push("Disabling --writable-tmpfs flag, mutually exclusive with --writable".into());
+    }
     match (sandbox, temporary) {
-        (true, true) => Err(SettingsError::Writes),
-        (true, false) => Ok(Writes::Sandbox),
-        (false, true) => Ok(Writes::Temporary),
-        (false, false) => Ok(Writes::Refused),
+        (true, _) => Writes::Sandbox,
+        (false, true) => Writes::Temporary,
+        (false, false) => Writes::Refused,
     }
 }
 
@@ -415,10 +419,13 @@ mod tests {
     }
 
     #[test]
-    fn staying_and_forgotten_changes_exclude_each_other() {
+    fn of_staying_and_forgotten_changes_the_staying_win() {
         let flags = RunFlags { writable: true, writable_tmpfs: true, ..RunFlags::default() };
 
-        assert!(matches!(exec(flags, &[]), Err(SettingsError::Writes)));
+        let settings = exec(flags, &[]).unwrap();
+
+        assert_eq!(settings.writes, Writes::Sandbox);
+        assert_eq!(settings.warnings, ["Disabling --writable-tmpfs flag, mutually exclusive with --writable"]);
     }
 
     #[test]

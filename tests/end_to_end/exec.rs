@@ -129,6 +129,50 @@ fn a_terminal_is_a_terminal_and_a_pipe_is_none() {
 }
 
 #[test]
+fn a_closed_pipe_ends_the_program_and_no_privileges_can_be_gained() {
+    let environment = TestEnvironment::new();
+
+    let status = printed(&environment, &[], "grep -e ^SigIgn -e ^NoNewPrivs /proc/self/status");
+
+    let fields: Vec<_> = status.split_whitespace().collect();
+    let ignored = u64::from_str_radix(fields[1], 16).unwrap();
+    assert_eq!(ignored & (1 << (nix::libc::SIGPIPE - 1)), 0, "{status}");
+    assert_eq!(fields[2..], ["NoNewPrivs:", "1"]);
+}
+
+#[test]
+fn a_working_directory_that_was_removed_gives_way_to_the_home() {
+    let environment = TestEnvironment::new();
+    let image = environment.images().sif();
+
+    let line = format!("mkdir gone && cd gone && rmdir ../gone && siphon exec {image} pwd");
+
+    assert_eq!(environment.shell(&line).stdout().trim(), environment.user().dir.to_str().unwrap());
+}
+
+#[test]
+fn an_image_behind_a_link_goes_by_the_name_of_the_link() {
+    let environment = TestEnvironment::new();
+    let image = environment.images().sif();
+
+    let line = format!("ln -s {image} latest.sif && siphon exec latest.sif sh -c 'echo $APPTAINER_CONTAINER'");
+
+    assert_eq!(environment.shell(&line).stdout().trim(), environment.work().join("latest.sif").to_str().unwrap());
+}
+
+#[test]
+fn the_shells_own_count_stays_outside() {
+    let environment = TestEnvironment::new();
+    let image = environment.images().sif();
+
+    let own = environment.siphon(&["exec", image, "env"]).env("SHLVL", "7").stdout();
+    let clean = environment.siphon(&["exec", "-e", image, "env"]).env("SHLVL", "7").stdout();
+
+    assert!(own.contains("SHLVL=7"), "{own}");
+    assert!(!clean.contains("SHLVL="), "{clean}");
+}
+
+#[test]
 fn the_caller_keeps_its_ids_and_has_a_name() {
     as_user_and_as_root(|environment| {
         let user = environment.user();
@@ -217,6 +261,30 @@ fn a_read_only_bind_cannot_be_written_and_another_can() {
     assert_ne!(exec(&environment, &["-B", &read_only], "echo x > /bound/file").code, 0);
     assert_eq!(exec(&environment, &["-B", &writable], "echo x > /bound/file").code, 0);
     assert_eq!(std::fs::read_to_string(source.join("file")).unwrap(), "x\n");
+}
+
+#[test]
+fn a_read_only_bind_holds_for_the_mounts_below_it_too() {
+    let environment = TestEnvironment::new();
+
+    // /dev/shm is a mount of its own, which anyone may write to.
+    let finished = exec(&environment, &["-B", "/dev:/made/dev:ro"], "touch /made/dev/shm/siphon-test");
+
+    assert_ne!(finished.code, 0);
+    assert!(finished.stderr.contains("Read-only file system"), "{finished}");
+}
+
+#[test]
+fn a_mount_point_in_a_directory_of_the_host_is_made_there() {
+    let environment = TestEnvironment::new();
+    let source = environment.write("source", "bound");
+    let target = environment.work().join("made/for/file");
+
+    let bind = format!("{}:{}", source.display(), target.display());
+    let output = printed(&environment, &["-B", &bind], &format!("cat {}", target.display()));
+
+    assert_eq!(output, "bound");
+    assert!(target.is_file());
 }
 
 #[test]

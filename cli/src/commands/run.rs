@@ -9,6 +9,7 @@ use anyhow::{Context, bail};
 use siphon_fsd::daemon::{self, Ids, Layer, MountPointKind, Placement, Spec};
 use siphon_fsd::locator::Locator;
 use std::convert::Infallible;
+use std::path::Path;
 use std::time::Duration;
 
 /// Runs. Returns only if that fails.
@@ -24,8 +25,10 @@ pub fn run(
     let locator =
         Locator::parse(&settings.image).with_context(|| format!("could not open image {}", settings.image))?;
     let layer = layer(&settings, &locator)?;
-    settings.image = locator.to_string();
     let host = gather(&settings, environment)?;
+    if !matches!(locator, Locator::Url(_)) {
+        settings.image = host.cleaned(Path::new(&settings.image)).display().to_string();
+    }
     let (scope, idle) = sharing(&settings, common);
     let spec = Spec {
         image: locator.to_string(),

@@ -126,7 +126,10 @@ fn script_variables(variables: &mut Variables, settings: &RunSettings, passed: &
             variables.insert(format!("SIPHON_{text}").into(), value.clone());
             continue;
         }
-        let value = if settings.evaluate { escape_quotes(value) } else { value.clone() };
+        let mut value = if settings.evaluate { escape_quotes(value) } else { value.clone() };
+        if text == "LD_LIBRARY_PATH" && !value.is_empty() {
+            value.push(format!(":{LIBRARIES}"));
+        }
         variables.insert(format!("SIPHON_SET_{text}").into(), value);
         set_names.push(text);
     }

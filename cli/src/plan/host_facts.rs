@@ -3,7 +3,7 @@
 use super::SourceKind;
 use crate::settings::Environment;
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 /// The host as one run sees it.
 #[derive(Debug, Clone)]
@@ -51,6 +51,21 @@ impl HostFacts {
         let mut absolute = PathBuf::from("/");
         absolute.extend(self.cwd.join(path).components().skip(1));
         absolute
+    }
+
+    /// `path` as seen from the working directory, without `..`, links left as they are: the name by which a program
+    /// inside may know its image.
+    pub fn cleaned(&self, path: &Path) -> PathBuf {
+        let mut cleaned = PathBuf::new();
+        for component in self.absolute(path).components() {
+            match component {
+                Component::ParentDir => {
+                    cleaned.pop();
+                }
+                other => cleaned.push(other),
+            }
+        }
+        cleaned
     }
 
     /// What a source of a mount is; `None` if it does not exist.

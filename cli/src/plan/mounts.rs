@@ -30,6 +30,7 @@ pub(super) fn files(
     warnings: &mut Vec<String>,
 ) -> Vec<Mount> {
     let mut files = accounts(settings, image, host, home, warnings);
+    files.extend(empty_home(settings, host, home, warnings));
     if let Some(driver) = host.nvidia.as_ref().filter(|_| settings.nv) {
         files.extend(libraries(driver, warnings));
     }
@@ -39,7 +40,7 @@ pub(super) fn files(
 /// What the host has and the container sees.
 pub(super) fn mounts(settings: &RunSettings, host: &HostFacts, home: &Path) -> Result<Vec<Mount>, PlanError> {
     let mut mounts = system(settings, host);
-    mounts.extend(home_mount(settings, host, home)?);
+    mounts.extend(home_mount(settings, host, home));
     mounts.extend(temporary(settings, host));
     if let Some(driver) = host.nvidia.as_ref().filter(|_| settings.nv) {
         mounts.extend(driver_files(driver));
@@ -71,19 +72,25 @@ fn system(settings: &RunSettings, host: &HostFacts) -> Vec<Mount> {
     mounts
 }
 
-fn home_mount(settings: &RunSettings, host: &HostFacts, home: &Path) -> Result<Option<Mount>, PlanError> {
+fn home_mount(settings: &RunSettings, host: &HostFacts, home: &Path) -> Option<Mount> {
     if settings.left_out.contains("home") || home == Path::new("/") {
-        return Ok(None);
+        return None;
     }
     let (source, failure) = match &settings.home {
         Some(chosen) => (host.absolute(&chosen.source), Failure::Fatal),
         None => (host.home.clone(), Failure::Warning),
     };
-    match (host.kind(&source), failure) {
-        (Some(kind), _) => Ok(Some(bind(source, home, kind, failure))),
-        (None, Failure::Fatal) => Err(PlanError::NoSource(source)),
-        (None, _) => Ok(None),
+    host.kind(&source).map(|kind| bind(source, home, kind, failure))
+}
+
+/// What a chosen home is that the host does not have, as singularity has it: empty.
+fn empty_home(settings: &RunSettings, host: &HostFacts, home: &Path, warnings: &mut Vec<String>) -> Option<Mount> {
+    let source = host.absolute(&settings.home.as_ref()?.source);
+    if settings.left_out.contains("home") || home == Path::new("/") || host.kind(&source).is_some() {
+        return None;
     }
+    warnings.push(format!("{} doesn't exist on the host: the home directory is empty and forgotten", source.display()));
+    Some(Mount { target: home.to_owned(), what: What::Empty, failure: Failure::Fatal })
 }
 
 fn temporary(settings: &RunSettings, host: &HostFacts) -> Vec<Mount> {

@@ -19,6 +19,7 @@ fn settings() -> RunSettings {
         evaluate: true,
         nv: false,
         quiet: false,
+        warnings: Vec::new(),
     }
 }
 
@@ -113,6 +114,34 @@ fn the_home_can_have_another_name_and_passwd_says_so() {
 }
 
 #[test]
+fn a_chosen_home_that_the_host_lacks_is_empty() {
+    let home = Home { source: "/nosuch".into(), destination: Some("/home".into()) };
+
+    let plan = plan(&RunSettings { home: Some(home), ..settings() }, &image(), &host()).unwrap();
+
+    let mount = plan.files.iter().find(|mount| mount.target == Path::new("/home")).unwrap();
+    assert_eq!(mount.what, What::Empty);
+    assert_eq!(plan.warnings, ["/nosuch doesn't exist on the host: the home directory is empty and forgotten"]);
+}
+
+#[test]
+fn chosen_library_paths_keep_the_hosts_libraries_reachable() {
+    let injected = BTreeMap::from([("LD_LIBRARY_PATH".into(), "/x".into())]);
+
+    let plan = plan(&RunSettings { injected, ..settings() }, &image(), &host()).unwrap();
+
+    assert_eq!(variable(&plan, "SIPHON_SET_LD_LIBRARY_PATH"), Some("/x:/.singularity.d/libs"));
+}
+
+#[test]
+fn only_root_can_gain_privileges_inside() {
+    let root = HostFacts { uid: 0, ..host() };
+
+    assert!(plan(&settings(), &image(), &host()).unwrap().no_new_privileges);
+    assert!(!plan(&settings(), &image(), &root).unwrap().no_new_privileges);
+}
+
+#[test]
 fn the_hosts_path_libraries_and_orders_stay_outside() {
     let plan = plan(&settings(), &image(), &host()).unwrap();
 
@@ -171,4 +200,11 @@ fn a_chosen_directory_must_exist_and_the_hosts_need_not() {
 
     assert_eq!(chosen.start, Start::At("/usr".into()));
     assert_eq!(default.start, Start::FirstOf(vec!["/work".into(), "/home/me".into(), "/".into()]));
+}
+
+#[test]
+fn an_image_is_known_by_the_name_that_was_typed() {
+    for (typed, name) in [("a.sif", "/work/a.sif"), ("../b/./c.sif", "/b/c.sif"), ("/x/../../y", "/y")] {
+        assert_eq!(host().cleaned(Path::new(typed)), Path::new(name));
+    }
 }

@@ -1,14 +1,20 @@
 //! Single mounts, each onto a descriptor that was opened inside the image's root, so that no link of the image leads
 //! out of it.
 
-use crate::plan::{Mount, SourceKind, What};
+use crate::plan::{Failure, Mount, SourceKind, What};
 use anyhow::{Context, bail};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::statvfs::{FsFlags, fstatvfs};
-use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
+use rustix::fs::{Mode, OFlags, ResolveFlags, mkdirat, openat, openat2};
+use rustix::io::Errno;
+use std::ffi::OsString;
 use std::fs;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
+
+/// How often a path is resolved anew while the host's tree changes.
+const MAX_TRIES: usize = 1000;
 
 /// Opens the mounted image as the root to be, read-only unless `writable`. The mount is this namespace's own copy, so
 /// that its flags are nobody else's.
@@ -34,6 +40,9 @@ pub(super) fn bind_into(root: &OwnedFd, wanted: &Mount) -> anyhow::Result<()> {
     let What::Bind { source, kind, read_only, trusted } = &wanted.what else {
         bail!("{} is not a bind", wanted.target.display())
     };
+    if wanted.failure == Failure::Fatal {
+        make_target(root, &wanted.target, *kind)?;
+    }
     let mut flags = if *trusted { MsFlags::empty() } else { MsFlags::MS_NOSUID | MsFlags::MS_NODEV };
     flags.set(MsFlags::MS_RDONLY, *read_only);
     attach(root, source, &wanted.target, *kind == SourceKind::Directory, flags)
@@ -62,6 +71,11 @@ impl Session {
                 let source = self.directory.join(index.to_string());
                 fs::write(&source, content)?;
                 attach(root, &source, &wanted.target, false, flags)
+            }
+            What::Empty => {
+                let source = self.directory.join(index.to_string());
+                fs::create_dir(&source)?;
+                attach(root, &source, &wanted.target, true, flags)
             }
             What::Libraries(files) => attach(root, &self.libraries(index, files)?, &wanted.target, true, flags),
         }
@@ -96,14 +110,85 @@ fn attach(root: &OwnedFd, source: &Path, target: &Path, recursive: bool, flags: 
         return Ok(());
     }
     // The descriptor names what lies below the new mount, so the mount is reached by opening again.
-    remount(&open_in_root(root, target)?, flags).with_context(|| format!("cannot set mount flags {flags:?}"))
+    let place = open_in_root(root, target)?;
+    remount(&place, flags).with_context(|| format!("cannot set mount flags {flags:?}"))?;
+    if flags.contains(MsFlags::MS_RDONLY) && recursive {
+        for mount in mounts_below(&fs::read_link(descriptor_path(&place))?)? {
+            remount(&open_path(&mount)?, MsFlags::MS_RDONLY)
+                .with_context(|| format!("cannot make {} read-only", mount.display()))?;
+        }
+    }
+    Ok(())
+}
+
+/// The mounts that came along below `directory`: a bind's flags are not theirs.
+fn mounts_below(directory: &Path) -> anyhow::Result<Vec<PathBuf>> {
+    let table = fs::read("/proc/self/mountinfo").context("cannot read the table of mounts")?;
+    let targets = table.split(|byte| *byte == b'\n').filter_map(|line| line.split(|byte| *byte == b' ').nth(4));
+    let paths = targets.map(|field| PathBuf::from(OsString::from_vec(unescape(field))));
+    Ok(paths.filter(|path| path != directory && path.starts_with(directory)).collect())
+}
+
+/// Spaces, tabs, newlines and backslashes stand as three octal digits in the table (proc_pid_mountinfo(5)).
+fn unescape(field: &[u8]) -> Vec<u8> {
+    let mut plain = Vec::with_capacity(field.len());
+    let mut rest = field;
+    while let Some((byte, after)) = rest.split_first() {
+        let digits = after.get(..3).filter(|_| *byte == b'\\').and_then(|digits| std::str::from_utf8(digits).ok());
+        match digits.and_then(|digits| u8::from_str_radix(digits, 8).ok()) {
+            Some(escaped) => {
+                plain.push(escaped);
+                rest = &after[3..];
+            }
+            None => {
+                plain.push(*byte);
+                rest = after;
+            }
+        }
+    }
+    plain
 }
 
 /// Opens a path of the container: links are followed within the root, and mounts are crossed.
 fn open_in_root(root: &OwnedFd, path: &Path) -> anyhow::Result<OwnedFd> {
+    resolve(root, path).with_context(|| format!("destination {} doesn't exist in container", path.display()))
+}
+
+fn resolve(root: &OwnedFd, path: &Path) -> rustix::io::Result<OwnedFd> {
     let flags = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-    openat2(root, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), flags)
-        .with_context(|| format!("destination {} doesn't exist in container", path.display()))
+    // A rename or mount anywhere on the host during a step to ".." makes the kernel ask for another try (openat2(2)).
+    let mut result = Err(Errno::AGAIN);
+    for _ in 0..MAX_TRIES {
+        result = openat2(root, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), flags);
+        if !matches!(result, Err(Errno::AGAIN | Errno::INTR)) {
+            break;
+        }
+    }
+    result
+}
+
+/// Makes what is missing of a target that lies in a directory of the host; what lies in the image has been made there.
+fn make_target(root: &OwnedFd, target: &Path, kind: SourceKind) -> anyhow::Result<()> {
+    let failed = || format!("cannot make the mount point {}", target.display());
+    let mut missing = Vec::new();
+    let mut present = target;
+    let mut parent = resolve(root, present);
+    while let (Err(Errno::NOENT), Some(above), Some(name)) = (&parent, present.parent(), present.file_name()) {
+        missing.push(name);
+        present = above;
+        parent = resolve(root, present);
+    }
+    let mut parent = parent.with_context(failed)?;
+    while let Some(name) = missing.pop() {
+        if missing.is_empty() && kind == SourceKind::File {
+            let flags = OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::WRONLY;
+            openat(&parent, name, flags, Mode::from_raw_mode(0o644)).with_context(failed)?;
+        } else {
+            mkdirat(&parent, name, Mode::from_raw_mode(0o755)).with_context(failed)?;
+            parent = openat(&parent, name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
+        }
+    }
+    Ok(())
 }
 
 fn open_path(path: &Path) -> anyhow::Result<OwnedFd> {
@@ -139,4 +224,18 @@ fn remount(place: &OwnedFd, flags: MsFlags) -> anyhow::Result<()> {
 /// A path that names what the descriptor is open on, mounts and all, without walking the image again.
 fn descriptor_path(descriptor: &OwnedFd) -> PathBuf {
     PathBuf::from(format!("/proc/self/fd/{}", descriptor.as_raw_fd()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_the_mount_table_are_read_with_their_blanks() {
+        let cases: [(&[u8], &[u8]); 4] =
+            [(b"/a\\040b", b"/a b"), (b"/a\\134040", b"/a\\040"), (b"/a\\", b"/a\\"), (b"/a\\9xx", b"/a\\9xx")];
+        for (field, plain) in cases {
+            assert_eq!(unescape(field), plain);
+        }
+    }
 }

@@ -58,6 +58,9 @@ siphon_check() {
     siphon_fatal "\"$1\": executable file not found in \$PATH"
 }
 
+# Some shells count themselves; the program gets the caller's count.
+unset SHLVL
+
 if [ -d /.singularity.d/env ]; then
     for siphon_script in /.singularity.d/env/*.sh; do
         [ -f "$siphon_script" ] || continue
