@@ -7,6 +7,7 @@ use crate::settings::Common;
 use anyhow::{Context, bail};
 use serde_json::json;
 use siphon_fsd::locator::{self, Locator, Opened};
+use siphon_fsd::sys::namespaces;
 use siphon_image::open::{Facts, OCI_CONFIG, facts};
 use siphon_image::sif::writer::SifWriter;
 use siphon_image::sif::{Arch, DataType};
@@ -36,6 +37,7 @@ pub fn image(source: &str, target: &Path, force: bool, common: &Common, report: 
     if target.is_dir() {
         bail!("{} is a directory; name the image file to make", target.display());
     }
+    read_what_is_ours();
     let context = || format!("could not open image {source}");
     let locator = Locator::parse(source).with_context(context)?;
     let opened = locator::open(&locator, &cache_dir(common)).with_context(context)?;
@@ -43,6 +45,18 @@ pub fn image(source: &str, target: &Path, force: bool, common: &Common, report: 
     let bytes = write(&opened, target, report).with_context(|| format!("cannot make {}", target.display()))?;
     report.info(format_args!("Build complete: {} ({})", target.display(), human_bytes(bytes)));
     Ok(())
+}
+
+/// A container may have taken its user's permission to read from files of the layer (`chmod 000`). In a user namespace
+/// their owner reads them all the same. Where the host allows none, such a file is an error that names it.
+fn read_what_is_ours() {
+    let (uid, gid) = (nix::unistd::geteuid(), nix::unistd::getegid());
+    if uid.is_root() {
+        return;
+    }
+    if let Err(error) = namespaces::enter_own_user_namespace(uid.as_raw(), gid.as_raw()) {
+        tracing::debug!("packing without a user namespace: {error}");
+    }
 }
 
 fn write(opened: &Opened, target: &Path, report: Report) -> anyhow::Result<u64> {

@@ -5,11 +5,13 @@
 
 use crate::metrics::Snapshot;
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
+use nix::unistd::geteuid;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use siphon_image::open::Facts;
 use std::fs;
 use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -70,8 +72,6 @@ pub(crate) enum Request {
     MountPoints(Vec<(PathBuf, MountPointKind)>),
     /// How it goes.
     Status,
-    /// To leave at once.
-    Stop,
 }
 
 /// What the daemon answers.
@@ -167,6 +167,10 @@ fn receive<T: DeserializeOwned>(stream: &mut UnixStream) -> io::Result<T> {
 /// # Errors
 /// If the directory exists and cannot be read.
 pub fn list(runtime_dir: &Path) -> io::Result<Vec<Status>> {
+    // What others put there would be asked, and believed.
+    if fs::metadata(runtime_dir).is_ok_and(|directory| directory.uid() != geteuid().as_raw()) {
+        return Err(io::ErrorKind::PermissionDenied.into());
+    }
     let entries = match fs::read_dir(runtime_dir) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         entries => entries?,
@@ -180,23 +184,6 @@ pub fn list(runtime_dir: &Path) -> io::Result<Vec<Status>> {
     }
     found.sort_by_key(|status| (status.started, status.pid));
     Ok(found)
-}
-
-/// Has all daemons of `runtime_dir` leave that serve `image`, a path or URL as [`Status::image`] shows it, and returns
-/// how many there were. Programs that run from it keep their mounts.
-///
-/// # Errors
-/// If the directory exists and cannot be read.
-pub fn stop(runtime_dir: &Path, image: &str) -> io::Result<usize> {
-    let mut stopped = 0;
-    for entry in fs::read_dir(runtime_dir)? {
-        let socket = entry?.path().join(SOCKET);
-        let serves = matches!(ask(&socket, &Request::Status), Ok(Reply::Status(status)) if status.image == image);
-        if serves && matches!(ask(&socket, &Request::Stop), Ok(Reply::Stopping)) {
-            stopped += 1;
-        }
-    }
-    Ok(stopped)
 }
 
 #[cfg(test)]

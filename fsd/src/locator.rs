@@ -4,8 +4,9 @@ use crate::blob::{Blob, BlobCounters, BlobError};
 use siphon_image::open::{self, Image};
 use siphon_image::read_at::{FileAt, ReadAt};
 use siphon_image::tree::{self, Tree};
-use siphon_overlay::upper::{Base, Upper};
+use siphon_overlay::upper::{Base, PRIVATE_NAME, Upper};
 use siphon_overlay::view::View;
+use std::ffi::OsStr;
 use std::fmt;
 use std::fs::{self, File, Metadata};
 use std::io;
@@ -238,8 +239,8 @@ fn opened(name: String, bytes: Arc<dyn ReadAt>, identity: String, remote: Option
 
 fn open_directory(path: &Path) -> Result<Opened, Error> {
     let identity = Locator::Directory(path.into()).identity()?;
-    let image =
-        open::open_directory(path).map_err(|source| Error::Format { image: path.display().to_string(), source })?;
+    let image = open::open_directory(path, OsStr::new(PRIVATE_NAME))
+        .map_err(|source| Error::Format { image: path.display().to_string(), source })?;
     Ok(Opened {
         lower: image.tree.clone(),
         upper_dir: None,

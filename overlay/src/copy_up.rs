@@ -93,7 +93,10 @@ fn copy_content(lower: &dyn Tree, node: NodeId, file: &File, size: u64) -> Resul
         }
         offset += read as u64;
     }
-    Ok(file.set_len(size)?)
+    file.set_len(size)?;
+    // Without this a power failure after the rename can leave an empty copy that hides the image's file; the kernel's
+    // overlayfs syncs here too.
+    Ok(file.sync_data()?)
 }
 
 /// Changes the owner as far as this process may: an unprivileged one keeps what it makes, and an id that is not mapped

@@ -178,3 +178,39 @@ fn mount_points_of_a_run_do_not_reach_the_committed_image_of_another() {
 
     assert_ne!(environment.siphon(&["exec", "final.sif", "ls", "/bound"]).run().code, 0);
 }
+
+#[test]
+fn a_file_that_nobody_may_read_is_committed() {
+    let environment = TestEnvironment::new();
+    sandbox(&environment, "echo secret > /data/secret; chmod 000 /data/secret; chmod 000 /data/greeting");
+
+    environment.siphon(&["commit", "sandbox", "final.sif"]).stdout();
+
+    let line = "stat -c '%a %s' /data/secret /data/greeting";
+    assert_eq!(environment.siphon(&["exec", "final.sif", "sh", "-c", line]).stdout(), "0 7\n0 21");
+}
+
+#[test]
+fn a_sandbox_that_was_moved_is_the_same_sandbox() {
+    let environment = TestEnvironment::new();
+    sandbox(&environment, "echo before > /data/new");
+
+    environment.shell("mv sandbox moved").stdout();
+    environment.siphon(&["exec", "--writable", "moved", "sh", "-c", "echo after >> /data/new"]).stdout();
+
+    assert_eq!(environment.siphon(&["exec", "moved", "cat", "/data/new"]).stdout(), "before\nafter");
+}
+
+#[test]
+fn what_siphon_keeps_in_a_plain_directory_is_not_part_of_its_image() {
+    let environment = TestEnvironment::new();
+    let root = environment.images().root.display().to_string();
+    environment.shell(&format!("cp -r {root} plain")).stdout();
+    environment.siphon(&["exec", "--writable", "plain", "sh", "-c", "rm /data/to-remove; touch /data/new"]).stdout();
+
+    environment.siphon(&["build", "final.sif", "plain"]).stdout();
+
+    assert!(!environment.siphon(&["ls", "plain"]).stdout().contains(".siphon"));
+    let listing = environment.siphon(&["ls", "-R", "final.sif"]).stdout();
+    assert!(listing.contains("/data/new") && !listing.contains(".siphon") && !listing.contains("to-remove"));
+}

@@ -27,6 +27,8 @@ const MAX_DEPTH: usize = 4096;
 pub struct Directory {
     root: OwnedFd,
     root_node: NodeId,
+    /// A name at the root that is not shown.
+    hidden: Option<OsString>,
     device: u64,
     nodes: RwLock<Nodes>,
 }
@@ -48,9 +50,25 @@ impl Directory {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let root = fs::open(path, flags, Mode::empty()).map_err(io::Error::from)?;
         let stat = host::stat(root.as_fd())?;
-        let mut tree = Self { root, root_node: NodeId(0), device: stat.st_dev, nodes: RwLock::new(Nodes::default()) };
+        let mut tree = Self {
+            root,
+            root_node: NodeId(0),
+            hidden: None,
+            device: stat.st_dev,
+            nodes: RwLock::new(Nodes::default()),
+        };
         tree.root_node = tree.id(stat.st_dev, stat.st_ino);
         Ok(tree)
+    }
+
+    /// The same without the name `hidden` at its root.
+    #[must_use]
+    pub fn without(self, hidden: &OsStr) -> Self {
+        Self { hidden: Some(hidden.to_owned()), ..self }
+    }
+
+    fn hides(&self, dir: NodeId, name: &OsStr) -> bool {
+        dir == self.root_node && self.hidden.as_deref() == Some(name)
     }
 
     fn id(&self, device: u64, inode: u64) -> NodeId {
@@ -130,7 +148,7 @@ impl Tree for Directory {
 
     fn lookup(&self, dir: NodeId, name: &OsStr) -> Result<Option<NodeId>, Error> {
         let directory = self.directory(dir)?;
-        if !host::is_name(name) {
+        if !host::is_name(name) || self.hides(dir, name) {
             return Ok(None);
         }
         let Some(stat) = host::stat_at(directory.as_fd(), name)? else { return Ok(None) };
@@ -143,7 +161,7 @@ impl Tree for Directory {
         let directory = self.directory(dir)?;
         let device = host::stat(directory.as_fd())?.st_dev;
         let mut entries = Vec::new();
-        for found in host::list(directory.as_fd())? {
+        for found in host::list(directory.as_fd())?.into_iter().filter(|found| !self.hides(dir, &found.name)) {
             entries.extend(self.entry(directory.as_fd(), device, dir, found)?);
         }
         entries.sort_by(|a, b| a.name.cmp(&b.name));
@@ -298,6 +316,17 @@ mod tests {
         let node = find(&tree, &[long.as_str(); 30]);
 
         assert_eq!(tree.attr(node).unwrap().kind, Kind::Directory);
+    }
+
+    #[test]
+    fn a_hidden_name_is_hidden_at_the_root_only() {
+        let (_dir, tree) = opened();
+        let tree = tree.without(OsStr::new("d"));
+        let names = tree.entries(tree.root()).unwrap().into_iter().map(|entry| entry.name);
+
+        assert!(!names.into_iter().any(|name| name == "d"));
+        assert_eq!(tree.lookup(tree.root(), OsStr::new("d")).unwrap(), None);
+        assert!(tree.lookup(tree.root(), OsStr::new("again")).unwrap().is_some());
     }
 
     #[test]

@@ -16,6 +16,7 @@ use crate::sif::{self, DataType, FilesystemType, Sif};
 use crate::squashfs::format::MAGIC as SQUASHFS_MAGIC;
 use crate::squashfs::reader::{self, Squashfs};
 use crate::tree::{self, Tree};
+use std::ffi::OsStr;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
@@ -142,12 +143,13 @@ pub fn open(bytes: Arc<dyn ReadAt>) -> Result<Image, Error> {
     Err(refusal(&head, content))
 }
 
-/// Opens a directory of the host, such as one that `apptainer build --sandbox` made, as an image.
+/// Opens a directory of the host, such as one that `apptainer build --sandbox` made, as an image. The name `hidden` at
+/// its root is not part of it.
 ///
 /// # Errors
 /// [`Error::Directory`].
-pub fn open_directory(path: &Path) -> Result<Image, Error> {
-    let tree = Arc::new(Directory::open(path).map_err(Error::Directory)?);
+pub fn open_directory(path: &Path, hidden: &OsStr) -> Result<Image, Error> {
+    let tree = Arc::new(Directory::open(path).map_err(Error::Directory)?.without(hidden));
     Ok(Image { tree, format: Format::Directory, sif: None })
 }
 

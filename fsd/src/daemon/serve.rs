@@ -128,7 +128,7 @@ impl Server {
             if events.session_over {
                 return self.finish();
             }
-            let told = events.told_to_leave || self.shared.take_stop();
+            let told = events.told_to_leave;
             if (told || self.is_idle(quiet)) && self.leave(told)? {
                 drop(self.listener);
                 return join_session(self.session);

@@ -1,6 +1,6 @@
 //! The directory of one daemon: who may touch it, and who holds it.
 
-use super::{DaemonError, Spec};
+use super::{DaemonError, Layer, Spec};
 use crate::control::SOCKET;
 use crate::locator::Locator;
 use rustix::fs::{FlockOperation, flock};
@@ -36,10 +36,15 @@ impl StateDirectory {
     /// Where the daemon for `spec` has its state.
     pub(super) fn of(spec: &Spec, runtime_dir: &Path) -> Result<Self, DaemonError> {
         let locator = Locator::parse(&spec.image)?;
+        // A sandbox that was moved is the same sandbox, and its daemon still writes to it.
+        let (name, layer) = match (&locator, &spec.layer) {
+            (Locator::Sandbox(_), Layer::Directory(_)) => (String::new(), None),
+            (_, layer) => (locator.to_string(), Some(layer)),
+        };
         let distinguishing = (
             (PROTOCOL_VERSION, env!("CARGO_PKG_VERSION")),
-            (locator.to_string(), locator.identity()?),
-            (&spec.layer, &spec.ids, &spec.scope, &spec.placement),
+            (name, locator.identity()?),
+            (layer, &spec.ids, &spec.scope, &spec.placement),
         );
         let text = serde_json::to_vec(&distinguishing)
             .map_err(|error| DaemonError::Process { step: "name the state of the daemon", source: error.into() })?;

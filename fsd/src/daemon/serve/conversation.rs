@@ -12,7 +12,7 @@ use std::io::{PipeWriter, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// What conversations may use. The client list is the only lock, held for list operations.
 #[derive(Debug)]
@@ -27,7 +27,6 @@ pub(super) struct Shared {
     /// Processes that use the mount, each as a pidfd.
     pub(super) clients: Mutex<Vec<Arc<OwnedFd>>>,
     pub(super) conversations: AtomicUsize,
-    pub(super) stop: AtomicBool,
     pub(super) wake: PipeWriter,
 }
 
@@ -64,11 +63,6 @@ impl Shared {
         self.clients.lock().retain(|client| !ended(client));
     }
 
-    /// Whether a client asked the daemon to leave since the last call.
-    pub(super) fn take_stop(&self) -> bool {
-        self.stop.swap(false, Ordering::SeqCst)
-    }
-
     fn wake(&self) {
         if let Err(error) = (&self.wake).write_all(&[0]) {
             tracing::error!("cannot wake the main thread: {error}");
@@ -96,10 +90,6 @@ impl Shared {
                 made.map_or_else(|error| Reply::Failed(super::chain(&error)), Reply::MountPoints)
             }
             Request::Status => Reply::Status(Box::new(self.status())),
-            Request::Stop => {
-                self.stop.store(true, Ordering::SeqCst);
-                Reply::Stopping
-            }
         }
     }
 
