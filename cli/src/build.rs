@@ -2,13 +2,13 @@
 //! the old image or the new one.
 
 use crate::host::cache_dir;
+use crate::inspection::{Parts, as_json};
 use crate::report::{Report, human_bytes};
 use crate::settings::Common;
 use anyhow::{Context, bail};
-use serde_json::json;
 use siphon_fsd::locator::{self, Locator, Opened};
 use siphon_fsd::sys::namespaces;
-use siphon_image::open::{Facts, OCI_CONFIG, facts};
+use siphon_image::open::{OCI_CONFIG, facts};
 use siphon_image::sif::writer::SifWriter;
 use siphon_image::sif::{Arch, DataType};
 use siphon_image::squashfs::writer::{self, Options, Owners, Progress};
@@ -89,7 +89,8 @@ fn write_sif(opened: &Opened, file: &File, interrupted: &AtomicBool, report: Rep
     if let Some(deffile) = &facts.deffile {
         sif.add_object(DataType::Deffile, "", deffile.as_bytes())?;
     }
-    sif.add_object(DataType::GenericJson, INSPECT_METADATA, inspect_metadata(&facts).to_string().as_bytes())?;
+    let metadata = as_json(&facts, Parts::all(&facts));
+    sif.add_object(DataType::GenericJson, INSPECT_METADATA, metadata.to_string().as_bytes())?;
     if let Some(config) = opened.image.oci_config() {
         sif.add_object(DataType::GenericJson, OCI_CONFIG, &config)?;
     }
@@ -131,26 +132,4 @@ fn umask() -> u32 {
     let present = nix::sys::stat::umask(nix::sys::stat::Mode::empty());
     nix::sys::stat::umask(present);
     present.bits()
-}
-
-fn inspect_metadata(facts: &Facts) -> serde_json::Value {
-    let mut attributes = serde_json::Map::new();
-    let scripts = facts.env_scripts.iter();
-    let environment: serde_json::Map<_, _> =
-        scripts.map(|script| (format!("/.singularity.d/env/{}", script.name), json!(script.text))).collect();
-    attributes.insert("environment".into(), environment.into());
-    attributes.insert("labels".into(), json!(facts.labels));
-    let texts = [
-        ("runscript", &facts.runscript),
-        ("startscript", &facts.startscript),
-        ("test", &facts.test),
-        ("helpfile", &facts.helpfile),
-        ("deffile", &facts.deffile),
-    ];
-    for (name, text) in texts {
-        if let Some(text) = text {
-            attributes.insert(name.into(), json!(text));
-        }
-    }
-    json!({ "data": { "attributes": attributes }, "type": "container" })
 }

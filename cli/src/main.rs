@@ -11,6 +11,7 @@ mod args;
 mod build;
 mod commands;
 mod host;
+mod inspection;
 mod plan;
 mod report;
 mod runtime;

@@ -1,13 +1,14 @@
 //! `siphon inspect`: what an image says of itself.
 
 use crate::args::InspectArgs;
+use crate::inspection::{Parts, as_json, environment_scripts, script_path};
 use crate::report::Report;
 use crate::settings::Common;
 use anyhow::{Context, bail};
 use serde::Serialize;
-use serde_json::{Map, Value, json};
+use serde_json::Value;
 use siphon_image::oci::ImageConfig;
-use siphon_image::open::{Facts, Script, facts};
+use siphon_image::open::facts;
 
 /// Prints the chosen parts, the labels if none is chosen.
 ///
@@ -21,53 +22,38 @@ pub fn inspect(args: &InspectArgs, common: &Common, report: Report) -> anyhow::R
         let config = ImageConfig::parse(&config).with_context(|| format!("cannot inspect {}", args.image))?;
         return Ok(report.line(serde_json::to_string_pretty(&config)?)?);
     }
+    let parts = if args.all { Parts::all(&facts) } else { chosen(args) };
     if args.json || args.all {
-        return Ok(report.line(tab_indented(&as_json(args, &facts))?)?);
+        return Ok(report.line(tab_indented(&as_json(&facts, parts))?)?);
     }
-    for (chosen, text) in texts(args, &facts) {
-        if let (true, Some(text)) = (chosen, text) {
-            report.line(text.trim_end())?;
-        }
+    for (_, text) in parts.texts(&facts) {
+        report.line(text)?;
     }
-    if args.environment {
-        for script in environment_scripts(&facts) {
-            report.line(format_args!("=== /.singularity.d/env/{} ===\n{}\n", script.name, script.text.trim_end()))?;
-        }
+    for script in environment_scripts(&facts).filter(|_| parts.environment) {
+        report.line(format_args!("=== {} ===\n{}\n", script_path(script), script.text.trim_end()))?;
     }
-    if args.list_apps {
-        for app in &facts.apps {
-            report.line(app)?;
-        }
+    for app in facts.apps.iter().filter(|_| parts.apps) {
+        report.line(app)?;
     }
-    if labels_chosen(args) {
-        for (name, value) in &facts.labels {
-            report.line(format_args!("{name}: {value}"))?;
-        }
+    for (name, value) in facts.labels.iter().filter(|_| parts.labels) {
+        report.line(format_args!("{name}: {value}"))?;
     }
     Ok(())
 }
 
-fn labels_chosen(args: &InspectArgs) -> bool {
-    let others = [args.deffile, args.runscript, args.startscript, args.test, args.environment, args.helpfile];
-    args.all || args.labels || !(args.list_apps || others.contains(&true))
-}
-
-fn texts<'a>(args: &InspectArgs, facts: &'a Facts) -> [(bool, Option<&'a str>); 5] {
-    [
-        (args.deffile, facts.deffile.as_deref()),
-        (args.runscript, facts.runscript.as_deref()),
-        (args.startscript, facts.startscript.as_deref()),
-        (args.test, facts.test.as_deref()),
-        (args.helpfile, facts.helpfile.as_deref()),
-    ]
-}
-
-/// What the image's maker wrote, as singularity shows it: not the scripts that its build adds to every image.
-fn environment_scripts(facts: &Facts) -> impl Iterator<Item = &Script> {
-    facts.env_scripts.iter().filter(|script| {
-        let own = script.name.starts_with("10-docker") || script.name.ends_with("-environment.sh");
-        own && script.name.ends_with(".sh")
-    })
+/// The parts that the flags name, or else the labels.
+fn chosen(args: &InspectArgs) -> Parts {
+    let parts = Parts {
+        apps: args.list_apps,
+        deffile: args.deffile,
+        environment: args.environment,
+        helpfile: args.helpfile,
+        labels: args.labels,
+        runscript: args.runscript,
+        startscript: args.startscript,
+        test: args.test,
+    };
+    Parts { labels: parts.labels || parts == Parts::default(), ..parts }
 }
 
 /// JSON with the tabs of singularity's, which some scripts take apart by lines.
@@ -78,52 +64,10 @@ fn tab_indented(value: &Value) -> serde_json::Result<String> {
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
-/// The shape of `apptainer inspect --json`.
-fn as_json(args: &InspectArgs, facts: &Facts) -> Value {
-    let mut attributes = Map::new();
-    let mut put = |chosen: bool, name: &str, text: &Option<String>| {
-        if let (true, Some(text)) = (chosen || args.all, text) {
-            attributes.insert(name.into(), json!(text.trim_end()));
-        }
-    };
-    put(args.deffile, "deffile", &facts.deffile);
-    put(args.helpfile, "helpfile", &facts.helpfile);
-    put(args.runscript, "runscript", &facts.runscript);
-    put(args.startscript, "startscript", &facts.startscript);
-    put(args.test, "test", &facts.test);
-    if args.environment || args.all {
-        let scripts = environment_scripts(facts)
-            .map(|script| (format!("/.singularity.d/env/{}", script.name), json!(script.text.trim_end())));
-        let scripts: Map<_, _> = scripts.collect();
-        attributes.insert("environment".into(), Value::Object(scripts));
-    }
-    if args.list_apps || (args.all && !facts.apps.is_empty()) {
-        attributes
-            .insert("apps".into(), facts.apps.iter().map(|app| (app.clone(), json!({}))).collect::<Map<_, _>>().into());
-    }
-    if labels_chosen(args) {
-        attributes.insert("labels".into(), json!(facts.labels));
-    }
-    json!({ "data": { "attributes": attributes }, "type": "container" })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn script(name: &str) -> Script {
-        Script { name: name.into(), text: "x\n".into() }
-    }
-
-    #[test]
-    fn only_the_environment_of_the_images_maker_is_shown() {
-        let names = ["01-base.sh", "10-docker2singularity.sh", "90-environment.sh", "91-environment.sh", "99-base.sh"];
-        let facts = Facts { env_scripts: names.map(script).into(), ..Facts::default() };
-
-        let shown: Vec<_> = environment_scripts(&facts).map(|script| script.name.as_str()).collect();
-
-        assert_eq!(shown, ["10-docker2singularity.sh", "90-environment.sh", "91-environment.sh"]);
-    }
+    use serde_json::json;
 
     #[test]
     fn json_is_indented_by_tabs() {
