@@ -49,7 +49,7 @@ mount_kernel() { mount -t squashfs -o "loop,ro,offset=$offset" "$image" "$mounte
 unmount_kernel() { umount "$mounted"; }
 mount_squashfuse() { squashfuse_ll -o "offset=$offset" "$image" "$mounted"; }
 unmount_squashfuse() { fusermount3 -u "$mounted"; }
-mount_siphon() { "$siphon" mount "$image" "$mounted"; }
+mount_siphon() { "$siphon" -q mount "$image" "$mounted"; }
 unmount_siphon() { "$siphon" umount "$mounted"; }
 
 # To a pipe, since tar does not read at all where its output is /dev/null.
