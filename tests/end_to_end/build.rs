@@ -214,3 +214,16 @@ fn what_siphon_keeps_in_a_plain_directory_is_not_part_of_its_image() {
     let listing = environment.siphon(&["ls", "-R", "final.sif"]).stdout();
     assert!(listing.contains("/data/new") && !listing.contains(".siphon") && !listing.contains("to-remove"));
 }
+
+#[test]
+fn a_run_sees_what_the_one_before_changed_of_the_images_own_shell() {
+    as_user_and_as_root(|environment| {
+        sandbox(environment, "rm /bin/sh");
+
+        let exec = environment.siphon(&["exec", "sandbox", "/bin/busybox", "echo", "still here"]).run();
+        let run = environment.siphon(&["run", "sandbox"]).run();
+
+        assert_eq!((exec.code, exec.stdout.trim_end()), (0, "still here"), "{exec}");
+        assert!(run.stderr.contains("no /bin/sh"), "{run}");
+    });
+}

@@ -7,6 +7,7 @@ use crate::fuse::Notifier;
 use crate::locator::Opened;
 use crate::sys::processes::open_process;
 use parking_lot::Mutex;
+use siphon_image::{open, tree};
 use siphon_overlay::view::View;
 use std::io::{PipeWriter, Write};
 use std::os::fd::OwnedFd;
@@ -95,13 +96,25 @@ impl Shared {
 
     /// The client waits for the reply, so that its process id cannot have gone to another process yet.
     fn attach(&self, pid: i32) -> Reply {
-        match open_process(pid) {
-            Ok(pidfd) => {
-                self.clients.lock().push(Arc::new(pidfd));
-                Reply::Attached(Box::new(self.attached.clone()))
-            }
-            Err(error) => Reply::Failed(format!("cannot watch the client, process {pid}: {error}")),
+        let pidfd = match open_process(pid) {
+            Ok(pidfd) => pidfd,
+            Err(error) => return Reply::Failed(format!("cannot watch the client, process {pid}: {error}")),
+        };
+        let attached = match self.attached() {
+            Ok(attached) => attached,
+            Err(error) => return Reply::Failed(super::chain(&error)),
+        };
+        self.clients.lock().push(Arc::new(pidfd));
+        Reply::Attached(Box::new(attached))
+    }
+
+    /// What the image says of itself is read once, but anew for each client where an earlier one may have changed it.
+    fn attached(&self) -> Result<Attached, tree::Error> {
+        let attached = self.attached.clone();
+        if attached.writable.is_err() {
+            return Ok(attached);
         }
+        Ok(Attached { facts: open::facts(self.view.as_ref())?, ..attached })
     }
 
     fn status(&self) -> Status {
