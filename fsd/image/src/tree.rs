@@ -124,6 +124,28 @@ pub trait Tree: Send + Sync + std::fmt::Debug {
 
     /// What `statfs` says of the whole tree.
     fn statistics(&self) -> Statistics;
+
+    /// What decoding and its caches did since the tree was opened; all zero for a format that decodes nothing.
+    fn activity(&self) -> Activity {
+        Activity::default()
+    }
+}
+
+/// How a tree's blocks were come by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Activity {
+    /// Blocks decoded: of content, of file ends and of metadata.
+    pub decoded_blocks: u64,
+    /// Bytes that they decoded to.
+    pub decoded_bytes: u64,
+    /// Blocks that were in the cache when they were wanted.
+    pub cache_hits: u64,
+    /// Blocks that were not, and that the one who wanted them decoded.
+    pub cache_misses: u64,
+    /// Blocks that another thread was just decoding, so that it was waited for.
+    pub cache_waits: u64,
+    /// Blocks that were decoded before anyone asked for them.
+    pub decoded_ahead: u64,
 }
 
 /// Sizes of a whole tree.
