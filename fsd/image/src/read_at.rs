@@ -1,7 +1,9 @@
 //! Random access to the bytes of an image: the only way that bytes enter this crate.
 
+use rustix::fs::{Advice, fadvise};
 use std::fs::File;
 use std::io;
+use std::num::NonZeroU64;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
@@ -15,6 +17,10 @@ pub trait ReadAt: Send + Sync + std::fmt::Debug {
     /// # Errors
     /// `UnexpectedEof` if the range ends after [`ReadAt::len`]; otherwise whatever the storage says.
     fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()>;
+
+    /// Says that the `len` bytes from `offset` will be read soon, so that they may be fetched in the background. Does
+    /// not wait for them and promises nothing: what is beyond the end is left out, and a failure shows in the read.
+    fn will_need(&self, _offset: u64, _len: u64) {}
 
     /// Whether the sequence has no bytes.
     fn is_empty(&self) -> bool {
@@ -30,12 +36,14 @@ pub struct FileAt {
 }
 
 impl FileAt {
-    /// Takes over `file` and pins its present length.
+    /// Takes over `file` and pins its present length. The kernel is told to read nothing ahead on its own, because
+    /// whoever reads an image knows better than offsets tell what comes next, and says so with [`ReadAt::will_need`].
     ///
     /// # Errors
     /// If the file's attributes cannot be read.
     pub fn new(file: File) -> io::Result<Self> {
         let len_bytes = file.metadata()?.len();
+        advise(&file, 0, len_bytes, Advice::Random);
         Ok(Self { file, len_bytes })
     }
 }
@@ -47,6 +55,18 @@ impl ReadAt for FileAt {
 
     fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
         self.file.read_exact_at(buf, offset)
+    }
+
+    fn will_need(&self, offset: u64, len: u64) {
+        advise(&self.file, offset, len, Advice::WillNeed);
+    }
+}
+
+/// Advice changes how fast bytes come, never which, so that a filesystem that takes none is as good.
+fn advise(file: &File, offset: u64, len: u64, advice: Advice) {
+    // A length of 0 would stand for all that follows.
+    if let Some(len) = NonZeroU64::new(len) {
+        let _ = fadvise(file, offset, Some(len), advice);
     }
 }
 
@@ -91,11 +111,64 @@ impl ReadAt for Window {
         }
         self.inner.read_exact_at(buf, self.start_bytes + offset)
     }
+
+    fn will_need(&self, offset: u64, len: u64) {
+        let len = len.min(self.len_bytes.saturating_sub(offset));
+        if len > 0 {
+            self.inner.will_need(self.start_bytes + offset, len);
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::Mutex;
+
+    /// A hundred bytes that remember what will be needed of them.
+    #[derive(Debug, Default)]
+    struct Hinted(Mutex<Vec<(u64, u64)>>);
+
+    impl ReadAt for Hinted {
+        fn len(&self) -> u64 {
+            100
+        }
+
+        fn read_exact_at(&self, _buf: &mut [u8], _offset: u64) -> io::Result<()> {
+            Ok(())
+        }
+
+        fn will_need(&self, offset: u64, len: u64) {
+            self.0.lock().unwrap().push((offset, len));
+        }
+    }
+
+    #[test]
+    fn a_window_will_need_only_its_own_bytes() {
+        let hinted = Arc::new(Hinted::default());
+        let window = Window::new(hinted.clone(), 10, 5).unwrap();
+
+        for (offset, len) in [(0, 5), (2, 1), (3, 9), (5, 1), (1, 0), (u64::MAX, u64::MAX)] {
+            window.will_need(offset, len);
+        }
+
+        assert_eq!(*hinted.0.lock().unwrap(), [(10, 5), (12, 1), (13, 2)]);
+    }
+
+    #[test]
+    fn a_file_reads_the_same_after_any_hint() {
+        let path = std::env::current_exe().unwrap();
+        let file = FileAt::new(File::open(&path).unwrap()).unwrap();
+        let (mut hinted, mut read) = ([0; 4096], [0; 4096]);
+
+        for (offset, len) in [(0, 0), (0, 4096), (file.len(), 1), (u64::MAX, u64::MAX)] {
+            file.will_need(offset, len);
+        }
+        file.read_exact_at(&mut hinted, 0).unwrap();
+        File::open(&path).unwrap().read_exact_at(&mut read, 0).unwrap();
+
+        assert_eq!(hinted, read);
+    }
 
     #[test]
     fn a_window_reads_only_its_own_bytes() {
