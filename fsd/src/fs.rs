@@ -110,12 +110,17 @@ pub struct FileSystem {
     counters: Arc<Counters>,
     files: Handles<OpenFile>,
     directories: Handles<directories::OpenDirectory>,
+    listings: directories::Listings,
 }
+
+/// The handle of a file or directory that the kernel opened without asking.
+const NO_HANDLE: u64 = 0;
 
 impl FileSystem {
     /// Serves `view`.
     pub fn new(view: Arc<View>, options: Options, counters: Arc<Counters>) -> Self {
-        Self { view, options, counters, files: Handles::new(), directories: Handles::new() }
+        let (files, directories) = (Handles::new(), Handles::new());
+        Self { view, options, counters, files, directories, listings: directories::Listings::default() }
     }
 
     /// What it counts.
@@ -137,6 +142,11 @@ impl FileSystem {
     /// Whether every change is refused.
     pub fn is_read_only(&self) -> bool {
         self.options.read_only
+    }
+
+    /// Whether files and directories need not be opened: handle 0 stands for any of them.
+    pub fn opens_nothing(&self) -> bool {
+        self.options.read_only && self.view.is_stateless()
     }
 
     /// Looks `name` up in `parent` and counts one reference, which [`FileSystem::forget`] gives back.
@@ -187,23 +197,30 @@ impl FileSystem {
         self.files.remove(handle);
     }
 
-    /// Reads from an open file into `buf` and returns how many bytes were there: fewer than asked only at the end.
+    /// Reads from the file `ino`, open as `handle`, into `buf` and returns how many bytes were there: fewer than asked only at the end.
     ///
     /// # Errors
     /// [`Error::BadHandle`] or [`Error::View`].
-    pub fn read(&self, handle: u64, offset: u64, buf: &mut [u8]) -> Result<usize, Error> {
-        let file = self.file(handle)?;
+    pub fn read(&self, ino: Ino, handle: u64, offset: u64, buf: &mut [u8]) -> Result<usize, Error> {
+        let file = self.file(ino, handle)?;
         let read = self.view.read(&file, offset, buf)?;
         self.counters.read(read);
         Ok(read)
+    }
+
+    /// Prepares for the reads that are likely to follow one that ended at `offset` and was answered.
+    pub fn read_ahead(&self, ino: Ino, handle: u64, offset: u64) {
+        if let Ok(file) = self.file(ino, handle) {
+            self.view.read_ahead(&file, offset);
+        }
     }
 
     /// `lseek(2)` with `SEEK_DATA` or `SEEK_HOLE`.
     ///
     /// # Errors
     /// [`Error::BadHandle`] or [`Error::View`], `ENXIO` past the end.
-    pub fn seek(&self, handle: u64, offset: u64, whence: i32) -> Result<u64, Error> {
-        Ok(self.view.seek(&*self.file(handle)?, offset, whence)?)
+    pub fn seek(&self, ino: Ino, handle: u64, offset: u64, whence: i32) -> Result<u64, Error> {
+        Ok(self.view.seek(&*self.file(ino, handle)?, offset, whence)?)
     }
 
     /// The extended attribute `name`, for a buffer of `capacity` bytes; 0 asks for its size.
@@ -238,7 +255,14 @@ impl FileSystem {
         Ok(if self.options.read_only { Statistics { free_bytes: 0, free_nodes: 0, ..sizes } } else { sizes })
     }
 
-    fn file(&self, handle: u64) -> Result<Arc<OpenFile>, Error> {
+    fn file(&self, ino: Ino, handle: u64) -> Result<Arc<OpenFile>, Error> {
+        if handle == NO_HANDLE {
+            return Ok(self.view.open(ino, OpenMode::default())?.into());
+        }
+        self.opened(handle)
+    }
+
+    fn opened(&self, handle: u64) -> Result<Arc<OpenFile>, Error> {
         self.files.get(handle).ok_or(Error::BadHandle)
     }
 

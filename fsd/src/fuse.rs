@@ -65,7 +65,8 @@ impl Mounted {
         config.n_threads = Some(workers);
         config.clone_fd = true;
         // Who may come in is decided by the mount option: the session itself admits everyone.
-        let session = Session::from_fd(Adaptor { filesystem }, device, SessionACL::All, config)?;
+        let adaptor = Adaptor { filesystem, opens_files: false, opens_directories: false };
+        let session = Session::from_fd(adaptor, device, SessionACL::All, config)?;
         Ok(Self { session })
     }
 
@@ -97,6 +98,9 @@ impl Notifier {
 #[derive(Debug)]
 struct Adaptor {
     filesystem: Arc<FileSystem>,
+    /// Whether the kernel opens on its own once it was told, with `ENOSYS`, that it need not ask.
+    opens_files: bool,
+    opens_directories: bool,
 }
 
 thread_local! {
@@ -179,7 +183,11 @@ fn ino(number: INodeNo) -> Ino {
 
 impl fuser::Filesystem for Adaptor {
     fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> io::Result<()> {
-        let wanted = CAPABILITIES & config.capabilities();
+        let offered = config.capabilities();
+        let nothing_to_open = self.filesystem.opens_nothing();
+        self.opens_files = nothing_to_open && offered.contains(InitFlags::FUSE_NO_OPEN_SUPPORT);
+        self.opens_directories = nothing_to_open && offered.contains(InitFlags::FUSE_NO_OPENDIR_SUPPORT);
+        let wanted = CAPABILITIES & offered;
         let granted = config.add_capabilities(wanted);
         let background = config.set_max_background(MAX_BACKGROUND).map(drop);
         let write = config.set_max_write(MAX_WRITE_BYTES).map(drop);
@@ -292,6 +300,9 @@ impl fuser::Filesystem for Adaptor {
     }
 
     fn open(&self, _request: &Request, number: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        if self.opens_files {
+            return reply.error(Errno::ENOSYS);
+        }
         match self.filesystem.open(ino(number), open_in(flags)) {
             Ok(handle) => reply.opened(FileHandle(handle), self.cache_flags()),
             Err(error) => reply.error(self.fail("open", number.0, &error)),
@@ -309,16 +320,21 @@ impl fuser::Filesystem for Adaptor {
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        READ_BUFFER.with_borrow_mut(|buffer| {
+        let read = READ_BUFFER.with_borrow_mut(|buffer| {
             let size = usize::try_from(size.min(MAX_WRITE_BYTES)).unwrap_or(0);
             if buffer.len() < size {
                 buffer.resize(size, 0);
             }
-            match self.filesystem.read(handle.0, offset, &mut buffer[..size]) {
-                Ok(read) => reply.data(&buffer[..read.min(size)]),
-                Err(error) => reply.error(self.fail("read", number.0, &error)),
+            let result = self.filesystem.read(ino(number), handle.0, offset, &mut buffer[..size]);
+            match &result {
+                Ok(read) => reply.data(&buffer[..*read]),
+                Err(error) => reply.error(self.fail("read", number.0, error)),
             }
+            result.unwrap_or(0)
         });
+        if read > 0 {
+            self.filesystem.read_ahead(ino(number), handle.0, offset.saturating_add(read as u64));
+        }
     }
 
     fn write(
@@ -354,8 +370,8 @@ impl fuser::Filesystem for Adaptor {
         _lock_owner: LockOwner,
         reply: ReplyEmpty,
     ) {
-        // Every write has reached the layer before it was answered.
-        reply.ok();
+        // Every write has reached the layer before it was answered. ENOSYS makes the kernel stop asking.
+        if self.opens_files { reply.error(Errno::ENOSYS) } else { reply.ok() }
     }
 
     fn release(
@@ -377,6 +393,9 @@ impl fuser::Filesystem for Adaptor {
     }
 
     fn opendir(&self, _request: &Request, number: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        if self.opens_directories {
+            return reply.error(Errno::ENOSYS);
+        }
         let cache = if self.filesystem.keeps_cache() {
             FopenFlags::FOPEN_CACHE_DIR | FopenFlags::FOPEN_KEEP_CACHE
         } else {
@@ -386,7 +405,7 @@ impl fuser::Filesystem for Adaptor {
     }
 
     fn readdir(&self, _request: &Request, number: INodeNo, handle: FileHandle, offset: u64, mut reply: ReplyDirectory) {
-        let result = self.filesystem.list(handle.0, offset, |entry| {
+        let result = self.filesystem.list(ino(number), handle.0, offset, |entry| {
             !reply.add(INodeNo(entry.ino.0), entry.next_offset, kind_out(entry.kind), entry.name)
         });
         match result {
@@ -404,7 +423,7 @@ impl fuser::Filesystem for Adaptor {
         mut reply: ReplyDirectoryPlus,
     ) {
         let lifetime = self.filesystem.lifetime();
-        let result = self.filesystem.list_with_attributes(handle.0, offset, |entry, listed| {
+        let result = self.filesystem.list_with_attributes(ino(number), handle.0, offset, |entry, listed| {
             let (Listed::Node(node) | Listed::Known(node)) = listed;
             let number = INodeNo(entry.ino.0);
             !reply.add(number, entry.next_offset, entry.name, &lifetime, &attr_out(&node), Generation(0))
@@ -532,7 +551,7 @@ impl fuser::Filesystem for Adaptor {
         reply: ReplyLseek,
     ) {
         let result = match u64::try_from(offset) {
-            Ok(offset) => self.filesystem.seek(handle.0, offset, whence),
+            Ok(offset) => self.filesystem.seek(ino(number), handle.0, offset, whence),
             Err(_) => Err(Error::Invalid),
         };
         match result.map(i64::try_from) {

@@ -149,6 +149,12 @@ impl View {
         Ok(Self { lower, layer })
     }
 
+    /// Whether nothing is remembered of nodes that were looked up or opened: any number is good at any time, and
+    /// opening a file or looking a node up again costs nothing.
+    pub fn is_stateless(&self) -> bool {
+        self.layer.is_none()
+    }
+
     fn ino_of(&self, node: NodeId) -> Ino {
         if node == self.lower.root() { Ino::ROOT } else { Ino(node.0.wrapping_add(LOWER_BASE) & (UPPER_BIT - 1)) }
     }

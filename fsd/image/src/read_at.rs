@@ -1,11 +1,13 @@
 //! Random access to the bytes of an image: the only way that bytes enter this crate.
 
 use rustix::fs::{Advice, fadvise};
+use rustix::io::{Errno, ReadWriteFlags, preadv2};
 use std::fs::File;
-use std::io;
-use std::num::NonZeroU64;
+use std::io::{self, IoSliceMut};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// A byte sequence of fixed length that is read at any offset by any number of threads.
 pub trait ReadAt: Send + Sync + std::fmt::Debug {
@@ -18,9 +20,14 @@ pub trait ReadAt: Send + Sync + std::fmt::Debug {
     /// `UnexpectedEof` if the range ends after [`ReadAt::len`]; otherwise whatever the storage says.
     fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()>;
 
-    /// Says that the `len` bytes from `offset` will be read soon, so that they may be fetched in the background. Does
-    /// not wait for them and promises nothing: what is beyond the end is left out, and a failure shows in the read.
-    fn will_need(&self, _offset: u64, _len: u64) {}
+    /// As [`ReadAt::read_exact_at`], for long reads one after the other of what will not be read again soon, so that
+    /// storage may fetch what follows and need not keep what was read.
+    ///
+    /// # Errors
+    /// As [`ReadAt::read_exact_at`].
+    fn read_stream_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        self.read_exact_at(buf, offset)
+    }
 
     /// Whether the sequence has no bytes.
     fn is_empty(&self) -> bool {
@@ -31,20 +38,32 @@ pub trait ReadAt: Send + Sync + std::fmt::Debug {
 /// A local file whose length was taken when it was opened.
 #[derive(Debug)]
 pub struct FileAt {
+    /// For reads here and there, of which the kernel is told that they say nothing of what comes next.
     file: File,
+    /// The same file for streams, which the kernel reads ahead of; `None` if it could not be opened again.
+    stream: Option<File>,
+    /// Whether the kernel and the filesystem can read past the page cache what is not in it.
+    passes_cache: AtomicBool,
     len_bytes: u64,
 }
 
+/// `RWF_DONTCACHE` of Linux 6.14: pages that the read brings in are dropped after it. Decoded content is cached where
+/// it was decoded, so that the stored bytes would only take memory, and time to find it.
+const DONT_CACHE: ReadWriteFlags = ReadWriteFlags::from_bits_retain(0x80);
+
 impl FileAt {
-    /// Takes over `file` and pins its present length. The kernel is told to read nothing ahead on its own, because
-    /// whoever reads an image knows better than offsets tell what comes next, and says so with [`ReadAt::will_need`].
+    /// Takes over `file` and pins its present length.
     ///
     /// # Errors
     /// If the file's attributes cannot be read.
     pub fn new(file: File) -> io::Result<Self> {
         let len_bytes = file.metadata()?.len();
-        advise(&file, 0, len_bytes, Advice::Random);
-        Ok(Self { file, len_bytes })
+        let stream = File::open(format!("/proc/self/fd/{}", file.as_raw_fd())).ok();
+        if stream.is_some() {
+            // Advice changes how fast bytes come, never which, so that a filesystem that takes none is as good.
+            let _ = fadvise(&file, 0, None, Advice::Random);
+        }
+        Ok(Self { file, stream, passes_cache: AtomicBool::new(true), len_bytes })
     }
 }
 
@@ -57,16 +76,22 @@ impl ReadAt for FileAt {
         self.file.read_exact_at(buf, offset)
     }
 
-    fn will_need(&self, offset: u64, len: u64) {
-        advise(&self.file, offset, len, Advice::WillNeed);
-    }
-}
-
-/// Advice changes how fast bytes come, never which, so that a filesystem that takes none is as good.
-fn advise(file: &File, offset: u64, len: u64, advice: Advice) {
-    // A length of 0 would stand for all that follows.
-    if let Some(len) = NonZeroU64::new(len) {
-        let _ = fadvise(file, offset, Some(len), advice);
+    fn read_stream_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        let file = self.stream.as_ref().unwrap_or(&self.file);
+        let mut done = 0;
+        while done < buf.len() && self.passes_cache.load(Ordering::Relaxed) {
+            let rest = &mut [IoSliceMut::new(&mut buf[done..])];
+            match preadv2(file, rest, offset.saturating_add(done as u64), DONT_CACHE) {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(read) => done += read,
+                Err(Errno::INTR) => {}
+                Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => {
+                    self.passes_cache.store(false, Ordering::Relaxed)
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        file.read_exact_at(&mut buf[done..], offset.saturating_add(done as u64))
     }
 }
 
@@ -97,6 +122,14 @@ impl Window {
         let end = start_bytes.checked_add(len_bytes)?;
         (end <= inner.len()).then_some(Self { inner, start_bytes, len_bytes })
     }
+
+    /// Where in the other sequence `buf` is filled from, if all of it is in this one.
+    fn inner_offset(&self, buf: &[u8], offset: u64) -> io::Result<u64> {
+        let end = offset.checked_add(buf.len() as u64);
+        end.filter(|end| *end <= self.len_bytes)
+            .map(|_| self.start_bytes + offset)
+            .ok_or(io::ErrorKind::UnexpectedEof.into())
+    }
 }
 
 impl ReadAt for Window {
@@ -105,69 +138,30 @@ impl ReadAt for Window {
     }
 
     fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
-        let end = offset.checked_add(buf.len() as u64).ok_or(io::ErrorKind::UnexpectedEof)?;
-        if end > self.len_bytes {
-            return Err(io::ErrorKind::UnexpectedEof.into());
-        }
-        self.inner.read_exact_at(buf, self.start_bytes + offset)
+        self.inner.read_exact_at(buf, self.inner_offset(buf, offset)?)
     }
 
-    fn will_need(&self, offset: u64, len: u64) {
-        let len = len.min(self.len_bytes.saturating_sub(offset));
-        if len > 0 {
-            self.inner.will_need(self.start_bytes + offset, len);
-        }
+    fn read_stream_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        self.inner.read_stream_at(buf, self.inner_offset(buf, offset)?)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::Mutex;
-
-    /// A hundred bytes that remember what will be needed of them.
-    #[derive(Debug, Default)]
-    struct Hinted(Mutex<Vec<(u64, u64)>>);
-
-    impl ReadAt for Hinted {
-        fn len(&self) -> u64 {
-            100
-        }
-
-        fn read_exact_at(&self, _buf: &mut [u8], _offset: u64) -> io::Result<()> {
-            Ok(())
-        }
-
-        fn will_need(&self, offset: u64, len: u64) {
-            self.0.lock().unwrap().push((offset, len));
-        }
-    }
 
     #[test]
-    fn a_window_will_need_only_its_own_bytes() {
-        let hinted = Arc::new(Hinted::default());
-        let window = Window::new(hinted.clone(), 10, 5).unwrap();
-
-        for (offset, len) in [(0, 5), (2, 1), (3, 9), (5, 1), (1, 0), (u64::MAX, u64::MAX)] {
-            window.will_need(offset, len);
-        }
-
-        assert_eq!(*hinted.0.lock().unwrap(), [(10, 5), (12, 1), (13, 2)]);
-    }
-
-    #[test]
-    fn a_file_reads_the_same_after_any_hint() {
+    fn a_stream_has_the_same_bytes_and_the_same_end() {
         let path = std::env::current_exe().unwrap();
         let file = FileAt::new(File::open(&path).unwrap()).unwrap();
-        let (mut hinted, mut read) = ([0; 4096], [0; 4096]);
+        let (mut streamed, mut read) = (vec![0; 300_000], vec![0; 300_000]);
 
-        for (offset, len) in [(0, 0), (0, 4096), (file.len(), 1), (u64::MAX, u64::MAX)] {
-            file.will_need(offset, len);
-        }
-        file.read_exact_at(&mut hinted, 0).unwrap();
-        File::open(&path).unwrap().read_exact_at(&mut read, 0).unwrap();
+        file.read_stream_at(&mut streamed, 1000).unwrap();
+        file.read_exact_at(&mut read, 1000).unwrap();
 
-        assert_eq!(hinted, read);
+        assert_eq!(streamed, read);
+        let beyond = file.read_stream_at(&mut streamed, file.len() - 1).unwrap_err();
+        assert_eq!(beyond.kind(), io::ErrorKind::UnexpectedEof);
     }
 
     #[test]

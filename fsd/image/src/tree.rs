@@ -116,6 +116,10 @@ pub trait Tree: Send + Sync + std::fmt::Debug {
     /// [`Error::NotAFile`], or as [`Tree::attr`].
     fn read(&self, node: NodeId, offset: u64, buf: &mut [u8]) -> Result<usize, Error>;
 
+    /// Does, in the calling thread, some of the work of the reads that are likely to follow one of `node` that ended at
+    /// byte `offset`. To be called once that one is answered; what fails now will fail for them.
+    fn read_ahead(&self, _node: NodeId, _offset: u64) {}
+
     /// All extended attributes of `node`.
     ///
     /// # Errors

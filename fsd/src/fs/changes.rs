@@ -133,7 +133,7 @@ impl FileSystem {
     /// [`Error::ReadOnly`], [`Error::BadHandle`] or [`Error::View`].
     pub fn write(&self, handle: u64, offset: u64, data: &[u8]) -> Result<usize, Error> {
         self.check_writable()?;
-        let written = self.view.write(&*self.file(handle)?, offset, data)?;
+        let written = self.view.write(&*self.opened(handle)?, offset, data)?;
         self.counters.write(written);
         Ok(written)
     }
@@ -144,7 +144,7 @@ impl FileSystem {
     /// As [`FileSystem::write`].
     pub fn write_mapped(&self, handle: u64, offset: u64, data: &[u8]) -> Result<usize, Error> {
         self.check_writable()?;
-        let written = self.view.write_mapped(&*self.file(handle)?, offset, data)?;
+        let written = self.view.write_mapped(&*self.opened(handle)?, offset, data)?;
         self.counters.write(written);
         Ok(written)
     }
@@ -154,11 +154,10 @@ impl FileSystem {
     /// # Errors
     /// [`Error::BadHandle`] or [`Error::View`].
     pub fn sync(&self, handle: u64, data_only: bool) -> Result<(), Error> {
-        let file = self.file(handle)?;
         if self.options.read_only {
             return Ok(());
         }
-        Ok(self.view.sync(&file, data_only)?)
+        Ok(self.view.sync(&*self.opened(handle)?, data_only)?)
     }
 
     /// `fallocate(2)` with its mode bits.
@@ -167,7 +166,7 @@ impl FileSystem {
     /// [`Error::ReadOnly`], [`Error::BadHandle`] or [`Error::View`].
     pub fn allocate(&self, handle: u64, mode: i32, offset: u64, length: u64) -> Result<(), Error> {
         self.check_writable()?;
-        Ok(self.view.allocate(&*self.file(handle)?, mode, offset, length)?)
+        Ok(self.view.allocate(&*self.opened(handle)?, mode, offset, length)?)
     }
 
     /// Sets an extended attribute; `flags` are those of `setxattr(2)`.

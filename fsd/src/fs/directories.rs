@@ -4,11 +4,13 @@
 //! They are not taken when it is opened: the kernel keeps what the first reader got for all later ones, as long as
 //! nothing changed since that reader began, and it does not know of changes between the opening and the reading.
 
-use super::{Error, FileSystem, Node};
+use super::{Error, FileSystem, NO_HANDLE, Node};
+use lru::LruCache;
 use parking_lot::Mutex;
 use siphon_image::tree::{Attr, Entry, Kind};
 use siphon_overlay::view::Ino;
 use std::ffi::OsStr;
+use std::num::NonZeroUsize;
 use std::sync::Arc;
 
 /// An open directory.
@@ -18,6 +20,15 @@ pub(super) struct OpenDirectory {
     /// What it held when it was last read from the start.
     entries: Mutex<Option<Arc<[Entry]>>>,
 }
+
+/// Listings that are just being read by kernels that open no directories.
+#[derive(Debug)]
+pub(super) struct Listings {
+    recent: Mutex<LruCache<Ino, Arc<[Entry]>>>,
+}
+
+/// More directories than this are seldom read at once. One that fell out is listed anew.
+const MAX_LISTINGS: NonZeroUsize = NonZeroUsize::new(64).expect("it is not zero");
 
 /// What a directory held.
 #[derive(Debug)]
@@ -59,17 +70,18 @@ impl FileSystem {
         self.directories.remove(handle);
     }
 
-    /// Hands the entries from `offset` on to `sink` until it returns `false`.
+    /// Hands the entries of `ino`, open as `handle`, from `offset` on to `sink` until it returns `false`.
     ///
     /// # Errors
     /// [`Error::BadHandle`], or [`Error::View`] if the directory cannot be read.
     pub fn list(
         &self,
+        ino: Ino,
         handle: u64,
         offset: u64,
         mut sink: impl FnMut(DirectoryEntry<'_>) -> bool,
     ) -> Result<(), Error> {
-        let snapshot = self.snapshot(handle, offset)?;
+        let snapshot = self.snapshot(ino, handle, offset)?;
         for entry in snapshot.from(offset) {
             if !sink(entry) {
                 break;
@@ -85,11 +97,12 @@ impl FileSystem {
     /// [`Error::BadHandle`], or [`Error::View`] if the first entry to return cannot be read.
     pub fn list_with_attributes(
         &self,
+        ino: Ino,
         handle: u64,
         offset: u64,
         mut sink: impl FnMut(DirectoryEntry<'_>, Listed) -> bool,
     ) -> Result<(), Error> {
-        let snapshot = self.snapshot(handle, offset)?;
+        let snapshot = self.snapshot(ino, handle, offset)?;
         let mut sent = false;
         for entry in snapshot.from(offset) {
             let listed = match self.listed(&snapshot, &entry) {
@@ -121,17 +134,41 @@ impl FileSystem {
         Ok(self.view.sync_directory(ino)?)
     }
 
-    fn snapshot(&self, handle: u64, offset: u64) -> Result<Snapshot, Error> {
+    fn snapshot(&self, ino: Ino, handle: u64, offset: u64) -> Result<Snapshot, Error> {
+        if handle == NO_HANDLE {
+            return self.snapshot_of_unopened(ino, offset);
+        }
         let directory = self.directories.get(handle).ok_or(Error::BadHandle)?;
         let ino = directory.ino;
         let known = directory.entries.lock().clone();
         if let (Some(entries), 1..) = (known, offset) {
             return Ok(Snapshot { ino, entries });
         }
-        self.counters.directory_read();
-        let entries: Arc<[Entry]> = self.view.entries(ino)?.into();
+        let entries = self.take_listing(ino)?;
         *directory.entries.lock() = Some(entries.clone());
         Ok(Snapshot { ino, entries })
+    }
+
+    fn snapshot_of_unopened(&self, ino: Ino, offset: u64) -> Result<Snapshot, Error> {
+        let known = if offset == 0 { None } else { self.listings.recent.lock().get(&ino).cloned() };
+        let entries = match known {
+            Some(entries) => entries,
+            None => self.take_listing(ino)?,
+        };
+        let snapshot = Snapshot { ino, entries };
+        let mut recent = self.listings.recent.lock();
+        // The question at the end is the last one.
+        if offset < snapshot.end() {
+            recent.put(ino, snapshot.entries.clone());
+        } else {
+            recent.pop(&ino);
+        }
+        Ok(snapshot)
+    }
+
+    fn take_listing(&self, ino: Ino) -> Result<Arc<[Entry]>, Error> {
+        self.counters.directory_read();
+        Ok(self.view.entries(ino)?.into())
     }
 
     fn listed(&self, snapshot: &Snapshot, entry: &DirectoryEntry<'_>) -> Result<Listed, Error> {
@@ -140,11 +177,25 @@ impl FileSystem {
             let attr: Attr = self.view.attr(snapshot.ino)?;
             return Ok(Listed::Known(self.node(entry.ino, attr)));
         }
+        if self.view.is_stateless() {
+            return Ok(Listed::Node(self.attr(entry.ino)?));
+        }
         Ok(Listed::Node(self.lookup(snapshot.ino, entry.name)?))
     }
 }
 
+impl Default for Listings {
+    fn default() -> Self {
+        Self { recent: Mutex::new(LruCache::new(MAX_LISTINGS)) }
+    }
+}
+
 impl Snapshot {
+    /// The offset behind the last entry.
+    fn end(&self) -> u64 {
+        self.entries.len() as u64 + 2
+    }
+
     /// The entries from `offset` on. Offsets 0 and 1 are `.` and `..`; the parent's number is not known here, and
     /// callers that want it look `..` up.
     fn from(&self, offset: u64) -> impl Iterator<Item = DirectoryEntry<'_>> {
@@ -175,7 +226,7 @@ mod tests {
             names.push(entry.name.to_string_lossy().into_owned());
             true
         };
-        filesystem.list(handle, 0, sink).unwrap();
+        filesystem.list(Ino::ROOT, handle, 0, sink).unwrap();
         names.split_off(2)
     }
 

@@ -104,6 +104,13 @@ impl View {
         Ok(done)
     }
 
+    /// As [`Tree::read_ahead`](siphon_image::tree::Tree::read_ahead), as long as the content is the image's.
+    pub fn read_ahead(&self, file: &OpenFile, offset: u64) {
+        if let (None, Some(node)) = (file.upper.get(), file.lower) {
+            self.lower.read_ahead(node, offset);
+        }
+    }
+
     /// Writes all of `data` at `offset` bytes, or at the end if the file was opened to append.
     ///
     /// # Errors

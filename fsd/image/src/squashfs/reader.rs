@@ -5,8 +5,9 @@
 //! beside the id table and the indexes of the fragment and xattr tables.
 //!
 //! ```text
-//! reader -> directory, xattr -> tables -> metadata -> codec, cache -> ReadAt
+//! reader -> directory, xattr -> tables -> metadata -> codec, cache, storage -> ReadAt
 //!        -> inode, blocks    -'
+//!        -> streams
 //! ```
 
 mod blocks;
@@ -14,8 +15,11 @@ mod cache;
 mod codec;
 mod directory;
 mod error;
+mod frames;
 mod inode;
 mod metadata;
+mod storage;
+mod streams;
 mod tables;
 mod xattr;
 
@@ -23,14 +27,16 @@ pub use self::error::{Error, Part};
 
 use self::blocks::Blocks;
 use self::cache::Cache;
-use self::codec::Codec;
+use self::codec::{Codec, Decoder};
 use self::inode::{Body, Inode};
-use self::metadata::{Metadata, Region};
+use self::metadata::{Metadata, Position, Region};
+use self::storage::Storage;
+use self::streams::Streams;
 use self::tables::IndexedTable;
 use self::xattr::Xattrs;
 use crate::read_at::ReadAt;
 use crate::squashfs::format::Superblock;
-use crate::tree::{self, Attr, Entry, Kind, NodeId, Statistics, Timestamp, Tree, Xattr};
+use crate::tree::{self, Activity, Attr, Entry, Kind, NodeId, Statistics, Timestamp, Tree, Xattr};
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
@@ -38,20 +44,11 @@ use std::sync::Arc;
 /// Permissions with setuid, setgid and sticky.
 const MODE_BITS: u16 = 0o7777;
 
-/// An inode and what its attributes need from other tables.
-#[derive(Debug)]
-struct Loaded {
-    inode: Inode,
-    uid: u32,
-    gid: u32,
-    xattrs: Option<xattr::Set>,
-}
-
 /// What can be chosen for a reader.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Options {
     /// Bytes of decoded content to keep at most: five eighths for file content, a quarter for metadata, and an eighth
-    /// for inodes. What is in use at the moment comes on top.
+    /// for the block lists of files that are read. What is in use at the moment comes on top.
     pub cache_bytes: u64,
 }
 
@@ -68,8 +65,11 @@ pub struct Squashfs {
     inodes: Region,
     directories: Region,
     ids: Box<[u32]>,
+    decoder: Arc<Decoder>,
     metadata: Metadata,
-    loaded: Cache<NodeId, Loaded, Error>,
+    /// Those of files that are read: what their block lists remember is worth keeping.
+    files: Cache<NodeId, Inode, Error>,
+    streams: Streams,
     blocks: Blocks,
     xattrs: Option<Xattrs>,
 }
@@ -88,14 +88,16 @@ impl Squashfs {
     /// # Errors
     /// As [`Squashfs::open`].
     pub fn open_with(bytes: Arc<dyn ReadAt>, options: Options) -> Result<Self, Error> {
-        let superblock = tables::superblock(&*bytes)?;
+        let storage = Arc::new(Storage::new(bytes));
+        let superblock = tables::superblock(&storage)?;
         let codec = Codec::from_id(superblock.compressor_id)?;
-        tables::check_compressor_options(&*bytes, &superblock, codec)?;
+        tables::check_compressor_options(&storage, &superblock, codec)?;
+        let decoder = Arc::new(Decoder::new(codec));
         let eighth = options.cache_bytes / 8;
-        let metadata = Metadata::new(bytes.clone(), codec, 2 * eighth);
-        let ids = tables::ids(&*bytes, &metadata, &superblock)?;
-        let xattrs = Xattrs::load(&*bytes, &superblock)?;
-        let fragments = IndexedTable::fragments(&*bytes, &superblock)?;
+        let metadata = Metadata::new(storage.clone(), decoder.clone(), 2 * eighth);
+        let ids = tables::ids(&storage, &metadata, &superblock)?;
+        let xattrs = Xattrs::load(&storage, &superblock)?;
+        let fragments = IndexedTable::fragments(&storage, &superblock)?;
         let Superblock { inode_table_start, directory_table_start, bytes_used, .. } = superblock;
         let squashfs = Self {
             superblock,
@@ -103,8 +105,10 @@ impl Squashfs {
             directories: Region { part: Part::DirectoryTable, start: directory_table_start, end: bytes_used },
             ids,
             metadata,
-            loaded: Cache::new(eighth, inode::INODE_BYTES),
-            blocks: Blocks::new(bytes, codec, superblock.block_log, fragments, 5 * eighth),
+            files: Cache::new(eighth, inode::INODE_BYTES),
+            streams: Streams::default(),
+            blocks: Blocks::new(storage, decoder.clone(), superblock.block_log, fragments, 5 * eighth),
+            decoder,
             xattrs,
         };
         squashfs.check_root()?;
@@ -119,35 +123,38 @@ impl Squashfs {
     fn check_root(&self) -> Result<(), Error> {
         let (part, offset) = (Part::Superblock, 0);
         let not_a_directory = Error::BadField { part, offset, field: "root inode", value: self.superblock.root_inode };
-        match self.load(self.root())? {
-            Some(root) if root.inode.kind() == Kind::Directory => Ok(()),
+        match self.position(self.root()).map(|position| self.decode(position)).transpose()? {
+            Some(root) if root.kind() == Kind::Directory => Ok(()),
             _ => Err(not_a_directory),
         }
     }
 
-    /// The decoded inode of `node`; `None` if it cannot be in this image.
-    fn load(&self, node: NodeId) -> Result<Option<Arc<Loaded>>, Error> {
-        let Some(position) = self.inodes.position(node.0) else { return Ok(None) };
-        let loaded = self.loaded.get_or_make(node, || {
-            let inode = inode::decode(&mut self.metadata.cursor(self.inodes, position), self.superblock.block_log)?;
-            let loaded = Loaded {
-                uid: self.id(inode.uid_index)?,
-                gid: self.id(inode.gid_index)?,
-                xattrs: self.xattr_set(&inode)?,
-                inode,
-            };
-            let weight_bytes = loaded.inode.weight_bytes();
-            Ok((loaded, weight_bytes))
-        })?;
-        Ok(Some(loaded))
+    /// Where the inode of `node` is; `None` if it cannot be in this image.
+    fn position(&self, node: NodeId) -> Option<Position> {
+        self.inodes.position(node.0)
     }
 
-    fn node(&self, node: NodeId) -> Result<Arc<Loaded>, tree::Error> {
-        self.load(node)?.ok_or(tree::Error::NoSuchNode(node))
+    fn decode(&self, position: Position) -> Result<Inode, Error> {
+        inode::decode(&mut self.metadata.cursor(self.inodes, position), self.superblock.block_log)
+    }
+
+    fn inode(&self, node: NodeId) -> Result<Inode, tree::Error> {
+        Ok(self.decode(self.position(node).ok_or(tree::Error::NoSuchNode(node))?)?)
+    }
+
+    /// The inode of a file that is read.
+    fn file(&self, node: NodeId) -> Result<Arc<Inode>, tree::Error> {
+        let position = self.position(node).ok_or(tree::Error::NoSuchNode(node))?;
+        let decode = || {
+            let inode = self.decode(position)?;
+            let weight_bytes = inode.weight_bytes();
+            Ok((inode, weight_bytes))
+        };
+        Ok(self.files.get_or_make(node, decode)?)
     }
 
     fn directory(&self, dir: NodeId) -> Result<(directory::Tables<'_>, inode::Directory), tree::Error> {
-        let Body::Directory(directory) = self.node(dir)?.inode.body else { return Err(tree::Error::NotADirectory) };
+        let Body::Directory(directory) = self.inode(dir)?.body else { return Err(tree::Error::NotADirectory) };
         let tables = directory::Tables { metadata: &self.metadata, inodes: self.inodes, directories: self.directories };
         Ok((tables, directory))
     }
@@ -173,7 +180,9 @@ impl Tree for Squashfs {
     }
 
     fn attr(&self, node: NodeId) -> Result<Attr, tree::Error> {
-        Ok(attr(&*self.node(node)?))
+        let inode = self.inode(node)?;
+        let xattrs = self.xattr_set(&inode)?;
+        Ok(Attr { uid: self.id(inode.uid_index)?, gid: self.id(inode.gid_index)?, ..attr(&inode, xattrs) })
     }
 
     fn lookup(&self, dir: NodeId, name: &OsStr) -> Result<Option<NodeId>, tree::Error> {
@@ -187,23 +196,33 @@ impl Tree for Squashfs {
     }
 
     fn read_link(&self, node: NodeId) -> Result<OsString, tree::Error> {
-        match &self.node(node)?.inode.body {
-            Body::Symlink(target) => Ok(target.clone()),
+        match self.inode(node)?.body {
+            Body::Symlink(target) => Ok(target),
             _ => Err(tree::Error::NotASymlink),
         }
     }
 
     fn read(&self, node: NodeId, offset: u64, buf: &mut [u8]) -> Result<usize, tree::Error> {
-        let loaded = self.node(node)?;
-        let Body::File(file) = &loaded.inode.body else { return Err(tree::Error::NotAFile) };
+        let inode = self.file(node)?;
+        let Body::File(file) = &inode.body else { return Err(tree::Error::NotAFile) };
         let left = usize::try_from(file.size.saturating_sub(offset)).unwrap_or(usize::MAX);
         let count = left.min(buf.len());
+        self.streams.note(node, offset..offset + count as u64);
         self.blocks.read(&self.metadata, self.inodes, file, offset, &mut buf[..count])?;
         Ok(count)
     }
 
+    fn read_ahead(&self, node: NodeId, offset: u64) {
+        let Some(range) = self.streams.ahead(node, offset) else { return };
+        let Ok(inode) = self.file(node) else { return };
+        let Body::File(file) = &inode.body else { return };
+        // What fails here will fail again for the one who really reads it.
+        let range = range.start.min(file.size)..range.end.min(file.size);
+        let _ = self.blocks.read_ahead(&self.metadata, self.inodes, file, range);
+    }
+
     fn xattrs(&self, node: NodeId) -> Result<Vec<Xattr>, tree::Error> {
-        match (&self.xattrs, self.node(node)?.xattrs) {
+        match (&self.xattrs, self.xattr_set(&self.inode(node)?)?) {
             (Some(xattrs), Some(set)) => Ok(xattrs.entries(&self.metadata, set)?),
             _ => Ok(Vec::new()),
         }
@@ -217,11 +236,22 @@ impl Tree for Squashfs {
             ..Statistics::default()
         }
     }
+
+    fn activity(&self) -> Activity {
+        let (content, tables) = (self.blocks.lookups(), self.metadata.lookups());
+        Activity {
+            decoded_blocks: self.decoder.blocks(),
+            decoded_bytes: self.decoder.bytes(),
+            cache_hits: content.hits + tables.hits,
+            cache_misses: content.misses + tables.misses,
+            cache_waits: content.waits + tables.waits,
+            decoded_ahead: self.blocks.decoded_ahead(),
+        }
+    }
 }
 
-/// The attributes that Linux shows, too.
-fn attr(loaded: &Loaded) -> Attr {
-    let inode = &loaded.inode;
+/// The attributes that Linux shows, too, but for the owners.
+fn attr(inode: &Inode, xattrs: Option<xattr::Set>) -> Attr {
     let (size, content_blocks) = match &inode.body {
         Body::Directory(directory) => (directory.size.into(), 0),
         Body::File(file) => (file.size, file.size.saturating_sub(file.sparse).div_ceil(512)),
@@ -236,11 +266,11 @@ fn attr(loaded: &Loaded) -> Attr {
     Attr {
         kind: inode.kind(),
         mode: inode.mode & MODE_BITS,
-        uid: loaded.uid,
-        gid: loaded.gid,
+        uid: 0,
+        gid: 0,
         size,
         // Linux counts the xattrs among a node's blocks.
-        blocks: content_blocks + loaded.xattrs.map_or(0, |set| u64::from(set.size_bytes).div_ceil(512)),
+        blocks: content_blocks + xattrs.map_or(0, |set| u64::from(set.size_bytes).div_ceil(512)),
         nlink: inode.nlink,
         mtime: time,
         ctime: time,

@@ -9,17 +9,19 @@
 //! The inode lists only the stored size of each block, so that the place of a block is the sum of all sizes before it.
 //! [`BlockList`] remembers that sum for each 512th block, and where in the list the next sizes are.
 
-use crate::read_at::ReadAt;
 use crate::squashfs::format::DATA_UNCOMPRESSED;
-use crate::squashfs::reader::cache::{Cache, Lookup};
-use crate::squashfs::reader::codec::Codec;
+use crate::squashfs::reader::cache::{Cache, Lookup, Lookups, Turn};
+use crate::squashfs::reader::codec::Decoder;
 use crate::squashfs::reader::error::{Error, Part};
+use crate::squashfs::reader::frames::{Frame, Frames};
 use crate::squashfs::reader::inode::File;
-use crate::squashfs::reader::metadata::{Cursor, Metadata, Position, Region, read};
+use crate::squashfs::reader::metadata::{Cursor, Metadata, Position, Region};
+use crate::squashfs::reader::storage::Storage;
 use crate::squashfs::reader::tables::IndexedTable;
 use parking_lot::Mutex;
-use std::cell::RefCell;
+use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Blocks from one remembered place to the next: 64 MiB of file with the usual block size, and 2 KiB of list.
 const BLOCKS_PER_MARK: u64 = 512;
@@ -27,17 +29,19 @@ const BLOCKS_PER_MARK: u64 = 512;
 /// What a block weighs in the cache beyond its bytes.
 const OVERHEAD_BYTES: u64 = 128;
 
-thread_local! {
-    /// Stored bytes on their way to a codec: at most one block for each thread.
-    static SCRATCH: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
-}
+/// Buffers of former blocks that are kept for the next ones, in bytes.
+const MAX_FREE_BYTES: usize = 2 << 20;
+
+/// Blocks that one call decodes ahead at most: the thread that does it serves nobody meanwhile.
+const MAX_AHEAD_AT_ONCE: usize = 2;
 
 /// The stored sizes of a file's blocks, read on demand: a list says nothing of how long it is in the image until it
 /// is read, so no memory is set aside for it.
 #[derive(Debug)]
 pub(super) struct BlockList {
     count: u64,
-    /// For block 0, 512, 1024, ..., as far as the list has been read. Never empty.
+    first: Mark,
+    /// For block 512, 1024, ..., as far as the list has been read.
     marks: Mutex<Vec<Mark>>,
 }
 
@@ -70,11 +74,22 @@ struct Walk<'a> {
 /// The data blocks and fragments of an image.
 #[derive(Debug)]
 pub(super) struct Blocks {
-    bytes: Arc<dyn ReadAt>,
-    codec: Codec,
+    storage: Arc<Storage>,
+    decoder: Arc<Decoder>,
     block_log: u16,
     fragments: IndexedTable,
-    cache: Cache<Stored, Box<[u8]>, Error>,
+    cache: Cache<Stored, Decoded, Error>,
+    frames: Arc<Frames>,
+    decoded_ahead: AtomicU64,
+}
+
+/// A block in memory.
+#[derive(Debug)]
+struct Decoded {
+    content: Frame,
+    /// Bytes that were handed out so far. Once all were, the kernel has them in its page cache, and they are not worth
+    /// a place in ours.
+    served_bytes: AtomicU64,
 }
 
 impl Stored {
@@ -89,12 +104,17 @@ impl Stored {
     fn stored_bytes(self) -> u32 {
         self.size & !DATA_UNCOMPRESSED
     }
+
+    /// Byte offset in the image of what follows.
+    fn end(self) -> u64 {
+        self.start.saturating_add(self.stored_bytes().into())
+    }
 }
 
 impl BlockList {
     /// The list of `count` sizes at `list`, of content from `start` on.
     pub(super) fn new(list: Position, start: u64, count: u64) -> Self {
-        Self { count, marks: Mutex::new(vec![Mark { list, start }]) }
+        Self { count, first: Mark { list, start }, marks: Mutex::default() }
     }
 
     /// What the marks can take in memory.
@@ -106,21 +126,19 @@ impl BlockList {
     fn walk<'a>(&'a self, metadata: &'a Metadata, inodes: Region, index: u64) -> Result<Walk<'a>, Error> {
         let wanted = usize::try_from(index / BLOCKS_PER_MARK).unwrap_or(usize::MAX);
         let marks = self.marks.lock();
-        let known = wanted.min(marks.len() - 1);
-        let mark = marks[known];
+        let known = wanted.min(marks.len());
+        let mark = if known == 0 { self.first } else { marks[known - 1] };
         drop(marks);
         let cursor = metadata.cursor(inodes, mark.list);
         let mut walk = Walk { list: self, cursor, index: known as u64 * BLOCKS_PER_MARK, start: mark.start };
-        while walk.index < index {
-            walk.next()?;
-        }
+        walk.skip_to(index)?;
         Ok(walk)
     }
 
     /// Remembers that block `index` is at `mark`, if it is the next to remember.
     fn remember(&self, index: u64, mark: Mark) {
         let mut marks = self.marks.lock();
-        if marks.len() as u64 * BLOCKS_PER_MARK == index {
+        if (marks.len() as u64 + 1) * BLOCKS_PER_MARK == index {
             marks.push(mark);
         }
     }
@@ -128,27 +146,63 @@ impl BlockList {
 
 impl Walk<'_> {
     fn next(&mut self) -> Result<Stored, Error> {
-        if self.index > 0 && self.index.is_multiple_of(BLOCKS_PER_MARK) {
+        let block = Stored { start: self.start, size: self.cursor.u32()? };
+        self.step(1, block.stored_bytes().into())?;
+        Ok(block)
+    }
+
+    /// Moves on to block `index`, which is not before the present one.
+    fn skip_to(&mut self, index: u64) -> Result<(), Error> {
+        while self.index < index {
+            let left = (index - self.index).min(BLOCKS_PER_MARK - self.index % BLOCKS_PER_MARK);
+            let (sizes, _) = self.cursor.available()?.as_chunks();
+            let count = sizes.len().min(usize::try_from(left).unwrap_or(usize::MAX));
+            let stored = |size: &[u8; 4]| u64::from(u32::from_le_bytes(*size) & !DATA_UNCOMPRESSED);
+            let bytes = sizes[..count].iter().map(stored).sum();
+            if count == 0 {
+                // A size on the border of two metadata blocks.
+                self.next()?;
+            } else {
+                self.cursor.advance(4 * count);
+                self.step(count as u64, bytes)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn step(&mut self, blocks: u64, stored_bytes: u64) -> Result<(), Error> {
+        let end = self.start.checked_add(stored_bytes);
+        self.start = end.ok_or_else(|| self.cursor.bad_field("data block start", self.start))?;
+        self.index += blocks;
+        if self.index.is_multiple_of(BLOCKS_PER_MARK) {
             self.list.remember(self.index, Mark { list: self.cursor.position(), start: self.start });
         }
-        let block = Stored { start: self.start, size: self.cursor.u32()? };
-        let end = self.start.checked_add(block.stored_bytes().into());
-        self.start = end.ok_or_else(|| self.cursor.bad_field("data block start", self.start))?;
-        self.index += 1;
-        Ok(block)
+        Ok(())
     }
 }
 
 impl Blocks {
     pub(super) fn new(
-        bytes: Arc<dyn ReadAt>,
-        codec: Codec,
+        storage: Arc<Storage>,
+        decoder: Arc<Decoder>,
         block_log: u16,
         fragments: IndexedTable,
         cache_bytes: u64,
     ) -> Self {
-        let cache = Cache::new(cache_bytes, (1 << block_log) + OVERHEAD_BYTES);
-        Self { bytes, codec, block_log, fragments, cache }
+        let block_bytes = 1_usize << block_log;
+        let cache = Cache::new(cache_bytes, block_bytes as u64 + OVERHEAD_BYTES);
+        let frames = Frames::new(block_bytes, (MAX_FREE_BYTES / block_bytes).max(2));
+        Self { storage, decoder, block_log, fragments, cache, frames, decoded_ahead: AtomicU64::new(0) }
+    }
+
+    /// How often blocks were looked up.
+    pub(super) fn lookups(&self) -> Lookups {
+        self.cache.lookups()
+    }
+
+    /// Blocks that were decoded before anyone asked for them.
+    pub(super) fn decoded_ahead(&self) -> u64 {
+        self.decoded_ahead.load(Ordering::Relaxed)
     }
 
     /// Fills `buf`, which is all within the file, from `offset`.
@@ -161,20 +215,53 @@ impl Blocks {
         buf: &mut [u8],
     ) -> Result<(), Error> {
         let first = offset >> self.block_log;
+        let blocks = self.blocks_in(metadata, inodes, file, offset..offset + buf.len() as u64)?;
+        let wanted = blocks.last().map_or(0, |block| block.end());
         let mut skip = self.offset_in_block(offset);
         let mut rest = buf;
-        let mut walk = if first < file.blocks.count { Some(file.blocks.walk(metadata, inodes, first)?) } else { None };
-        while !rest.is_empty() {
-            let Some(walk) = walk.as_mut().filter(|walk| walk.index < file.blocks.count) else {
-                return self.read_fragment(metadata, file, skip, rest);
-            };
-            let block_bytes = self.decoded_bytes(file, walk.index);
-            let block = walk.next()?;
+        for (index, block) in (first..).zip(blocks) {
+            let block_bytes = self.decoded_bytes(file, index);
             let (front, behind) = rest.split_at_mut((block_bytes - skip).min(rest.len()));
-            self.read_block(block, block_bytes, skip, front)?;
+            self.read_block(block, block_bytes, skip, front, wanted)?;
             (rest, skip) = (behind, 0);
         }
+        if rest.is_empty() { Ok(()) } else { self.read_fragment(metadata, file, skip, rest) }
+    }
+
+    /// Decodes some of the blocks of `range`, which is all within the file, that are not in the cache yet.
+    pub(super) fn read_ahead(
+        &self,
+        metadata: &Metadata,
+        inodes: Region,
+        file: &File,
+        range: Range<u64>,
+    ) -> Result<(), Error> {
+        let first = range.start >> self.block_log;
+        let blocks = self.blocks_in(metadata, inodes, file, range)?;
+        let wanted = blocks.last().map_or(0, |block| block.end());
+        let absent = (first..).zip(blocks).filter(|(_, block)| !block.is_hole());
+        let turns = absent.filter_map(|(index, block)| Some((index, block, self.cache.turn(block)?)));
+        for (index, block, turn) in turns.take(MAX_AHEAD_AT_ONCE) {
+            self.make(Part::DataBlock, block, self.decoded_bytes(file, index), wanted, turn)?;
+            self.decoded_ahead.fetch_add(1, Ordering::Relaxed);
+        }
         Ok(())
+    }
+
+    /// The blocks that hold the bytes of `range`; none for those in a fragment.
+    fn blocks_in(
+        &self,
+        metadata: &Metadata,
+        inodes: Region,
+        file: &File,
+        range: Range<u64>,
+    ) -> Result<Vec<Stored>, Error> {
+        let indexes = range.start >> self.block_log..range.end.div_ceil(self.block_bytes()).min(file.blocks.count);
+        if indexes.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut walk = file.blocks.walk(metadata, inodes, indexes.start)?;
+        indexes.map(|_| walk.next()).collect()
     }
 
     fn offset_in_block(&self, offset: u64) -> usize {
@@ -192,30 +279,45 @@ impl Blocks {
     }
 
     /// Fills `buf` from `skip` bytes into a block that must have `block_bytes`.
-    fn read_block(&self, block: Stored, block_bytes: usize, skip: usize, buf: &mut [u8]) -> Result<(), Error> {
+    fn read_block(
+        &self,
+        block: Stored,
+        block_bytes: usize,
+        skip: usize,
+        buf: &mut [u8],
+        wanted: u64,
+    ) -> Result<(), Error> {
         if block.is_hole() {
             buf.fill(0);
             return Ok(());
         }
-        let turn = match self.cache.look_up(block)? {
-            Lookup::Hit(decoded) => return copy(block, &decoded, block_bytes, skip, buf),
-            Lookup::Turn(turn) => turn,
+        let decoded = match self.cache.look_up(block)? {
+            Lookup::Hit(decoded) => decoded,
+            Lookup::Turn(turn) if buf.len() == block_bytes && !turn.is_awaited() => {
+                return self.decode_whole(block, buf, wanted, turn);
+            }
+            Lookup::Turn(turn) => self.make(Part::DataBlock, block, block_bytes, wanted, turn)?,
         };
-        if buf.len() < block_bytes || turn.is_awaited() {
-            let decoded = match self.load(Part::DataBlock, block) {
-                Ok(decoded) => turn.land(decoded, block_bytes as u64 + OVERHEAD_BYTES),
-                Err(error) => return Err(turn.fail(error)),
-            };
-            return copy(block, &decoded, block_bytes, skip, buf);
-        }
-        // Whoever reads a whole block has it then, mostly in the kernel's page cache: it is not worth a place in ours.
-        let outcome = self.decode(Part::DataBlock, block, buf);
-        match outcome.and_then(|found| expect_length(block, block_bytes, found)) {
-            Ok(()) if turn.is_awaited() => drop(turn.land((*buf).into(), block_bytes as u64 + OVERHEAD_BYTES)),
-            Ok(()) => {}
-            Err(error) => return Err(turn.fail(error)),
-        }
+        expect_length(block, block_bytes, decoded.content.len())?;
+        self.serve(block, &decoded, skip, buf);
         Ok(())
+    }
+
+    /// Decodes a block straight into `buf`, which is as long: whoever reads a whole block has it then.
+    fn decode_whole(&self, block: Stored, buf: &mut [u8], wanted: u64, turn: MakeTurn<'_>) -> Result<(), Error> {
+        let outcome = self.decode(Part::DataBlock, block, buf, wanted);
+        match outcome.and_then(|found| expect_length(block, buf.len(), found)) {
+            Ok(()) if turn.is_awaited() => {
+                let mut content = self.frames.take();
+                content.truncate(buf.len());
+                content.copy_from_slice(buf);
+                let weight_bytes = content.capacity() as u64 + OVERHEAD_BYTES;
+                turn.land(Decoded { content, served_bytes: (buf.len() as u64).into() }, weight_bytes);
+                Ok(())
+            }
+            Ok(()) => Ok(()),
+            Err(error) => Err(turn.fail(error)),
+        }
     }
 
     /// Fills `buf` from `skip` bytes into the end of `file`.
@@ -224,61 +326,73 @@ impl Blocks {
         let (index, start) = file.fragment.expect("a file without fragment has all of its bytes in its blocks");
         let mut entry = self.fragments.entry(metadata, index)?;
         let block = Stored { start: entry.u64()?, size: entry.u32()? };
-        let decoded = self.cache.get_or_make(block, || {
-            let decoded = self.load(part, block)?;
-            let weight_bytes = decoded.len() as u64 + OVERHEAD_BYTES;
-            Ok((decoded, weight_bytes))
-        })?;
-        let from = usize::try_from(start).ok().and_then(|start| start.checked_add(skip));
-        let content = from.and_then(|from| decoded.get(from..from.checked_add(buf.len())?));
-        let Some(content) = content else {
-            let expected = u64::from(start) + (skip + buf.len()) as u64;
-            return Err(Error::BadLength { part, offset: block.start, expected, found: decoded.len() as u64 });
+        let decoded = match self.cache.look_up(block)? {
+            Lookup::Hit(decoded) => decoded,
+            Lookup::Turn(turn) => self.make(part, block, 1 << self.block_log, block.end(), turn)?,
         };
-        buf.copy_from_slice(content);
+        let from = usize::try_from(start).ok().and_then(|start| start.checked_add(skip));
+        let end = from.and_then(|from| from.checked_add(buf.len()));
+        let (Some(from), Some(_)) = (from, end.filter(|end| *end <= decoded.content.len())) else {
+            let expected = u64::from(start) + (skip + buf.len()) as u64;
+            return Err(Error::BadLength { part, offset: block.start, expected, found: decoded.content.len() as u64 });
+        };
+        self.serve(block, &decoded, from, buf);
         Ok(())
     }
 
-    /// The decoded bytes of `block`, however many they are.
-    fn load(&self, part: Part, block: Stored) -> Result<Box<[u8]>, Error> {
-        let mut decoded = vec![0; usize::try_from(self.block_bytes()).expect("blocks are at most 1 MiB")];
-        let decoded_bytes = self.decode(part, block, &mut decoded)?;
-        decoded.truncate(decoded_bytes);
-        Ok(decoded.into_boxed_slice())
+    /// Fills `buf` from `from` bytes into `decoded`, which has as many.
+    fn serve(&self, block: Stored, decoded: &Decoded, from: usize, buf: &mut [u8]) {
+        buf.copy_from_slice(&decoded.content[from..from + buf.len()]);
+        let served_before = decoded.served_bytes.fetch_add(buf.len() as u64, Ordering::Relaxed);
+        if served_before + buf.len() as u64 >= decoded.content.len() as u64 {
+            self.cache.remove(block);
+        }
     }
 
-    /// Decodes `block` into the front of `decoded` and returns how many bytes it has.
-    fn decode(&self, part: Part, block: Stored, decoded: &mut [u8]) -> Result<usize, Error> {
+    /// Decodes `block` into the cache. It has `room` bytes at most.
+    fn make(
+        &self,
+        part: Part,
+        block: Stored,
+        room: usize,
+        wanted: u64,
+        turn: MakeTurn<'_>,
+    ) -> Result<Arc<Decoded>, Error> {
+        let mut content = self.frames.take();
+        content.truncate(room);
+        match self.decode(part, block, &mut content, wanted) {
+            Ok(decoded_bytes) => {
+                content.truncate(decoded_bytes);
+                let content = content.fitted();
+                let weight_bytes = content.capacity() as u64 + OVERHEAD_BYTES;
+                Ok(turn.land(Decoded { content, served_bytes: AtomicU64::new(0) }, weight_bytes))
+            }
+            Err(error) => Err(turn.fail(error)),
+        }
+    }
+
+    /// Decodes `block` into the front of `decoded` and returns how many bytes it has. What follows it in the image up
+    /// to `wanted` will be asked for next.
+    fn decode(&self, part: Part, block: Stored, decoded: &mut [u8], wanted: u64) -> Result<usize, Error> {
         let stored = u64::from(block.stored_bytes());
         let room = decoded.len() as u64;
         let max = if block.is_compressed() { self.block_bytes() } else { room };
-        let bad_size = Error::BadStoredSize { part, offset: block.start, stored, max };
         let stored_bytes = match usize::try_from(stored) {
             Ok(bytes) if stored > 0 && stored <= max => bytes,
-            _ => return Err(bad_size),
+            _ => return Err(Error::BadStoredSize { part, offset: block.start, stored, max }),
         };
-        if !block.is_compressed() {
-            read(&*self.bytes, part, block.start, &mut decoded[..stored_bytes])?;
-            return Ok(stored_bytes);
-        }
-        SCRATCH.with_borrow_mut(|scratch| {
-            if scratch.len() < stored_bytes {
-                scratch.resize(stored_bytes, 0);
+        self.storage.with(part, block.start, stored_bytes, wanted, |stored| {
+            if !block.is_compressed() {
+                decoded[..stored_bytes].copy_from_slice(stored);
+                return Ok(stored_bytes);
             }
-            let scratch = &mut scratch[..stored_bytes];
-            read(&*self.bytes, part, block.start, scratch)?;
             let decompress = |reason| Error::Decompress { part, offset: block.start, reason };
-            self.codec.decode(scratch, decoded).map_err(decompress)
-        })
+            self.decoder.decode(stored, decoded).map_err(decompress)
+        })?
     }
 }
 
-/// Fills `buf` from `skip` bytes into a decoded data block that must have `expected` bytes.
-fn copy(block: Stored, decoded: &[u8], expected: usize, skip: usize, buf: &mut [u8]) -> Result<(), Error> {
-    expect_length(block, expected, decoded.len())?;
-    buf.copy_from_slice(&decoded[skip..skip + buf.len()]);
-    Ok(())
-}
+type MakeTurn<'a> = Turn<'a, Stored, Decoded, Error>;
 
 fn expect_length(block: Stored, expected: usize, found: usize) -> Result<(), Error> {
     if found == expected {

@@ -13,6 +13,7 @@ use parking_lot::{Condvar, Mutex};
 use std::collections::HashMap;
 use std::hash::{BuildHasher, Hash, RandomState};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Enough that 16 threads seldom meet at one lock.
 const MAX_SHARDS: u64 = 16;
@@ -25,6 +26,20 @@ pub(super) struct Cache<K, V, E> {
     shards: Box<[Mutex<Shard<K, V, E>>]>,
     hasher: RandomState,
     shard_bytes: u64,
+    hits: AtomicU64,
+    misses: AtomicU64,
+    waits: AtomicU64,
+}
+
+/// How often a cache was asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Lookups {
+    /// The value was there.
+    pub(super) hits: u64,
+    /// It was not, and who asked had to make it.
+    pub(super) misses: u64,
+    /// Another thread was just making it.
+    pub(super) waits: u64,
 }
 
 struct Shard<K, V, E> {
@@ -74,7 +89,14 @@ impl<K: Hash + Eq + Copy, V, E: Clone> Cache<K, V, E> {
         let room = max_bytes / max_value_bytes.saturating_mul(MIN_VALUES_PER_SHARD).max(1);
         let shards = room.clamp(1, MAX_SHARDS);
         let shard = |_| Mutex::new(Shard { kept: LruCache::unbounded(), kept_bytes: 0, flights: HashMap::new() });
-        Self { shards: (0..shards).map(shard).collect(), hasher: RandomState::new(), shard_bytes: max_bytes / shards }
+        Self {
+            shards: (0..shards).map(shard).collect(),
+            hasher: RandomState::new(),
+            shard_bytes: max_bytes / shards,
+            hits: AtomicU64::new(0),
+            misses: AtomicU64::new(0),
+            waits: AtomicU64::new(0),
+        }
     }
 
     /// The value for `key`, from the cache or else from `make`, which returns it with its weight in bytes.
@@ -99,19 +121,49 @@ impl<K: Hash + Eq + Copy, V, E: Clone> Cache<K, V, E> {
         loop {
             let mut shard = self.shard(key).lock();
             if let Some(kept) = shard.kept.get(&key) {
+                self.hits.fetch_add(1, Ordering::Relaxed);
                 return Ok(Lookup::Hit(kept.value.clone()));
             }
             let Some(flight) = shard.flights.get(&key).cloned() else {
-                let flying = Mutex::new(FlightState::Flying { waiters: 0 });
-                let flight = Arc::new(Flight { state: flying, ended: Condvar::new() });
-                shard.flights.insert(key, flight.clone());
-                return Ok(Lookup::Turn(Turn { cache: self, key, flight }));
+                self.misses.fetch_add(1, Ordering::Relaxed);
+                return Ok(Lookup::Turn(self.take_off(&mut shard, key)));
             };
             drop(shard);
+            self.waits.fetch_add(1, Ordering::Relaxed);
             if let Some(outcome) = flight.wait() {
                 return outcome.map(Lookup::Hit);
             }
         }
+    }
+
+    /// The turn to make the value for `key`, if it is neither there nor being made.
+    pub(super) fn turn(&self, key: K) -> Option<Turn<'_, K, V, E>> {
+        let mut shard = self.shard(key).lock();
+        if shard.kept.contains(&key) || shard.flights.contains_key(&key) {
+            return None;
+        }
+        Some(self.take_off(&mut shard, key))
+    }
+
+    /// Forgets the value for `key`, which nobody is expected to want again.
+    pub(super) fn remove(&self, key: K) {
+        let mut shard = self.shard(key).lock();
+        if let Some(kept) = shard.kept.pop(&key) {
+            shard.kept_bytes -= kept.weight_bytes;
+        }
+    }
+
+    /// How often something was looked up, by what came of it.
+    pub(super) fn lookups(&self) -> Lookups {
+        let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        Lookups { hits: get(&self.hits), misses: get(&self.misses), waits: get(&self.waits) }
+    }
+
+    fn take_off(&self, shard: &mut Shard<K, V, E>, key: K) -> Turn<'_, K, V, E> {
+        let flying = Mutex::new(FlightState::Flying { waiters: 0 });
+        let flight = Arc::new(Flight { state: flying, ended: Condvar::new() });
+        shard.flights.insert(key, flight.clone());
+        Turn { cache: self, key, flight }
     }
 
     fn shard(&self, key: K) -> &Mutex<Shard<K, V, E>> {
@@ -198,7 +250,7 @@ impl<K, V, E> std::fmt::Debug for Cache<K, V, E> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::atomic::AtomicUsize;
     use std::time::Duration;
 
     type Numbers = Cache<u64, u64, String>;

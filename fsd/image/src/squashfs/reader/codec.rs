@@ -7,6 +7,7 @@ use crate::squashfs::format::Compressor;
 use crate::squashfs::reader::error::Error;
 use liblzma::stream::{Action, Status, Stream};
 use std::cell::RefCell;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Memory for one xz decoder. Its dictionary is at most a block, so 1 MiB; the rest is liblzma's own state.
 const MAX_XZ_BYTES: u64 = 4 << 20;
@@ -21,6 +22,14 @@ pub(super) enum Codec {
     Zstd,
 }
 
+/// A compressor's decoder, with a count of what it did.
+#[derive(Debug)]
+pub(super) struct Decoder {
+    codec: Codec,
+    blocks: AtomicU64,
+    bytes: AtomicU64,
+}
+
 struct Contexts {
     gzip: libdeflater::Decompressor,
     zstd: Option<zstd::bulk::Decompressor<'static>>,
@@ -29,6 +38,30 @@ struct Contexts {
 thread_local! {
     static CONTEXTS: RefCell<Contexts> =
         RefCell::new(Contexts { gzip: libdeflater::Decompressor::new(), zstd: None });
+}
+
+impl Decoder {
+    pub(super) fn new(codec: Codec) -> Self {
+        Self { codec, blocks: AtomicU64::new(0), bytes: AtomicU64::new(0) }
+    }
+
+    /// As [`Codec::decode`].
+    pub(super) fn decode(&self, stored: &[u8], decoded: &mut [u8]) -> Result<usize, String> {
+        let decoded_bytes = self.codec.decode(stored, decoded)?;
+        self.blocks.fetch_add(1, Ordering::Relaxed);
+        self.bytes.fetch_add(decoded_bytes as u64, Ordering::Relaxed);
+        Ok(decoded_bytes)
+    }
+
+    /// Blocks that were decoded.
+    pub(super) fn blocks(&self) -> u64 {
+        self.blocks.load(Ordering::Relaxed)
+    }
+
+    /// Bytes that they decoded to.
+    pub(super) fn bytes(&self) -> u64 {
+        self.bytes.load(Ordering::Relaxed)
+    }
 }
 
 impl Codec {
@@ -49,7 +82,7 @@ impl Codec {
     ///
     /// # Errors
     /// What the codec says, also if there are more bytes than `decoded` holds.
-    pub(super) fn decode(self, stored: &[u8], decoded: &mut [u8]) -> Result<usize, String> {
+    fn decode(self, stored: &[u8], decoded: &mut [u8]) -> Result<usize, String> {
         match self {
             Self::Gzip => CONTEXTS.with_borrow_mut(|contexts| {
                 contexts.gzip.zlib_decompress(stored, decoded).map_err(|error| error.to_string())

@@ -7,14 +7,17 @@
 //!
 //! A position in a table is the byte offset of a block's header and an offset into what the block decodes to.
 
-use crate::read_at::ReadAt;
 use crate::squashfs::format::{METADATA_BLOCK_BYTES, METADATA_UNCOMPRESSED};
-use crate::squashfs::reader::cache::Cache;
-use crate::squashfs::reader::codec::Codec;
+use crate::squashfs::reader::cache::{Cache, Lookups};
+use crate::squashfs::reader::codec::Decoder;
 use crate::squashfs::reader::error::{Error, Part};
+use crate::squashfs::reader::storage::Storage;
 use std::sync::Arc;
 
 const HEADER_BYTES: usize = 2;
+
+/// Read at least, where the table goes on: some twenty blocks, which storage gives for the price of one.
+const READ_BYTES: u64 = 64 << 10;
 
 /// What a block weighs in the cache beyond its bytes: the entry itself.
 const OVERHEAD_BYTES: u64 = 128;
@@ -49,8 +52,8 @@ struct Block {
 /// All metadata of an image.
 #[derive(Debug)]
 pub(super) struct Metadata {
-    bytes: Arc<dyn ReadAt>,
-    codec: Codec,
+    storage: Arc<Storage>,
+    decoder: Arc<Decoder>,
     blocks: Cache<u64, Block, Error>,
 }
 
@@ -65,9 +68,14 @@ impl Region {
 }
 
 impl Metadata {
-    pub(super) fn new(bytes: Arc<dyn ReadAt>, codec: Codec, cache_bytes: u64) -> Self {
+    pub(super) fn new(storage: Arc<Storage>, decoder: Arc<Decoder>, cache_bytes: u64) -> Self {
         let block_bytes = METADATA_BLOCK_BYTES as u64 + OVERHEAD_BYTES;
-        Self { bytes, codec, blocks: Cache::new(cache_bytes, block_bytes) }
+        Self { storage, decoder, blocks: Cache::new(cache_bytes, block_bytes) }
+    }
+
+    /// How often blocks were looked up.
+    pub(super) fn lookups(&self) -> Lookups {
+        self.blocks.lookups()
     }
 
     /// A cursor at `position` of `region`. Nothing is read yet.
@@ -90,12 +98,15 @@ impl Metadata {
     }
 
     fn load(&self, region: Region, at: u64) -> Result<Block, Error> {
+        // Header and content in one piece: the largest block is little more than what storage reads anyway.
+        let room = usize::try_from(region.end - at).unwrap_or(usize::MAX).min(HEADER_BYTES + METADATA_BLOCK_BYTES);
+        let wanted = at.saturating_add(READ_BYTES).min(region.end);
+        self.storage.with(region.part, at, room, wanted, |raw| self.decode(region, at, raw))?
+    }
+
+    /// Decodes the block at `at`, which is somewhere in the front of `raw`.
+    fn decode(&self, region: Region, at: u64, raw: &[u8]) -> Result<Block, Error> {
         let part = region.part;
-        // Header and content in one read: the largest block is little more than what storage reads anyway.
-        let mut raw = [0; HEADER_BYTES + METADATA_BLOCK_BYTES];
-        let room = usize::try_from(region.end - at).unwrap_or(usize::MAX).min(raw.len());
-        let raw = &mut raw[..room];
-        read(&*self.bytes, part, at, raw)?;
         let Some((header, content)) = raw.split_first_chunk::<HEADER_BYTES>() else {
             return Err(Error::Truncated { part, offset: at, needed: HEADER_BYTES as u64, len: region.end });
         };
@@ -114,7 +125,7 @@ impl Metadata {
         }
         let mut decoded = [0; METADATA_BLOCK_BYTES];
         let decompress = |reason| Error::Decompress { part, offset: at, reason };
-        let decoded_bytes = self.codec.decode(stored, &mut decoded).map_err(decompress)?;
+        let decoded_bytes = self.decoder.decode(stored, &mut decoded).map_err(decompress)?;
         if decoded_bytes == 0 {
             // Without bytes a cursor would make no progress.
             return Err(Error::BadLength { part, offset: at, expected: 1, found: 0 });
@@ -197,8 +208,13 @@ impl Cursor<'_> {
         self.held.as_ref().map_or(self.next, |(at, _)| *at)
     }
 
+    /// Moves behind `bytes` of what is available.
+    pub(super) fn advance(&mut self, bytes: usize) {
+        self.offset += bytes;
+    }
+
     /// The rest of the present block, or the whole next one if nothing is left of it.
-    fn available(&mut self) -> Result<&[u8], Error> {
+    pub(super) fn available(&mut self) -> Result<&[u8], Error> {
         if self.held.is_none() {
             self.load()?;
         }
@@ -221,13 +237,4 @@ impl Cursor<'_> {
         self.held = Some((at, block));
         Ok(())
     }
-}
-
-/// Fills `buf` from `offset` bytes into the image, of which `part` is there.
-pub(super) fn read(bytes: &dyn ReadAt, part: Part, offset: u64, buf: &mut [u8]) -> Result<(), Error> {
-    let (needed, len) = (buf.len() as u64, bytes.len());
-    if offset.checked_add(needed).is_none_or(|end| end > len) {
-        return Err(Error::Truncated { part, offset, needed, len });
-    }
-    bytes.read_exact_at(buf, offset).map_err(|source| Error::Read { part, offset, needed, source: Arc::new(source) })
 }

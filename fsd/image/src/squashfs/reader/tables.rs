@@ -6,14 +6,14 @@
 //!             '----------> metadata block with the first 8 KiB of entries
 //! ```
 
-use crate::read_at::ReadAt;
 use crate::squashfs::format::{
     FRAGMENT_ENTRY_BYTES, MAGIC, MAX_BLOCK_BYTES, METADATA_BLOCK_BYTES, METADATA_UNCOMPRESSED, MIN_BLOCK_BYTES,
     NONE_U64, SUPERBLOCK_BYTES, Superblock, XATTR_ID_BYTES, flags,
 };
 use crate::squashfs::reader::codec::Codec;
 use crate::squashfs::reader::error::{Error, Part};
-use crate::squashfs::reader::metadata::{Cursor, Metadata, Position, Region, read};
+use crate::squashfs::reader::metadata::{Cursor, Metadata, Position, Region};
+use crate::squashfs::reader::storage::Storage;
 
 const ID_BYTES: usize = 4;
 
@@ -21,15 +21,15 @@ const ID_BYTES: usize = 4;
 const LZ4_LEGACY: u32 = 1;
 
 /// Reads and checks the superblock.
-pub(super) fn superblock(bytes: &dyn ReadAt) -> Result<Superblock, Error> {
+pub(super) fn superblock(storage: &Storage) -> Result<Superblock, Error> {
     let mut raw = [0; SUPERBLOCK_BYTES];
-    read(bytes, Part::Superblock, 0, &mut raw)?;
+    storage.read(Part::Superblock, 0, &mut raw)?;
     let Some(superblock) = Superblock::decode(&raw) else {
         let found = [raw[0], raw[1], raw[2], raw[3]];
         let big_endian = u32::from_be_bytes(found) == MAGIC;
         return Err(if big_endian { Error::BigEndian } else { Error::BadMagic { found } });
     };
-    check(&superblock, bytes.len())?;
+    check(&superblock, storage.len())?;
     Ok(superblock)
 }
 
@@ -65,7 +65,7 @@ fn check_order(superblock: &Superblock) -> Result<(), Error> {
 
 /// Checks the options that follow the superblock. Streams say for themselves all that a decoder has to know, but an
 /// lz4 image of a later version would not be readable.
-pub(super) fn check_compressor_options(bytes: &dyn ReadAt, superblock: &Superblock, codec: Codec) -> Result<(), Error> {
+pub(super) fn check_compressor_options(storage: &Storage, superblock: &Superblock, codec: Codec) -> Result<(), Error> {
     if superblock.flags & flags::COMPRESSOR_OPTIONS == 0 {
         return Ok(());
     }
@@ -74,7 +74,7 @@ pub(super) fn check_compressor_options(bytes: &dyn ReadAt, superblock: &Superblo
     let needed: u16 = if codec == Codec::Zstd { 4 } else { 8 };
     let mut raw = [0; 2 + 8];
     let raw = &mut raw[..2 + usize::from(needed)];
-    read(bytes, part, offset, raw)?;
+    storage.read(part, offset, raw)?;
     let header = u16::from_le_bytes([raw[0], raw[1]]);
     if header & METADATA_UNCOMPRESSED == 0 || header & !METADATA_UNCOMPRESSED < needed {
         return Err(Error::BadField { part, offset, field: "a header of", value: header.into() });
@@ -99,31 +99,31 @@ pub(super) struct IndexedTable {
 
 impl IndexedTable {
     /// Reads the index of `count` entries at `start`.
-    fn load(bytes: &dyn ReadAt, part: Part, start: u64, count: u64, entry_bytes: usize) -> Result<Self, Error> {
+    fn load(storage: &Storage, part: Part, start: u64, count: u64, entry_bytes: usize) -> Result<Self, Error> {
         let blocks = (count * entry_bytes as u64).div_ceil(METADATA_BLOCK_BYTES as u64);
         let needed = blocks * 8;
         // The index is as long as it is in the image, so that it cannot ask for more memory than the image has bytes.
-        if start.checked_add(needed).is_none_or(|end| end > bytes.len()) {
-            return Err(Error::Truncated { part, offset: start, needed, len: bytes.len() });
+        if start.checked_add(needed).is_none_or(|end| end > storage.len()) {
+            return Err(Error::Truncated { part, offset: start, needed, len: storage.len() });
         }
         let too_long = |_| Error::BadLength { part, offset: start, expected: u64::from(u32::MAX), found: needed };
         let mut raw = vec![0; usize::try_from(needed).map_err(too_long)?];
-        read(bytes, part, start, &mut raw)?;
+        storage.read(part, start, &mut raw)?;
         let (offsets, _) = raw.as_chunks();
         let blocks = offsets.iter().map(|offset| u64::from_le_bytes(*offset)).collect();
         Ok(Self { part, blocks, count, entry_bytes, end: start })
     }
 
     /// The table of fragments; empty if the image has none.
-    pub(super) fn fragments(bytes: &dyn ReadAt, superblock: &Superblock) -> Result<Self, Error> {
+    pub(super) fn fragments(storage: &Storage, superblock: &Superblock) -> Result<Self, Error> {
         let start = superblock.fragment_table_start;
         let count = if start == NONE_U64 { 0 } else { superblock.fragment_count };
-        Self::load(bytes, Part::FragmentTable, if count == 0 { 0 } else { start }, count.into(), FRAGMENT_ENTRY_BYTES)
+        Self::load(storage, Part::FragmentTable, if count == 0 { 0 } else { start }, count.into(), FRAGMENT_ENTRY_BYTES)
     }
 
     /// The table of xattr sets whose index is at `start`.
-    pub(super) fn xattr_sets(bytes: &dyn ReadAt, start: u64, count: u32) -> Result<Self, Error> {
-        Self::load(bytes, Part::XattrTable, start, count.into(), XATTR_ID_BYTES)
+    pub(super) fn xattr_sets(storage: &Storage, start: u64, count: u32) -> Result<Self, Error> {
+        Self::load(storage, Part::XattrTable, start, count.into(), XATTR_ID_BYTES)
     }
 
     /// A cursor at entry `index`.
@@ -143,8 +143,8 @@ impl IndexedTable {
 }
 
 /// Reads all owners and groups; there are at most 65535.
-pub(super) fn ids(bytes: &dyn ReadAt, metadata: &Metadata, superblock: &Superblock) -> Result<Box<[u32]>, Error> {
+pub(super) fn ids(storage: &Storage, metadata: &Metadata, superblock: &Superblock) -> Result<Box<[u32]>, Error> {
     let count = u32::from(superblock.id_count);
-    let table = IndexedTable::load(bytes, Part::IdTable, superblock.id_table_start, count.into(), ID_BYTES)?;
+    let table = IndexedTable::load(storage, Part::IdTable, superblock.id_table_start, count.into(), ID_BYTES)?;
     (0..count).map(|index| table.entry(metadata, index)?.u32()).collect()
 }

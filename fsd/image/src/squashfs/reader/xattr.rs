@@ -5,10 +5,10 @@
 //!                                 '-> name, value | name, reference to a value | ...
 //! ```
 
-use crate::read_at::ReadAt;
 use crate::squashfs::format::{NONE_U64, SUPERBLOCK_BYTES, Superblock};
 use crate::squashfs::reader::error::{Error, Part};
-use crate::squashfs::reader::metadata::{Cursor, Metadata, Region, read};
+use crate::squashfs::reader::metadata::{Cursor, Metadata, Region};
+use crate::squashfs::reader::storage::Storage;
 use crate::squashfs::reader::tables::IndexedTable;
 use crate::tree::Xattr;
 use std::ffi::OsString;
@@ -54,14 +54,14 @@ pub(super) struct Set {
 
 impl Xattrs {
     /// Reads the header and the index; `None` if the image has no xattrs.
-    pub(super) fn load(bytes: &dyn ReadAt, superblock: &Superblock) -> Result<Option<Self>, Error> {
+    pub(super) fn load(storage: &Storage, superblock: &Superblock) -> Result<Option<Self>, Error> {
         let offset = superblock.xattr_table_start;
         if offset == NONE_U64 {
             return Ok(None);
         }
         let part = Part::XattrTable;
         let mut header = [0; HEADER_BYTES];
-        read(bytes, part, offset, &mut header)?;
+        storage.read(part, offset, &mut header)?;
         let (words, _) = header.as_chunks();
         let start = u64::from_le_bytes(words[0]);
         let count = u32::from_le_bytes([header[8], header[9], header[10], header[11]]);
@@ -69,7 +69,7 @@ impl Xattrs {
             return Err(Error::Misplaced { part, offset: start });
         }
         // Reading found the header within the image, so that its end is a valid offset.
-        let sets = IndexedTable::xattr_sets(bytes, offset + HEADER_BYTES as u64, count)?;
+        let sets = IndexedTable::xattr_sets(storage, offset + HEADER_BYTES as u64, count)?;
         Ok(Some(Self { sets, entries: Region { part, start, end: offset } }))
     }
 

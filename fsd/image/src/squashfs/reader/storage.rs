@@ -1,0 +1,217 @@
+//! Storage: how often the image is read, and in which pieces.
+//!
+//! Blocks are small, 50 KiB or so, and storage wants large reads. What is read one after the other is therefore read
+//! in spans that grow from one to the next, whether it is one large file or many small neighbours; what is read here
+//! and there is read as it is, and nothing beside it.
+//!
+//! ```text
+//! wanted:  | block | block |          | block | block | block | block | ...
+//! read:    | alone | span  |          | alone |     span      |          span          |
+//!                                       a new place      twice as long
+//! ```
+//!
+//! A span is read by one thread while others that want bytes of it wait. One lock guards the list of spans; it is not
+//! held while anything is read.
+
+use crate::read_at::ReadAt;
+use crate::squashfs::reader::error::{Error, Part};
+use crate::squashfs::reader::frames::{Frame, Frames};
+use parking_lot::Mutex;
+use std::cell::RefCell;
+use std::ops::Range;
+use std::sync::{Arc, OnceLock};
+
+/// The longest span: storage gives its full speed to reads of this size.
+const MAX_SPAN_BYTES: u64 = 1 << 20;
+
+/// Places that are remembered, and at most as many spans in memory.
+const MAX_PLACES: usize = 12;
+
+/// What is read this many bytes after an earlier read still goes on from there: what lies between is in a cache.
+const MAX_GAP_BYTES: u64 = 128 << 10;
+
+/// From this length on, a reader has shown that it goes on, and storage may read ahead as well.
+const MIN_STREAM_BYTES: u64 = 256 << 10;
+
+/// Buffers of former spans that are kept for the next ones.
+const MAX_FREE_FRAMES: usize = 2;
+
+thread_local! {
+    /// Stored bytes on their way to a codec: at most one block for each thread.
+    static SCRATCH: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+/// The bytes of an image.
+#[derive(Debug)]
+pub(super) struct Storage {
+    bytes: Arc<dyn ReadAt>,
+    frames: Arc<Frames>,
+    /// Most recently used first.
+    places: Mutex<Vec<Place>>,
+}
+
+/// Where something was read.
+#[derive(Debug, Clone)]
+struct Place {
+    start: u64,
+    end: u64,
+    /// What was read there, if it was more than was wanted.
+    span: Option<Arc<Span>>,
+}
+
+/// A piece of the image that is in memory, or is being read.
+#[derive(Debug)]
+struct Span {
+    start: u64,
+    len_bytes: usize,
+    /// Whether it follows one that was as long as a stream's.
+    is_stream: bool,
+    /// `None` if it could not be read.
+    content: OnceLock<Option<Frame>>,
+}
+
+/// How the bytes from some offset on are come by.
+enum Source {
+    /// They are in this span, or some of them.
+    Span(Arc<Span>),
+    /// They are to be read on their own.
+    Alone,
+}
+
+impl Storage {
+    pub(super) fn new(bytes: Arc<dyn ReadAt>) -> Self {
+        let frame_bytes = usize::try_from(MAX_SPAN_BYTES).expect("1 MiB fits any usize");
+        Self { bytes, frames: Frames::new(frame_bytes, MAX_FREE_FRAMES), places: Mutex::default() }
+    }
+
+    pub(super) fn len(&self) -> u64 {
+        self.bytes.len()
+    }
+
+    /// Fills `buf` from `offset` bytes into the image, of which `part` is there, and reads nothing else.
+    pub(super) fn read(&self, part: Part, offset: u64, buf: &mut [u8]) -> Result<(), Error> {
+        let (needed, len) = (buf.len() as u64, self.len());
+        if offset.checked_add(needed).is_none_or(|end| end > len) {
+            return Err(Error::Truncated { part, offset, needed, len });
+        }
+        let failed = |source| Error::Read { part, offset, needed, source: Arc::new(source) };
+        self.bytes.read_exact_at(buf, offset).map_err(failed)
+    }
+
+    /// Hands the `needed` bytes at `offset` to `take`. What follows them up to `wanted`, an offset in the image, will
+    /// be asked for next, and is read with them.
+    pub(super) fn with<R>(
+        &self,
+        part: Part,
+        offset: u64,
+        needed: usize,
+        wanted: u64,
+        take: impl FnOnce(&[u8]) -> R,
+    ) -> Result<R, Error> {
+        let end = offset.saturating_add(needed as u64);
+        if end > self.len() {
+            return Err(Error::Truncated { part, offset, needed: needed as u64, len: self.len() });
+        }
+        if let Source::Span(span) = self.place(offset, end, wanted)
+            && let Some(bytes) = span.bytes(self).and_then(|bytes| bytes.get(span.position(offset)..))
+        {
+            if let Some(bytes) = bytes.get(..needed) {
+                return Ok(take(bytes));
+            }
+            return with_scratch(needed, |scratch| {
+                let (front, rest) = scratch.split_at_mut(bytes.len());
+                front.copy_from_slice(bytes);
+                self.read_rest(part, offset + front.len() as u64, wanted, rest)?;
+                Ok(take(scratch))
+            });
+        }
+        with_scratch(needed, |scratch| {
+            self.read(part, offset, scratch)?;
+            Ok(take(scratch))
+        })
+    }
+
+    /// Fills `buf` with what follows a span that ended in the middle of it.
+    fn read_rest(&self, part: Part, offset: u64, wanted: u64, buf: &mut [u8]) -> Result<(), Error> {
+        if let Source::Span(span) = self.place(offset, offset + buf.len() as u64, wanted)
+            && let Some(bytes) = span.bytes(self)
+            && let Some(bytes) = bytes.get(span.position(offset)..).and_then(|bytes| bytes.get(..buf.len()))
+        {
+            buf.copy_from_slice(bytes);
+            return Ok(());
+        }
+        self.read(part, offset, buf)
+    }
+
+    /// Finds the span that holds what is at `offset`, or decides what to read for it.
+    fn place(&self, offset: u64, end: u64, wanted: u64) -> Source {
+        let mut places = self.places.lock();
+        if let Some(index) = places.iter().position(|place| place.span.is_some() && place.contains(offset)) {
+            places[..=index].rotate_right(1);
+            return places[0].span.clone().map_or(Source::Alone, Source::Span);
+        }
+        let mut grown_bytes = 0;
+        if let Some(index) = places.iter().position(|place| place.is_followed_by(offset)) {
+            // It is the first to go: only a thread that lags behind may still want bytes of it.
+            let before = places.remove(index);
+            grown_bytes = 2 * (before.end - before.start);
+            places.truncate(MAX_PLACES - 2);
+            places.extend(before.span.is_some().then_some(before));
+        }
+        let reach = wanted.max(offset.saturating_add(grown_bytes)).min(offset.saturating_add(MAX_SPAN_BYTES));
+        let reach = reach.min(self.len()).max(end);
+        let span = (reach > end).then(|| Arc::new(Span::new(offset..reach, grown_bytes >= MIN_STREAM_BYTES)));
+        places.truncate(MAX_PLACES - 1);
+        places.insert(0, Place { start: offset, end: reach, span: span.clone() });
+        drop(places);
+        span.map_or(Source::Alone, Source::Span)
+    }
+}
+
+impl Place {
+    fn contains(&self, offset: u64) -> bool {
+        (self.start..self.end).contains(&offset)
+    }
+
+    fn is_followed_by(&self, offset: u64) -> bool {
+        (self.end..=self.end.saturating_add(MAX_GAP_BYTES)).contains(&offset)
+    }
+}
+
+impl Span {
+    fn new(range: Range<u64>, is_stream: bool) -> Self {
+        let len_bytes = usize::try_from(range.end - range.start).expect("spans are at most 1 MiB");
+        Self { start: range.start, len_bytes, is_stream, content: OnceLock::new() }
+    }
+
+    /// Where `offset`, which is not before the span, is in it.
+    fn position(&self, offset: u64) -> usize {
+        usize::try_from(offset - self.start).unwrap_or(usize::MAX)
+    }
+
+    /// Its bytes, read now or by the thread that came first. A failure is not the reader's who asks: it may be in a
+    /// part of the span that nobody needs, so that each reads its own bytes again.
+    fn bytes(&self, storage: &Storage) -> Option<&[u8]> {
+        let content = self.content.get_or_init(|| {
+            let mut frame = storage.frames.take();
+            let buf = frame.get_mut(..self.len_bytes)?;
+            let read = match self.is_stream {
+                true => storage.bytes.read_stream_at(buf, self.start),
+                false => storage.bytes.read_exact_at(buf, self.start),
+            };
+            read.ok()?;
+            frame.truncate(self.len_bytes);
+            Some(frame)
+        });
+        content.as_deref()
+    }
+}
+
+fn with_scratch<R>(bytes: usize, work: impl FnOnce(&mut [u8]) -> Result<R, Error>) -> Result<R, Error> {
+    SCRATCH.with_borrow_mut(|scratch| {
+        if scratch.len() < bytes {
+            scratch.resize(bytes, 0);
+        }
+        work(&mut scratch[..bytes])
+    })
+}
