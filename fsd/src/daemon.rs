@@ -56,7 +56,8 @@ pub struct Spec {
 /// Where writes go.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Layer {
-    /// Nowhere: they are refused. For a sandbox, its own layer is served, and whoever mounts it decides.
+    /// Nowhere: they are refused. A run of a sandbox is served the sandbox's own layer all the same, which it shares
+    /// with runs that write, and refuses writes by itself.
     ReadOnly,
     /// Into memory, until the daemon leaves.
     Temporary,
@@ -162,7 +163,7 @@ pub struct Joined {
 }
 
 impl Joined {
-    /// Has places to mount on, which are made in the layer where the image lacks them, and returns them with every
+    /// Has places to mount on, which are made where the image lacks them, and returns them with every
     /// link followed, relative to [`Joined::root`].
     ///
     /// # Errors

@@ -132,6 +132,8 @@ const UPPER_BIT: u64 = 1 << 62;
 const LOWER_BASE: u64 = 16;
 /// Node ids of images are below this.
 const LOWER_END: u64 = 1 << 60;
+/// Added to what [`UPPER_BIT`] leaves of the id of a node that a view below this one has in its layer.
+const NESTED_BASE: u64 = 1 << 61;
 
 impl View {
     /// Merges `lower` with `upper`. Without an upper every change fails with `EROFS`.
@@ -156,14 +158,22 @@ impl View {
     }
 
     fn ino_of(&self, node: NodeId) -> Ino {
-        if node == self.lower.root() { Ino::ROOT } else { Ino(node.0.wrapping_add(LOWER_BASE) & (UPPER_BIT - 1)) }
+        match node.0 {
+            _ if node == self.lower.root() => Ino::ROOT,
+            UPPER_BIT.. => Ino(node.0 - UPPER_BIT + NESTED_BASE),
+            id => Ino(id + LOWER_BASE),
+        }
     }
 
-    /// The node of the image that `ino` stands for as long as it has no state.
-    fn lower_of(&self, ino: Ino) -> Result<NodeId, Error> {
+    /// The node of the tree below that `ino` stands for, unless the layer has something to say of it.
+    ///
+    /// # Errors
+    /// `ESTALE` for a number that no node of the tree below has.
+    pub fn lower_of(&self, ino: Ino) -> Result<NodeId, Error> {
         match ino.0 {
             1 => Ok(self.lower.root()),
             LOWER_BASE.. if ino.0 < LOWER_END + LOWER_BASE => Ok(NodeId(ino.0 - LOWER_BASE)),
+            NESTED_BASE..UPPER_BIT => Ok(NodeId(ino.0 - NESTED_BASE + UPPER_BIT)),
             _ => Err(rustix::io::Errno::STALE.into()),
         }
     }

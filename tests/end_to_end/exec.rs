@@ -1,6 +1,6 @@
 use crate::support::environment::{Finished, TestEnvironment, as_user_and_as_root};
 use crate::support::image::COMPRESSORS;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
 
 /// Runs a line of the container's shell in the SIF, with options before the image.
 fn exec(environment: &TestEnvironment, options: &[&str], line: &str) -> Finished {
@@ -285,6 +285,25 @@ fn a_mount_point_in_a_directory_of_the_host_is_made_there() {
 
     assert_eq!(output, "bound");
     assert!(target.is_file());
+}
+
+#[test]
+fn a_mount_point_for_another_run_appears_where_it_was_looked_for_in_vain() {
+    let environment = TestEnvironment::new();
+    let source = environment.make_directory("source");
+    // The kernel then remembers that there is no such name, and the listing without it.
+    let line =
+        "ls / | grep -x made; ls -d /made 2>/dev/null; echo missing; read go; ls / | grep -x made; ls -d /made/for";
+    let mut child = environment.siphon(&["exec", environment.images().sif(), "sh", "-c", line]).spawn();
+    let mut output = BufReader::new(child.stdout.take().unwrap()).lines();
+    assert_eq!(output.next().unwrap().unwrap(), "missing");
+
+    printed(&environment, &["-B", &format!("{}:/made/for/bind", source.display())], "true");
+    writeln!(child.stdin.take().unwrap(), "go").unwrap();
+
+    assert_eq!(output.next().unwrap().unwrap(), "made");
+    assert_eq!(output.next().unwrap().unwrap(), "/made/for");
+    assert_eq!(child.wait().unwrap().code(), Some(0));
 }
 
 #[test]

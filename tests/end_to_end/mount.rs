@@ -62,3 +62,22 @@ fn a_mount_whose_daemon_was_killed_is_replaced_by_the_next() {
         assert_eq!(greeting.stdout.trim_end(), "hello from the image", "{greeting}");
     });
 }
+
+#[test]
+fn a_mounted_sandbox_is_read_only_and_leaves_its_layer_to_a_run_that_writes() {
+    as_user_and_as_root(|environment| {
+        environment.make_directory("mounted");
+        environment.siphon(&["build", "--sandbox", "sandbox", environment.images().sif()]).stdout();
+        let write = |line: &str| environment.siphon(&["exec", "--writable", "sandbox", "sh", "-c", line]).stdout();
+        write("for name in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do echo $name > /data/$name; done");
+
+        environment.siphon(&["mount", "sandbox", "mounted"]).stdout();
+        let refused = environment.shell("touch mounted/data/new").run();
+        write("echo later > /data/later");
+        let shown = environment.shell("cat mounted/data/later mounted/data/20 mounted/data/greeting").run();
+        environment.siphon(&["umount", "mounted"]).stdout();
+
+        assert!(refused.stderr.contains("Read-only file system"), "{refused}");
+        assert_eq!(shown.stdout.trim_end(), "later\n20\nhello from the image", "{shown}");
+    });
+}

@@ -50,10 +50,12 @@ pub fn join(spec: &Spec, runtime_dir: &Path, executable: &Path) -> Result<Joined
     }
 }
 
-/// A sandbox is its own layer, so that all runs of it, reading or writing, share one daemon.
+/// A sandbox is its own layer, so that all runs of it, reading or writing, share one daemon. A mount in the host's
+/// tree only reads, and leaves the layer to them.
 fn with_own_layer(spec: &Spec) -> Result<Spec, DaemonError> {
     let mut spec = spec.clone();
-    if let (Locator::Sandbox(path), Layer::ReadOnly) = (Locator::parse(&spec.image)?, &spec.layer) {
+    let is_run = spec.placement == Placement::InNamespace;
+    if let (Locator::Sandbox(path), Layer::ReadOnly, true) = (Locator::parse(&spec.image)?, &spec.layer, is_run) {
         spec.layer = Layer::Directory(path);
     }
     Ok(spec)

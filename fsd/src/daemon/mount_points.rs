@@ -1,15 +1,20 @@
-//! Places to mount on, made in the layer where the image lacks them.
+//! Places to mount on, made where the image lacks them: beside its own nodes in memory, or in the layer of a run that
+//! has one.
+
+mod extended;
 
 use crate::control::MountPointKind;
 use crate::fuse::Notifier;
 use nix::libc;
 use siphon_image::path::resolve;
-use siphon_image::tree::{Error as TreeError, Kind};
+use siphon_image::tree::{Attr, Error as TreeError, Kind};
 use siphon_overlay::error::Error as ViewError;
 use siphon_overlay::view::{Ino, View};
 use std::ffi::OsStr;
 use std::io;
 use std::path::{Path, PathBuf};
+
+pub(super) use extended::Extended;
 
 /// A mount point could not be had.
 #[derive(Debug, thiserror::Error)]
@@ -40,17 +45,27 @@ pub(super) enum Error {
     },
 }
 
+/// What mount points are made in.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Places<'a> {
+    /// What is mounted.
+    pub(super) view: &'a View,
+    /// The tree below the view, if that takes mount points instead of a layer.
+    pub(super) extended: Option<&'a Extended>,
+    pub(super) notifier: &'a Notifier,
+}
+
 /// Follows `path` inside the view and makes what is missing of it, with all directories on the way. Returns the path
 /// without its leading slash, free of links.
-pub(super) fn make(view: &View, notifier: &Notifier, path: &Path, kind: MountPointKind) -> Result<PathBuf, Error> {
-    let resolved = resolve(view, path, true).map_err(|source| Error::Follow { path: path.into(), source })?;
+pub(super) fn make(places: Places<'_>, path: &Path, kind: MountPointKind) -> Result<PathBuf, Error> {
+    let resolved = resolve(places.view, path, true).map_err(|source| Error::Follow { path: path.into(), source })?;
     let names: Vec<&OsStr> = resolved.path.iter().skip(1).collect();
     let mut parent = Ino::ROOT;
     let mut referenced = Vec::new();
     let mut result = Ok(());
     for (index, name) in names.iter().enumerate() {
         let wanted = if index + 1 == names.len() { kind } else { MountPointKind::Directory };
-        match step(view, notifier, parent, name, wanted, path) {
+        match step(places, parent, name, wanted, path) {
             Ok(ino) => parent = ino,
             Err(error) => {
                 result = Err(error);
@@ -60,20 +75,14 @@ pub(super) fn make(view: &View, notifier: &Notifier, path: &Path, kind: MountPoi
         referenced.push(parent);
     }
     for ino in referenced {
-        view.forget(ino, 1);
+        places.view.forget(ino, 1);
     }
     result.map(|()| names.iter().collect())
 }
 
 /// One name: looked up, or made. Counts one reference on the result.
-fn step(
-    view: &View,
-    notifier: &Notifier,
-    parent: Ino,
-    name: &OsStr,
-    wanted: MountPointKind,
-    path: &Path,
-) -> Result<Ino, Error> {
+fn step(places: Places<'_>, parent: Ino, name: &OsStr, wanted: MountPointKind, path: &Path) -> Result<Ino, Error> {
+    let Places { view, extended, notifier } = places;
     let failed = |source| Error::Make { path: path.into(), source };
     let found = match view.lookup(parent, name) {
         Err(error) if error.errno() == libc::ENOENT => None,
@@ -88,9 +97,10 @@ fn step(
         let needed = if wanted == MountPointKind::Directory { "directory" } else { "file" };
         return Err(Error::WrongKind { path: path.into(), needed });
     }
-    let made = match wanted {
-        MountPointKind::Directory => view.make_directory(parent, name, 0o755, None),
-        MountPointKind::File => view.make_node(parent, name, Kind::File, 0o644, 0, None),
+    let made = match (extended, wanted) {
+        (Some(extended), _) => add(view, extended, parent, name, wanted),
+        (None, MountPointKind::Directory) => view.make_directory(parent, name, 0o755, None),
+        (None, MountPointKind::File) => view.make_node(parent, name, Kind::File, 0o644, 0, None),
     };
     let ino = match made {
         // Another client, or a program in a container, was faster.
@@ -100,4 +110,15 @@ fn step(
     // The kernel may remember that there is no such name, and the listing without it.
     notifier.forget_entry(parent, name).map_err(|source| Error::Notify { path: path.into(), source })?;
     Ok(ino)
+}
+
+fn add(
+    view: &View,
+    extended: &Extended,
+    parent: Ino,
+    name: &OsStr,
+    kind: MountPointKind,
+) -> Result<(Ino, Attr), ViewError> {
+    extended.add(view.lower_of(parent)?, name, kind)?;
+    view.lookup(parent, name)
 }

@@ -285,3 +285,22 @@ fn a_mapped_page_is_written_in_place_through_a_handle_that_appends() {
 
     assert_eq!(content(&t.view, &file), b"LOwer!");
 }
+
+#[test]
+fn a_view_over_a_view_keeps_the_nodes_of_the_image_and_of_the_layer_apart() {
+    let t = test(|lower| std::fs::write(lower.join("lower"), b"lower").unwrap());
+    for number in 0..100 {
+        let name = format!("upper{number}");
+        let (ino, _) = t.view.make_node(Ino::ROOT, OsStr::new(&name), Kind::File, 0o644, 0, None).unwrap();
+        t.view.write(&t.view.open(ino, WRITE).unwrap(), 0, name.as_bytes()).unwrap();
+    }
+    let outer = View::new(Arc::new(t.view), None).unwrap();
+
+    let mut seen = std::collections::HashSet::new();
+    for name in ["lower".to_owned()].into_iter().chain((0..100).map(|number| format!("upper{number}"))) {
+        let ino = find(&outer, &name).unwrap();
+
+        assert_eq!(content(&outer, &outer.open(ino, OpenMode::default()).unwrap()), name.as_bytes());
+        assert!(seen.insert(ino), "{name}");
+    }
+}

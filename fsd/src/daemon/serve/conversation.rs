@@ -1,7 +1,7 @@
 //! What the daemon's threads share, and the answers to its clients.
 
 use crate::control::{self, Attached, Reply, Request, Status};
-use crate::daemon::mount_points;
+use crate::daemon::mount_points::{self, Extended, Places};
 use crate::fs::FileSystem;
 use crate::fuse::Notifier;
 use crate::locator::Opened;
@@ -19,6 +19,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 #[derive(Debug)]
 pub(super) struct Shared {
     pub(super) view: Arc<View>,
+    /// Below the view, where mount points are not made in a layer.
+    pub(super) extended: Option<Arc<Extended>>,
     pub(super) filesystem: Arc<FileSystem>,
     pub(super) notifier: Notifier,
     pub(super) opened: Opened,
@@ -84,10 +86,9 @@ impl Shared {
         match request {
             Request::Attach => self.attach(pid),
             Request::MountPoints(points) => {
-                let made: Result<Vec<_>, _> = points
-                    .iter()
-                    .map(|(path, kind)| mount_points::make(&self.view, &self.notifier, path, *kind))
-                    .collect();
+                let places = Places { view: &self.view, extended: self.extended.as_deref(), notifier: &self.notifier };
+                let made: Result<Vec<_>, _> =
+                    points.iter().map(|(path, kind)| mount_points::make(places, path, *kind)).collect();
                 made.map_or_else(|error| Reply::Failed(super::chain(&error)), Reply::MountPoints)
             }
             Request::Status => Reply::Status(Box::new(self.status())),

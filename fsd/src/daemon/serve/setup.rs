@@ -4,6 +4,7 @@
 use super::conversation::Shared;
 use super::{Server, signal_descriptor};
 use crate::control::{Attached, Status};
+use crate::daemon::mount_points::Extended;
 use crate::daemon::state::StateDirectory;
 use crate::daemon::{DaemonError, Ids, Layer, Placement, Spec};
 use crate::fs::{FileSystem, Options, Owners};
@@ -42,6 +43,8 @@ struct Layered {
     view: Arc<View>,
     writable: Result<(), String>,
     is_stable: bool,
+    /// Below the view: takes mount points where there is no layer for them.
+    extended: Option<Arc<Extended>>,
     /// Keeps a layer in memory alive.
     memory: Option<File>,
 }
@@ -78,6 +81,7 @@ pub(super) fn set_up(state: StateDirectory) -> Result<Server, DaemonError> {
     let status = first_status(&spec, source, root, &attached, opened.image_bytes);
     let shared = Arc::new(Shared {
         view: layered.view,
+        extended: layered.extended,
         filesystem,
         notifier: mounted.notifier(),
         opened,
@@ -122,52 +126,48 @@ fn enter_namespaces(spec: &Spec, uid: u32, gid: u32) -> Result<(), DaemonError> 
 
 /// Puts the layer on the image.
 fn layer(spec: &Spec, opened: &Opened, place: &Path) -> Result<Layered, DaemonError> {
-    let is_stable = opened.is_stable;
+    // Someone else may write to the layer of a sandbox that is only read here.
+    let is_stable = opened.is_stable && opened.upper_dir.is_none();
     match &spec.layer {
         Layer::Directory(directory) => match writable_upper(directory) {
             Ok(upper) => {
                 // A plain directory is written to as it is: nothing lies below it that a deletion would have to hide.
                 let below = if opened.upper_dir.is_some() { opened.lower.clone() } else { Arc::new(EmptyTree) };
                 let view = view(below, Some(upper), directory)?;
-                Ok(Layered { view, writable: Ok(()), is_stable, memory: None })
+                Ok(Layered { view, writable: Ok(()), is_stable: opened.is_stable, extended: None, memory: None })
             }
-            Err(reason) => {
-                let below = read_only_sandbox(opened, directory)?;
-                over_memory(spec, below, place, false, Err(reason))
-            }
+            Err(reason) => read_only(read_only_sandbox(opened, directory)?, false, reason, place),
         },
-        Layer::ReadOnly | Layer::Temporary => {
-            let below: Arc<dyn Tree> = match &opened.upper_dir {
-                Some(directory) => read_only_sandbox(opened, directory)?,
-                None => opened.lower.clone(),
-            };
-            let is_stable = is_stable && opened.upper_dir.is_none();
-            let writable = match spec.layer {
-                Layer::Temporary => Ok(()),
-                _ => Err(format!("{} is a read-only image", spec.image)),
-            };
-            over_memory(spec, below, place, is_stable, writable)
+        Layer::Temporary if spec.placement == Placement::InNamespace => over_memory(below(opened)?, is_stable, place),
+        Layer::Temporary => {
+            read_only(below(opened)?, is_stable, "a mount in the host's tree takes no temporary layer".into(), place)
         }
+        Layer::ReadOnly => read_only(below(opened)?, is_stable, format!("{} is a read-only image", spec.image), place),
     }
 }
 
-/// A layer in memory: for writes that are not kept, and for mount points that the image lacks. Mounts in the host's
-/// tree need none of the latter, and could not mount the memory.
-fn over_memory(
-    spec: &Spec,
-    below: Arc<dyn Tree>,
-    place: &Path,
-    is_stable: bool,
-    writable: Result<(), String>,
-) -> Result<Layered, DaemonError> {
-    if spec.placement != Placement::InNamespace {
-        let writable = writable.and(Err("a mount in the host's tree takes no temporary layer".to_owned()));
-        return Ok(Layered { view: view(below, None, place)?, writable, is_stable, memory: None });
-    }
+/// No layer: what is missing to mount on is made beside the nodes of the image.
+fn read_only(below: Arc<dyn Tree>, is_stable: bool, reason: String, place: &Path) -> Result<Layered, DaemonError> {
+    let extended = Arc::new(Extended::new(below));
+    let view = view(extended.clone(), None, place)?;
+    Ok(Layered { view, writable: Err(reason), is_stable, extended: Some(extended), memory: None })
+}
+
+/// A layer in memory, for writes that are not kept.
+fn over_memory(below: Arc<dyn Tree>, is_stable: bool, place: &Path) -> Result<Layered, DaemonError> {
     let memory = memory_directory(place, None)?;
     let path = PathBuf::from(format!("/proc/self/fd/{}", memory.as_raw_fd()));
     let upper = Upper::open(&path).map_err(|source| DaemonError::Layer { path: place.into(), source })?;
-    Ok(Layered { view: view(below, Some(upper), place)?, writable, is_stable, memory: Some(memory) })
+    let view = view(below, Some(upper), place)?;
+    Ok(Layered { view, writable: Ok(()), is_stable, extended: None, memory: Some(memory) })
+}
+
+/// The image, or the tree of a sandbox that is read only.
+fn below(opened: &Opened) -> Result<Arc<dyn Tree>, DaemonError> {
+    match &opened.upper_dir {
+        Some(directory) => read_only_sandbox(opened, directory),
+        None => Ok(opened.lower.clone()),
+    }
 }
 
 /// The layer, ours alone to write; or why not.
