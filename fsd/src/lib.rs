@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! source <- cache <- blob <- locator <- daemon <- (command line)
+//!                     memory <-'            |
 //!                    metrics <- fs <- fuse <-'
 //!                    sys, control  <---------'
 //! ```
@@ -14,6 +15,7 @@ pub mod errno;
 pub mod fs;
 pub mod fuse;
 pub mod locator;
+pub mod memory;
 pub mod metrics;
 pub mod source;
 pub mod sys;

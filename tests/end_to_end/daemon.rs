@@ -1,11 +1,17 @@
-use crate::support::environment::{TestEnvironment, as_user_and_as_root};
+use crate::support::environment::{Invocation, TestEnvironment, as_user_and_as_root};
 use std::io::{BufRead, BufReader};
 use std::process::Child;
 use std::time::{Duration, Instant};
 
 /// A run of the SIF that holds on until its input ends.
 fn running(environment: &TestEnvironment) -> Child {
-    let mut child = environment.siphon(&["exec", environment.images().sif(), "sh", "-c", "echo started; cat"]).spawn();
+    running_with(environment, &[])
+}
+
+/// The same with options.
+fn running_with(environment: &TestEnvironment, options: &[&str]) -> Child {
+    let program = [environment.images().sif(), "sh", "-c", "echo started; cat"];
+    let mut child = environment.siphon(&[&["exec"], options, &program].concat()).spawn();
     let mut line = String::new();
     BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
     assert_eq!(line, "started\n");
@@ -125,4 +131,42 @@ fn status_shows_the_running_daemon() {
     assert!(text.contains("image.sif"), "{text}");
     assert!(json.to_string().contains("image.sif"), "{json}");
     end(run);
+}
+
+/// What `status --json` says of the only daemon.
+fn status(environment: &TestEnvironment) -> serde_json::Value {
+    let all: serde_json::Value = serde_json::from_str(&environment.siphon(&["status", "--json"]).stdout()).unwrap();
+    assert_eq!(all.as_array().unwrap().len(), 1, "{all}");
+    all[0].clone()
+}
+
+#[test]
+fn the_block_cache_has_the_size_that_the_daemon_was_started_with() {
+    let environment = TestEnvironment::new();
+    let first = running_with(&environment, &["--block-cache", "3M"]);
+
+    let second = running_with(&environment, &["--block-cache", "5M"]);
+
+    assert_eq!(status(&environment)["cache_bytes"], 3 << 20);
+    end(first);
+    end(second);
+}
+
+#[test]
+fn the_block_cache_follows_the_memory_unless_a_variable_says_its_size() {
+    let environment = TestEnvironment::new();
+    environment.make_directory("mounted");
+    let mount = || environment.siphon(&["mount", environment.images().sif(), "mounted"]);
+    let measured = |mounted: Invocation| {
+        mounted.stdout();
+        let bytes = status(&environment)["cache_bytes"].as_u64().unwrap();
+        environment.siphon(&["umount", "mounted"]).stdout();
+        while !environment.daemons().is_empty() {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        bytes
+    };
+
+    assert_eq!(measured(mount().env("SIPHON_BLOCK_CACHE", "2048K")), 2 << 20);
+    assert!((16 << 20..=64 << 20).contains(&measured(mount())));
 }

@@ -1,5 +1,6 @@
 //! Arguments of the commands that make images and look into them.
 
+use super::DaemonFlags;
 use clap::Args;
 use std::path::PathBuf;
 
@@ -33,6 +34,9 @@ pub struct CommitArgs {
 /// `mount`.
 #[derive(Debug, Args)]
 pub struct MountArgs {
+    /// How the image is served
+    #[command(flatten)]
+    pub daemon: DaemonFlags,
     /// The image: SIF, squashfs, sandbox, directory or http(s) URL
     pub image: String,
     /// An existing directory
