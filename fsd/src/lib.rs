@@ -2,8 +2,8 @@
 //!
 //! ```text
 //! source <- cache <- blob <- locator <- daemon <- (command line)
-//!                     memory <-'            |
-//!                    metrics <- fs <- fuse <-'
+//!           storage, memory <-'            |
+//!        storage <- metrics <- fs <- fuse <-'
 //!                    sys, control  <---------'
 //! ```
 
@@ -18,4 +18,5 @@ pub mod locator;
 pub mod memory;
 pub mod metrics;
 pub mod source;
+pub mod storage;
 pub mod sys;

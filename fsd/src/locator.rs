@@ -2,6 +2,7 @@
 
 use crate::blob::{Blob, BlobCounters, BlobError};
 use crate::memory::default_cache_bytes;
+use crate::storage::{Storage, StorageUse};
 use siphon_image::open::{self, Image};
 use siphon_image::read_at::{FileAt, ReadAt};
 use siphon_image::squashfs::reader::Options;
@@ -140,6 +141,7 @@ pub struct Opened {
     pub is_stable: bool,
     /// Bytes of decoded content that are kept at most; 0 for a directory, which needs no decoding.
     pub cache_bytes: u64,
+    storage: Option<Arc<Storage>>,
     remote: Option<Arc<Blob>>,
 }
 
@@ -153,6 +155,11 @@ impl Opened {
         let failed = |source| Error::Layer { sandbox: directory.clone(), source };
         let upper = Upper::open(directory).map_err(failed)?;
         Ok(Arc::new(View::new(self.lower.clone(), Some(upper)).map_err(failed)?))
+    }
+
+    /// What was asked of the image file; all zero for a directory.
+    pub fn storage_use(&self) -> StorageUse {
+        self.storage.as_ref().map(|storage| storage.usage()).unwrap_or_default()
     }
 
     /// What was fetched, for a remote image.
@@ -243,18 +250,19 @@ fn opened(
     remote: Option<Arc<Blob>>,
     cache_bytes: Option<u64>,
 ) -> Result<Opened, Error> {
-    let image_bytes = bytes.len();
+    let storage = Arc::new(Storage::new(bytes));
     let cache_bytes = cache_bytes.unwrap_or_else(default_cache_bytes);
-    let image =
-        open::open_with(bytes, Options { cache_bytes }).map_err(|source| Error::Format { image: name, source })?;
+    let image = open::open_with(storage.clone(), Options { cache_bytes })
+        .map_err(|source| Error::Format { image: name, source })?;
     Ok(Opened {
         lower: image.tree.clone(),
         upper_dir: None,
         image,
         identity,
-        image_bytes,
+        image_bytes: storage.len(),
         is_stable: true,
         cache_bytes,
+        storage: Some(storage),
         remote,
     })
 }
@@ -271,6 +279,7 @@ fn open_directory(path: &Path) -> Result<Opened, Error> {
         image_bytes: 0,
         is_stable: false,
         cache_bytes: 0,
+        storage: None,
         remote: None,
     })
 }

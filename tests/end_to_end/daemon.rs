@@ -1,4 +1,6 @@
 use crate::support::environment::{Invocation, TestEnvironment, as_user_and_as_root};
+use crate::support::image::PAYLOAD_BYTES;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader};
 use std::process::Child;
 use std::time::{Duration, Instant};
@@ -138,6 +140,69 @@ fn status(environment: &TestEnvironment) -> serde_json::Value {
     let all: serde_json::Value = serde_json::from_str(&environment.siphon(&["status", "--json"]).stdout()).unwrap();
     assert_eq!(all.as_array().unwrap().len(), 1, "{all}");
     all[0].clone()
+}
+
+/// One of its counters.
+fn counter(status: &serde_json::Value, name: &str) -> u64 {
+    status["counters"][name].as_u64().unwrap_or_else(|| panic!("{name} is no number in {status}"))
+}
+
+/// Reads the 24 MiB of the payload through the mount.
+fn read_payload(environment: &TestEnvironment) {
+    environment.siphon(&["exec", environment.images().sif(), "md5sum", "/data/payload"]).stdout();
+}
+
+#[test]
+fn the_counters_grow_with_what_is_read() {
+    as_user_and_as_root(|environment| {
+        let run = running(environment);
+        let before = status(environment);
+
+        read_payload(environment);
+
+        let after = status(environment);
+        let grown = |name| counter(&after, name) - counter(&before, name);
+        for name in ["lookups", "opens", "reads", "storage_reads", "storage_nanos"] {
+            assert!(grown(name) > 0, "{name}: {before} {after}");
+        }
+        for name in ["bytes_read", "storage_bytes"] {
+            assert!(grown(name) >= PAYLOAD_BYTES, "{name}: {before} {after}");
+        }
+        for name in ["decoded_blocks", "decoded_bytes", "cache_hits", "cache_misses", "cache_waits", "decoded_ahead"] {
+            assert!(counter(&after, name) >= counter(&before, name), "{name}: {before} {after}");
+        }
+        assert_eq!(counter(&after, "writes"), 0);
+        end(run);
+    });
+}
+
+#[test]
+fn metrics_have_the_text_format_of_prometheus() {
+    let environment = TestEnvironment::new();
+    let run = running(&environment);
+    read_payload(&environment);
+
+    let text = environment.siphon(&["status", "--prometheus"]).stdout();
+
+    let labels = format!("{{image=\"{}\",mount=\"", environment.images().sif());
+    let (mut typed, mut values) = (BTreeSet::new(), BTreeMap::new());
+    for line in text.lines() {
+        if let Some(comment) = line.strip_prefix("# ") {
+            let words: Vec<_> = comment.splitn(3, ' ').collect();
+            assert!(words[0] == "HELP" || matches!(words[..], ["TYPE", _, "counter" | "gauge"]), "{line}");
+            typed.insert(words[1]);
+        } else {
+            let (series, value) = line.rsplit_once(' ').unwrap();
+            let name = series.split_once(&labels).unwrap().0;
+            assert!(typed.contains(name) && series.ends_with("\"}"), "{line}");
+            assert_eq!(values.insert(name, value.parse::<f64>().unwrap()), None, "{line}");
+        }
+    }
+    assert_eq!(values.len(), typed.len());
+    assert!(values["siphon_read_bytes_total"] >= PAYLOAD_BYTES as f64, "{text}");
+    assert!(values["siphon_storage_read_bytes_total"] >= PAYLOAD_BYTES as f64, "{text}");
+    assert!(values["siphon_storage_wait_seconds_total"] > 0.0, "{text}");
+    end(run);
 }
 
 #[test]

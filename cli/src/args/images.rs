@@ -125,4 +125,7 @@ pub struct StatusArgs {
     /// As JSON
     #[arg(short, long)]
     pub json: bool,
+    /// As metrics in the text format of Prometheus
+    #[arg(long, conflicts_with = "json")]
+    pub prometheus: bool,
 }

@@ -3,7 +3,7 @@
 use super::{Ino, OpenMode, View};
 use crate::error::Error;
 use rustix::io::Errno;
-use siphon_image::tree::{self, Attr, Entry, NodeId, Statistics, Tree, Xattr};
+use siphon_image::tree::{self, Activity, Attr, Entry, NodeId, Statistics, Tree, Xattr};
 use std::ffi::{OsStr, OsString};
 use std::io;
 
@@ -56,6 +56,11 @@ impl Tree for View {
 
     fn statistics(&self) -> Statistics {
         View::statistics(self).unwrap_or_default()
+    }
+
+    /// Of the image: the layer's files are read as they are.
+    fn activity(&self) -> Activity {
+        self.lower.activity()
     }
 }
 
