@@ -54,6 +54,17 @@ impl Verb {
             _ => None,
         }
     }
+
+    /// How a daemon is to be started, where one may be.
+    pub fn daemon(&self) -> Option<&DaemonFlags> {
+        match self {
+            Self::Exec(args) => Some(&args.flags.daemon),
+            Self::Shell(args) => Some(&args.flags.daemon),
+            Self::Run(args) => Some(&args.flags.daemon),
+            Self::Mount(args) => Some(&args.daemon),
+            _ => None,
+        }
+    }
 }
 
 /// Options that stand before the command.
@@ -77,6 +88,17 @@ pub struct GlobalFlags {
     /// Print the version
     #[arg(long, action = clap::ArgAction::Version)]
     version: (),
+}
+
+/// Options of the commands that may start a daemon.
+#[derive(Debug, Clone, Default, Args)]
+pub struct DaemonFlags {
+    /// Keep at most so many bytes of decoded image content in memory: a number, alone or with K, M or G
+    ///
+    /// At least 2M; a 64th of the memory, from 16M to 64M, if not given. Counts where this command starts the daemon
+    /// of the image: one that runs already keeps its own.
+    #[arg(long, value_name = "SIZE", help_heading = "Daemon")]
+    pub block_cache: Option<String>,
 }
 
 /// The commands.

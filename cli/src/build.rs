@@ -40,7 +40,7 @@ pub fn image(source: &str, target: &Path, force: bool, common: &Common, report: 
     read_what_is_ours();
     let context = || format!("could not open image {source}");
     let locator = Locator::parse(source).with_context(context)?;
-    let opened = locator::open(&locator, &cache_dir(common)).with_context(context)?;
+    let opened = locator::open(&locator, &cache_dir(common), common.cache_bytes).with_context(context)?;
     report.info("Creating SIF file...");
     let bytes = write(&opened, target, report).with_context(|| format!("cannot make {}", target.display()))?;
     report.info(format_args!("Build complete: {} ({})", target.display(), human_bytes(bytes)));

@@ -15,7 +15,7 @@ pub mod umount;
 use crate::host::cache_dir;
 use crate::settings::Common;
 use anyhow::Context;
-use siphon_fsd::locator::{Locator, Opened};
+use siphon_fsd::locator::{self, Locator, Opened};
 use siphon_image::tree::Tree;
 use std::sync::Arc;
 
@@ -28,5 +28,5 @@ fn open_tree(image: &str, common: &Common) -> anyhow::Result<Arc<dyn Tree>> {
 fn open_image(image: &str, common: &Common) -> anyhow::Result<Opened> {
     let context = || format!("could not open image {image}");
     let locator = Locator::parse(image).with_context(context)?;
-    siphon_fsd::locator::open(&locator, &cache_dir(common)).with_context(context)
+    locator::open(&locator, &cache_dir(common), common.cache_bytes).with_context(context)
 }

@@ -43,7 +43,7 @@ fn main() -> ExitCode {
 }
 
 fn run(verb: Verb, environment: Environment, report: Report) -> anyhow::Result<()> {
-    let common = Common::resolve(&environment);
+    let common = Common::resolve(verb.daemon(), &environment)?;
     let become_program = |mut settings: RunSettings, environment| {
         settings.quiet = report.is_quiet();
         commands::run::run(settings, &common, environment, report)

@@ -117,6 +117,8 @@ pub struct Status {
     pub bytes_fetched: Option<u64>,
     /// Bytes read through the mount.
     pub bytes_read: u64,
+    /// Bytes of decoded content that are kept at most; 0 for a directory, which needs no decoding.
+    pub cache_bytes: u64,
     /// All counters.
     pub counters: Snapshot,
 }

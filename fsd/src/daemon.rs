@@ -34,7 +34,8 @@ pub use crate::control::MountPointKind;
 pub use join::join;
 pub use serve::serve;
 
-/// What a daemon serves, and how. Everything but `idle` and `cache_dir` is part of its key.
+/// What a daemon serves, and how. Everything but `idle`, `cache_dir` and `cache_bytes` is part of its
+/// key: a daemon that runs already keeps its own.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Spec {
     /// The image, as a user names it: [`crate::locator::Locator::parse`] understands it.
@@ -47,6 +48,8 @@ pub struct Spec {
     pub scope: String,
     /// Takes the bytes of remote images.
     pub cache_dir: PathBuf,
+    /// Bytes of decoded content to keep at most; chosen by the memory there is if `None`.
+    pub cache_bytes: Option<u64>,
     /// How long it stays without clients.
     pub idle: Duration,
     /// Where it mounts.

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! source <- cache <- blob <- locator <- daemon <- (command line)
-//!                    metrics <- fs <- fuse <-'
+//!           storage, memory <-'            |
+//!        storage <- metrics <- fs <- fuse <-'
 //!                    sys, control  <---------'
 //! ```
 
@@ -14,6 +15,8 @@ pub mod errno;
 pub mod fs;
 pub mod fuse;
 pub mod locator;
+pub mod memory;
 pub mod metrics;
 pub mod source;
+pub mod storage;
 pub mod sys;

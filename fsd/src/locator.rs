@@ -1,8 +1,11 @@
 //! Names of images, as users write them, and the way from a name to a file tree.
 
 use crate::blob::{Blob, BlobCounters, BlobError};
+use crate::memory::default_cache_bytes;
+use crate::storage::{Storage, StorageUse};
 use siphon_image::open::{self, Image};
 use siphon_image::read_at::{FileAt, ReadAt};
+use siphon_image::squashfs::reader::Options;
 use siphon_image::tree::{self, Tree};
 use siphon_overlay::upper::{Base, PRIVATE_NAME, Upper};
 use siphon_overlay::view::View;
@@ -136,6 +139,9 @@ pub struct Opened {
     pub image_bytes: u64,
     /// Whether nobody is expected to change it: false for a plain directory.
     pub is_stable: bool,
+    /// Bytes of decoded content that are kept at most; 0 for a directory, which needs no decoding.
+    pub cache_bytes: u64,
+    storage: Option<Arc<Storage>>,
     remote: Option<Arc<Blob>>,
 }
 
@@ -149,6 +155,11 @@ impl Opened {
         let failed = |source| Error::Layer { sandbox: directory.clone(), source };
         let upper = Upper::open(directory).map_err(failed)?;
         Ok(Arc::new(View::new(self.lower.clone(), Some(upper)).map_err(failed)?))
+    }
+
+    /// What was asked of the image file; all zero for a directory.
+    pub fn storage_use(&self) -> StorageUse {
+        self.storage.as_ref().map(|storage| storage.usage()).unwrap_or_default()
     }
 
     /// What was fetched, for a remote image.
@@ -203,38 +214,57 @@ impl fmt::Display for Locator {
     }
 }
 
-/// Opens an image for reading. `cache_dir` takes the bytes of remote ones.
+/// Opens an image for reading. `cache_dir` takes the bytes of remote ones, and `cache_bytes` bounds the decoded content
+/// that is kept in memory: by the memory there is if `None`.
 ///
 /// # Errors
 /// Any [`Error`].
-pub fn open(locator: &Locator, cache_dir: &Path) -> Result<Opened, Error> {
+pub fn open(locator: &Locator, cache_dir: &Path, cache_bytes: Option<u64>) -> Result<Opened, Error> {
     match locator {
-        Locator::File(path) => open_file(path),
+        Locator::File(path) => open_file(path, cache_bytes),
         Locator::Directory(path) => open_directory(path),
-        Locator::Url(url) => open_url(url, cache_dir),
-        Locator::Sandbox(path) => open_sandbox(path, cache_dir),
+        Locator::Url(url) => open_url(url, cache_dir, cache_bytes),
+        Locator::Sandbox(path) => open_sandbox(path, cache_dir, cache_bytes),
     }
 }
 
-fn open_file(path: &Path) -> Result<Opened, Error> {
+fn open_file(path: &Path, cache_bytes: Option<u64>) -> Result<Opened, Error> {
     let failed = |source| Error::Path { path: path.into(), source };
     let file = File::open(path).map_err(failed)?;
     let identity = content_identity(&file.metadata().map_err(failed)?);
-    let bytes: Arc<dyn ReadAt> = Arc::new(FileAt::new(file).map_err(failed)?);
-    opened(path.display().to_string(), bytes, identity, None)
+    let bytes = Arc::new(FileAt::new(file).map_err(failed)?);
+    opened(path.display().to_string(), bytes, identity, None, cache_bytes)
 }
 
-fn open_url(url: &str, cache_dir: &Path) -> Result<Opened, Error> {
+fn open_url(url: &str, cache_dir: &Path, cache_bytes: Option<u64>) -> Result<Opened, Error> {
     let blob = Blob::open(url, cache_dir).map_err(|source| Error::Url { url: url.to_owned(), source })?;
     let blob = Arc::new(blob);
     let identity = blob.identity().to_owned();
-    opened(url.to_owned(), blob.clone(), identity, Some(blob))
+    opened(url.to_owned(), blob.clone(), identity, Some(blob), cache_bytes)
 }
 
-fn opened(name: String, bytes: Arc<dyn ReadAt>, identity: String, remote: Option<Arc<Blob>>) -> Result<Opened, Error> {
-    let image_bytes = bytes.len();
-    let image = open::open(bytes).map_err(|source| Error::Format { image: name, source })?;
-    Ok(Opened { lower: image.tree.clone(), upper_dir: None, image, identity, image_bytes, is_stable: true, remote })
+fn opened(
+    name: String,
+    bytes: Arc<dyn ReadAt>,
+    identity: String,
+    remote: Option<Arc<Blob>>,
+    cache_bytes: Option<u64>,
+) -> Result<Opened, Error> {
+    let storage = Arc::new(Storage::new(bytes));
+    let cache_bytes = cache_bytes.unwrap_or_else(default_cache_bytes);
+    let image = open::open_with(storage.clone(), Options { cache_bytes })
+        .map_err(|source| Error::Format { image: name, source })?;
+    Ok(Opened {
+        lower: image.tree.clone(),
+        upper_dir: None,
+        image,
+        identity,
+        image_bytes: storage.len(),
+        is_stable: true,
+        cache_bytes,
+        storage: Some(storage),
+        remote,
+    })
 }
 
 fn open_directory(path: &Path) -> Result<Opened, Error> {
@@ -248,11 +278,13 @@ fn open_directory(path: &Path) -> Result<Opened, Error> {
         identity,
         image_bytes: 0,
         is_stable: false,
+        cache_bytes: 0,
+        storage: None,
         remote: None,
     })
 }
 
-fn open_sandbox(sandbox: &Path, cache_dir: &Path) -> Result<Opened, Error> {
+fn open_sandbox(sandbox: &Path, cache_dir: &Path, cache_bytes: Option<u64>) -> Result<Opened, Error> {
     let record = Base::read(sandbox).map_err(|source| Error::Record { sandbox: sandbox.into(), source })?;
     let missing = || Error::Path { path: sandbox.join(BASE_FILE), source: io::ErrorKind::NotFound.into() };
     let base = record.ok_or_else(missing)?;
@@ -262,7 +294,7 @@ fn open_sandbox(sandbox: &Path, cache_dir: &Path) -> Result<Opened, Error> {
         // Layers do not stack: a record that names a sandbox, perhaps its own, was not written by us.
         return Err(gone(Error::Kind { path }));
     }
-    let opened = open(&locator, cache_dir).map_err(gone)?;
+    let opened = open(&locator, cache_dir, cache_bytes).map_err(gone)?;
     if opened.identity != base.identity {
         let (recorded, found) = (base.identity, opened.identity);
         return Err(Error::BaseChanged { sandbox: sandbox.into(), base: base.image, recorded, found });

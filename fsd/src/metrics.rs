@@ -1,9 +1,12 @@
-//! What a mounted filesystem counts. Names and units are the fields of [`Snapshot`].
+//! What is counted of one mount: what the kernel asks, what decoding does for it, and what is read from the storage
+//! below. Names and units are the fields of [`Snapshot`] and of what it is made of.
 
+use crate::storage::StorageUse;
 use serde::{Deserialize, Serialize};
+use siphon_image::tree::Activity;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Counters of one mounted filesystem, raised by any thread without a lock.
+/// Counters of the requests to one mounted filesystem, raised by any thread without a lock.
 #[derive(Debug, Default)]
 pub struct Counters {
     lookups: AtomicU64,
@@ -16,9 +19,23 @@ pub struct Counters {
     failures: AtomicU64,
 }
 
-/// The values at one moment. Each is exact; they are not taken at the same instant.
+/// All values at one moment, as one flat object of JSON. Each is exact; they are not taken at the same instant.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Snapshot {
+    /// What the kernel asked.
+    #[serde(flatten)]
+    pub requests: Requests,
+    /// What the image's reader decoded, and what it found decoded.
+    #[serde(flatten)]
+    pub decoding: Activity,
+    /// What the image's reader asked of the storage; all zero for a directory.
+    #[serde(flatten)]
+    pub storage: StorageUse,
+}
+
+/// What the kernel asked of a filesystem.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Requests {
     /// Names looked up, by `lookup` and by listings with attributes.
     pub lookups: u64,
     /// Files opened.
@@ -71,9 +88,9 @@ impl Counters {
     }
 
     /// The present values.
-    pub fn snapshot(&self) -> Snapshot {
+    pub fn snapshot(&self) -> Requests {
         let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        Snapshot {
+        Requests {
             lookups: get(&self.lookups),
             opens: get(&self.opens),
             reads: get(&self.reads),

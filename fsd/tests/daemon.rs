@@ -62,6 +62,7 @@ fn join_image(directory: &Path, image: String) -> Result<Joined, DaemonError> {
         ids: Ids::Caller,
         scope: "test".to_owned(),
         cache_dir: directory.join("cache"),
+        cache_bytes: None,
         idle: IDLE,
         placement: Placement::InNamespace,
     };

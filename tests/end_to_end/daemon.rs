@@ -1,11 +1,19 @@
-use crate::support::environment::{TestEnvironment, as_user_and_as_root};
+use crate::support::environment::{Invocation, TestEnvironment, as_user_and_as_root};
+use crate::support::image::PAYLOAD_BYTES;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader};
 use std::process::Child;
 use std::time::{Duration, Instant};
 
 /// A run of the SIF that holds on until its input ends.
 fn running(environment: &TestEnvironment) -> Child {
-    let mut child = environment.siphon(&["exec", environment.images().sif(), "sh", "-c", "echo started; cat"]).spawn();
+    running_with(environment, &[])
+}
+
+/// The same with options.
+fn running_with(environment: &TestEnvironment, options: &[&str]) -> Child {
+    let program = [environment.images().sif(), "sh", "-c", "echo started; cat"];
+    let mut child = environment.siphon(&[&["exec"], options, &program].concat()).spawn();
     let mut line = String::new();
     BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
     assert_eq!(line, "started\n");
@@ -125,4 +133,105 @@ fn status_shows_the_running_daemon() {
     assert!(text.contains("image.sif"), "{text}");
     assert!(json.to_string().contains("image.sif"), "{json}");
     end(run);
+}
+
+/// What `status --json` says of the only daemon.
+fn status(environment: &TestEnvironment) -> serde_json::Value {
+    let all: serde_json::Value = serde_json::from_str(&environment.siphon(&["status", "--json"]).stdout()).unwrap();
+    assert_eq!(all.as_array().unwrap().len(), 1, "{all}");
+    all[0].clone()
+}
+
+/// One of its counters.
+fn counter(status: &serde_json::Value, name: &str) -> u64 {
+    status["counters"][name].as_u64().unwrap_or_else(|| panic!("{name} is no number in {status}"))
+}
+
+/// Reads the 24 MiB of the payload through the mount.
+fn read_payload(environment: &TestEnvironment) {
+    environment.siphon(&["exec", environment.images().sif(), "md5sum", "/data/payload"]).stdout();
+}
+
+#[test]
+fn the_counters_grow_with_what_is_read() {
+    as_user_and_as_root(|environment| {
+        let run = running(environment);
+        let before = status(environment);
+
+        read_payload(environment);
+
+        let after = status(environment);
+        let grown = |name| counter(&after, name) - counter(&before, name);
+        for name in ["lookups", "opens", "reads", "storage_reads", "storage_nanos"] {
+            assert!(grown(name) > 0, "{name}: {before} {after}");
+        }
+        for name in ["bytes_read", "storage_bytes"] {
+            assert!(grown(name) >= PAYLOAD_BYTES, "{name}: {before} {after}");
+        }
+        for name in ["decoded_blocks", "decoded_bytes", "cache_hits", "cache_misses", "cache_waits", "decoded_ahead"] {
+            assert!(counter(&after, name) >= counter(&before, name), "{name}: {before} {after}");
+        }
+        assert_eq!(counter(&after, "writes"), 0);
+        end(run);
+    });
+}
+
+#[test]
+fn metrics_have_the_text_format_of_prometheus() {
+    let environment = TestEnvironment::new();
+    let run = running(&environment);
+    read_payload(&environment);
+
+    let text = environment.siphon(&["status", "--prometheus"]).stdout();
+
+    let labels = format!("{{image=\"{}\",mount=\"", environment.images().sif());
+    let (mut typed, mut values) = (BTreeSet::new(), BTreeMap::new());
+    for line in text.lines() {
+        if let Some(comment) = line.strip_prefix("# ") {
+            let words: Vec<_> = comment.splitn(3, ' ').collect();
+            assert!(words[0] == "HELP" || matches!(words[..], ["TYPE", _, "counter" | "gauge"]), "{line}");
+            typed.insert(words[1]);
+        } else {
+            let (series, value) = line.rsplit_once(' ').unwrap();
+            let name = series.split_once(&labels).unwrap().0;
+            assert!(typed.contains(name) && series.ends_with("\"}"), "{line}");
+            assert_eq!(values.insert(name, value.parse::<f64>().unwrap()), None, "{line}");
+        }
+    }
+    assert_eq!(values.len(), typed.len());
+    assert!(values["siphon_read_bytes_total"] >= PAYLOAD_BYTES as f64, "{text}");
+    assert!(values["siphon_storage_read_bytes_total"] >= PAYLOAD_BYTES as f64, "{text}");
+    assert!(values["siphon_storage_wait_seconds_total"] > 0.0, "{text}");
+    end(run);
+}
+
+#[test]
+fn the_block_cache_has_the_size_that_the_daemon_was_started_with() {
+    let environment = TestEnvironment::new();
+    let first = running_with(&environment, &["--block-cache", "3M"]);
+
+    let second = running_with(&environment, &["--block-cache", "5M"]);
+
+    assert_eq!(status(&environment)["cache_bytes"], 3 << 20);
+    end(first);
+    end(second);
+}
+
+#[test]
+fn the_block_cache_follows_the_memory_unless_a_variable_says_its_size() {
+    let environment = TestEnvironment::new();
+    environment.make_directory("mounted");
+    let mount = || environment.siphon(&["mount", environment.images().sif(), "mounted"]);
+    let measured = |mounted: Invocation| {
+        mounted.stdout();
+        let bytes = status(&environment)["cache_bytes"].as_u64().unwrap();
+        environment.siphon(&["umount", "mounted"]).stdout();
+        while !environment.daemons().is_empty() {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        bytes
+    };
+
+    assert_eq!(measured(mount().env("SIPHON_BLOCK_CACHE", "2048K")), 2 << 20);
+    assert!((16 << 20..=64 << 20).contains(&measured(mount())));
 }

@@ -89,6 +89,20 @@ fn a_wrong_command_line_exits_with_1() {
 }
 
 #[test]
+fn a_block_cache_of_no_size_is_refused() {
+    let environment = TestEnvironment::new();
+    let image = environment.images().sif();
+
+    for size in ["much", "12Q", "-1", "0", "2047K", "99999999999G"] {
+        let flag = environment.siphon(&["exec", &format!("--block-cache={size}"), image, "true"]).run();
+        let variable = environment.siphon(&["exec", image, "true"]).env("SIPHON_BLOCK_CACHE", size).run();
+
+        assert_fatal(&flag, &["--block-cache", size, "K, M or G"]);
+        assert_fatal(&variable, &["SIPHON_BLOCK_CACHE", size, "K, M or G"]);
+    }
+}
+
+#[test]
 fn a_server_without_ranges_is_refused() {
     let environment = TestEnvironment::new();
     let server = Server::start_without_ranges(environment.images().sif.parent().unwrap());

@@ -1,5 +1,6 @@
 //! Arguments of the commands that make images and look into them.
 
+use super::DaemonFlags;
 use clap::Args;
 use std::path::PathBuf;
 
@@ -33,6 +34,9 @@ pub struct CommitArgs {
 /// `mount`.
 #[derive(Debug, Args)]
 pub struct MountArgs {
+    /// How the image is served
+    #[command(flatten)]
+    pub daemon: DaemonFlags,
     /// The image: SIF, squashfs, sandbox, directory or http(s) URL
     pub image: String,
     /// An existing directory
@@ -121,4 +125,7 @@ pub struct StatusArgs {
     /// As JSON
     #[arg(short, long)]
     pub json: bool,
+    /// As metrics in the text format of Prometheus
+    #[arg(long, conflicts_with = "json")]
+    pub prometheus: bool,
 }

@@ -1,5 +1,6 @@
 //! Arguments of `exec`, `shell` and `run`.
 
+use super::DaemonFlags;
 use clap::Args;
 use std::ffi::OsString;
 
@@ -81,4 +82,7 @@ pub struct RunFlags {
     /// Make the host's NVIDIA driver usable inside
     #[arg(long, help_heading = "GPU")]
     pub nv: bool,
+    /// How the image is served
+    #[command(flatten)]
+    pub daemon: DaemonFlags,
 }

@@ -26,6 +26,7 @@ pub fn mount(args: &MountArgs, common: &Common, report: Report) -> anyhow::Resul
         ids: if nix::unistd::geteuid().is_root() { Ids::Host } else { Ids::Caller },
         scope: common.scope.clone(),
         cache_dir: cache_dir(common),
+        cache_bytes: common.cache_bytes,
         idle: common.idle,
         placement: Placement::HostMount(directory.clone()),
     };

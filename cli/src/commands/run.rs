@@ -36,6 +36,7 @@ pub fn run(
         ids: if host.uid == 0 { Ids::Host } else { Ids::Caller },
         scope,
         cache_dir: cache_dir(common),
+        cache_bytes: common.cache_bytes,
         idle,
         placement: Placement::InNamespace,
     };

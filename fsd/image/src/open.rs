@@ -14,7 +14,7 @@ use crate::oci::MAX_CONFIG_BYTES;
 use crate::read_at::{ReadAt, Window};
 use crate::sif::{self, DataType, FilesystemType, Sif};
 use crate::squashfs::format::MAGIC as SQUASHFS_MAGIC;
-use crate::squashfs::reader::{self, Squashfs};
+use crate::squashfs::reader::{self, Options, Squashfs};
 use crate::tree::{self, Tree};
 use std::ffi::OsStr;
 use std::io;
@@ -119,26 +119,36 @@ impl Image {
     }
 }
 
-/// Opens the image that `bytes` are.
+/// Opens the image that `bytes` are, and reads it as its reader does by default.
 ///
 /// # Errors
 /// See [`Error`].
 pub fn open(bytes: Arc<dyn ReadAt>) -> Result<Image, Error> {
+    open_with(bytes, Options::default())
+}
+
+/// Opens the image that `bytes` are.
+///
+/// # Errors
+/// See [`Error`].
+pub fn open_with(bytes: Arc<dyn ReadAt>, options: Options) -> Result<Image, Error> {
     let head_bytes = usize::try_from(bytes.len().min(HEAD_BYTES)).expect("at most 2048");
     let mut head = vec![0; head_bytes];
     bytes.read_exact_at(&mut head, 0)?;
     if sif::is_sif(&head) {
-        return open_sif(bytes);
+        return open_sif(bytes, options);
     }
     if is_squashfs(&head) {
-        return Ok(Image { tree: Arc::new(Squashfs::open(bytes)?), format: Format::Squashfs, sif: None });
+        let tree = Arc::new(Squashfs::open_with(bytes, options)?);
+        return Ok(Image { tree, format: Format::Squashfs, sif: None });
     }
     let (start, content) = behind_launcher(&head);
     if start > 0 && is_squashfs(content) {
         let start = start as u64;
         let window = Window::new(Arc::clone(&bytes), start, bytes.len() - start);
         let window = window.expect("the launcher line is within the bytes");
-        return Ok(Image { tree: Arc::new(Squashfs::open(Arc::new(window))?), format: Format::Simg, sif: None });
+        let tree = Arc::new(Squashfs::open_with(Arc::new(window), options)?);
+        return Ok(Image { tree, format: Format::Simg, sif: None });
     }
     Err(refusal(&head, content))
 }
@@ -153,7 +163,7 @@ pub fn open_directory(path: &Path, hidden: &OsStr) -> Result<Image, Error> {
     Ok(Image { tree, format: Format::Directory, sif: None })
 }
 
-fn open_sif(bytes: Arc<dyn ReadAt>) -> Result<Image, Error> {
+fn open_sif(bytes: Arc<dyn ReadAt>, options: Options) -> Result<Image, Error> {
     let sif = Sif::open(bytes)?;
     let Some(primary) = sif.primary_partition() else {
         let is_oci = sif.find(DataType::OciRootIndex).is_some();
@@ -161,7 +171,7 @@ fn open_sif(bytes: Arc<dyn ReadAt>) -> Result<Image, Error> {
     };
     match primary.partition().map(|partition| partition.filesystem) {
         Some(FilesystemType::Squashfs) => {
-            let tree = Arc::new(Squashfs::open(Arc::new(sif.object(primary)))?);
+            let tree = Arc::new(Squashfs::open_with(Arc::new(sif.object(primary)), options)?);
             Ok(Image { tree, format: Format::Sif, sif: Some(sif) })
         }
         Some(FilesystemType::Ext3) => Err(Error::Ext3),

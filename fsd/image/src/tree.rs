@@ -3,6 +3,7 @@
 //! Names and link targets are bytes (`OsStr`), as the kernel has them. Nodes are named by [`NodeId`], which a tree
 //! hands out and takes back; two names with the same id are hard links of one file.
 
+use serde::{Deserialize, Serialize};
 use std::ffi::{OsStr, OsString};
 use std::io;
 
@@ -136,7 +137,7 @@ pub trait Tree: Send + Sync + std::fmt::Debug {
 }
 
 /// How a tree's blocks were come by.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Activity {
     /// Blocks decoded: of content, of file ends and of metadata.
     pub decoded_blocks: u64,

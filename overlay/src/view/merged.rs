@@ -58,6 +58,7 @@ impl Tree for View {
         View::statistics(self).unwrap_or_default()
     }
 
+    /// Of the image: the layer's files are read as they are.
     fn activity(&self) -> Activity {
         self.lower.activity()
     }

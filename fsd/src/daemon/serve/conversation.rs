@@ -5,9 +5,11 @@ use crate::daemon::mount_points::{self, Extended, Places};
 use crate::fs::FileSystem;
 use crate::fuse::Notifier;
 use crate::locator::Opened;
+use crate::metrics::Snapshot;
 use crate::sys::processes::open_process;
 use parking_lot::Mutex;
-use siphon_image::{open, tree};
+use siphon_image::open;
+use siphon_image::tree::{self, Tree};
 use siphon_overlay::view::View;
 use std::io::{PipeWriter, Write};
 use std::os::fd::OwnedFd;
@@ -119,11 +121,15 @@ impl Shared {
     }
 
     fn status(&self) -> Status {
-        let counters = self.filesystem.counters().snapshot();
+        let counters = Snapshot {
+            requests: self.filesystem.counters().snapshot(),
+            decoding: self.view.activity(),
+            storage: self.opened.storage_use(),
+        };
         Status {
             clients: self.clients.lock().len(),
             bytes_fetched: self.opened.fetched().map(|fetched| fetched.bytes_fetched),
-            bytes_read: counters.bytes_read,
+            bytes_read: counters.requests.bytes_read,
             counters,
             ..self.status.clone()
         }

@@ -57,7 +57,7 @@ pub(super) fn set_up(state: StateDirectory) -> Result<Server, DaemonError> {
     let (uid, gid) = (geteuid().as_raw(), getegid().as_raw());
     enter_namespaces(&spec, uid, gid)?;
     let locator = Locator::parse(&spec.image)?;
-    let opened = locator::open(&locator, &spec.cache_dir)?;
+    let opened = locator::open(&locator, &spec.cache_dir, spec.cache_bytes)?;
     let layered = layer(&spec, &opened, &state.root())?;
     let facts = open::facts(layered.view.as_ref())
         .map_err(|source| locator::Error::Tree { image: locator.to_string(), source })?;
@@ -78,7 +78,7 @@ pub(super) fn set_up(state: StateDirectory) -> Result<Server, DaemonError> {
         facts,
         writable: layered.writable.clone(),
     };
-    let status = first_status(&spec, source, root, &attached, opened.image_bytes);
+    let status = first_status(&spec, source, root, &attached, &opened);
     let shared = Arc::new(Shared {
         view: layered.view,
         extended: layered.extended,
@@ -201,7 +201,7 @@ fn worker_count(locator: &Locator) -> usize {
     processors.clamp(MIN_WORKERS, MAX_LOCAL_WORKERS)
 }
 
-fn first_status(spec: &Spec, image: String, mount: PathBuf, attached: &Attached, image_bytes: u64) -> Status {
+fn first_status(spec: &Spec, image: String, mount: PathBuf, attached: &Attached, opened: &Opened) -> Status {
     let layer = match &spec.layer {
         Layer::ReadOnly => "none".to_owned(),
         Layer::Temporary => "memory".to_owned(),
@@ -216,9 +216,10 @@ fn first_status(spec: &Spec, image: String, mount: PathBuf, attached: &Attached,
         writable: attached.writable.is_ok(),
         started,
         clients: 0,
-        image_bytes,
+        image_bytes: opened.image_bytes,
         bytes_fetched: None,
         bytes_read: 0,
+        cache_bytes: opened.cache_bytes,
         counters: Default::default(),
     }
 }
