@@ -163,6 +163,12 @@ impl Tree for Extended {
         }
     }
 
+    fn read_ahead(&self, node: NodeId, offset: u64) {
+        if let Ok(None) = self.added_attr(node) {
+            self.below.read_ahead(node, offset);
+        }
+    }
+
     fn xattrs(&self, node: NodeId) -> Result<Vec<Xattr>, Error> {
         match self.added_attr(node)? {
             Some(_) => Ok(Vec::new()),
