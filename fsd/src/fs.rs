@@ -6,16 +6,19 @@
 //!
 //! Locks: only those of the handle tables, held for one map operation each.
 
+mod ahead;
 mod changes;
 mod directories;
 mod handles;
 
 use crate::metrics::Counters;
+use ahead::Streams;
 use handles::Handles;
 use siphon_image::tree::{Attr, Statistics};
 use siphon_overlay::error::Error as ViewError;
 use siphon_overlay::view::{Ino, OpenFile, OpenMode, View};
 use std::ffi::{OsStr, OsString};
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -102,6 +105,15 @@ pub enum XattrReply {
     Data(Vec<u8>),
 }
 
+/// What is likely to be read next.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Expected {
+    /// Files, and which bytes of them, in order.
+    pub pieces: Vec<(Ino, Range<u64>)>,
+    /// The file that is likely to be read after all of them, if they are files one after the other.
+    pub then: Option<Ino>,
+}
+
 /// One mounted view. All methods may be called by many threads.
 #[derive(Debug)]
 pub struct FileSystem {
@@ -111,6 +123,7 @@ pub struct FileSystem {
     files: Handles<OpenFile>,
     directories: Handles<directories::OpenDirectory>,
     listings: directories::Listings,
+    streams: Streams,
 }
 
 /// The handle of a file or directory that the kernel opened without asking.
@@ -120,7 +133,8 @@ impl FileSystem {
     /// Serves `view`.
     pub fn new(view: Arc<View>, options: Options, counters: Arc<Counters>) -> Self {
         let (files, directories) = (Handles::new(), Handles::new());
-        Self { view, options, counters, files, directories, listings: directories::Listings::default() }
+        let (listings, streams) = (directories::Listings::default(), Streams::default());
+        Self { view, options, counters, files, directories, listings, streams }
     }
 
     /// What it counts.
@@ -208,11 +222,43 @@ impl FileSystem {
         Ok(read)
     }
 
-    /// Prepares for the reads that are likely to follow one that ended at `offset` and was answered.
-    pub fn read_ahead(&self, ino: Ino, handle: u64, offset: u64) {
-        if let Ok(file) = self.file(ino, handle) {
-            self.view.read_ahead(&file, offset);
+    /// What is worth reading now that `asked` of the file `ino` was read, with its end or not: the bytes that are likely
+    /// to be asked for next, of this file or of others. Nothing if content may change below.
+    pub fn expected_after(&self, ino: Ino, asked: Range<u64>, with_end: bool) -> Expected {
+        if !self.opens_nothing() || !self.options.stable {
+            return Expected::default();
         }
+        if !with_end {
+            let window = self.streams.window_after(ino, asked);
+            return Expected { pieces: window.map(|window| (ino, window)).into_iter().collect(), then: None };
+        }
+        if asked.start > 0 || asked.end > ahead::MAX_SMALL_BYTES {
+            return Expected::default();
+        }
+        let due = self.streams.files_after(ino);
+        let mut files = self.view.files_after(ino, due + 1, ahead::MAX_SMALL_BYTES);
+        let then = if files.len() > due { files.pop().map(|(ino, _)| ino) } else { None };
+        Expected { pieces: files.into_iter().map(|(ino, bytes)| (ino, 0..bytes)).collect(), then }
+    }
+
+    /// What of `range`, which was expected a moment ago, nobody has asked for yet.
+    pub fn still_expected(&self, ino: Ino, range: Range<u64>) -> Range<u64> {
+        self.streams.left_of(ino, range)
+    }
+
+    /// Says that the small file `ino` is the first that was not read ahead, after `files` that were expected.
+    pub fn expect(&self, ino: Ino, files: usize) {
+        self.streams.expect(ino, files);
+    }
+
+    /// As [`FileSystem::read`], of what nobody asked for yet.
+    ///
+    /// # Errors
+    /// [`Error::View`].
+    pub fn read_ahead(&self, ino: Ino, offset: u64, buf: &mut [u8]) -> Result<usize, Error> {
+        let read = self.view.read(&*self.file(ino, NO_HANDLE)?, offset, buf)?;
+        self.counters.read_ahead(read);
+        Ok(read)
     }
 
     /// `lseek(2)` with `SEEK_DATA` or `SEEK_HOLE`.

@@ -4,6 +4,7 @@
 //! itself: the library's own teardown can unmount a stranger's filesystem. This is the only file that names `fuser`.
 
 mod convert;
+mod page_cache;
 
 use crate::errno::{errno, is_failure};
 use crate::fs::{Caller, Error, FileSystem, Listed, Node, XattrReply};
@@ -15,10 +16,12 @@ use fuser::{
     SessionACL, TimeOrNow, WriteFlags,
 };
 use nix::libc;
+use page_cache::{PageCache, Permit};
 use siphon_overlay::view::{Ino, SetAttr};
 use std::cell::RefCell;
 use std::ffi::OsStr;
 use std::io;
+use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
@@ -30,6 +33,9 @@ const MAX_BACKGROUND: u16 = 64;
 
 /// The largest request that the kernel takes (`FUSE_MAX_MAX_PAGES` of 256 pages); each worker has a buffer for one.
 const MAX_WRITE_BYTES: u32 = 1 << 20;
+
+/// What is read ahead at a time: two blocks of the usual size, and little enough for a processor's own cache.
+const STORE_BYTES: usize = 256 << 10;
 
 /// What is asked of the kernel where it has it.
 const CAPABILITIES: InitFlags = InitFlags::FUSE_ASYNC_READ
@@ -65,7 +71,8 @@ impl Mounted {
         config.n_threads = Some(workers);
         config.clone_fd = true;
         // Who may come in is decided by the mount option: the session itself admits everyone.
-        let adaptor = Adaptor { filesystem, opens_files: false, opens_directories: false };
+        let page_cache = PageCache::new(device.try_clone()?.into(), workers);
+        let adaptor = Adaptor { filesystem, page_cache, opens_files: false, opens_directories: false };
         let session = Session::from_fd(adaptor, device, SessionACL::All, config)?;
         Ok(Self { session })
     }
@@ -98,6 +105,7 @@ impl Notifier {
 #[derive(Debug)]
 struct Adaptor {
     filesystem: Arc<FileSystem>,
+    page_cache: PageCache,
     /// Whether the kernel opens on its own once it was told, with `ENOSYS`, that it need not ask.
     opens_files: bool,
     opens_directories: bool,
@@ -154,6 +162,49 @@ impl Adaptor {
         }
     }
 
+    /// Puts what is likely to be asked for after `asked` into the kernel's page cache.
+    fn read_ahead(&self, number: Ino, asked: Range<u64>, with_end: bool, buffer: &mut Vec<u8>) {
+        let mut expected = self.filesystem.expected_after(number, asked, with_end);
+        let stored = match (expected.pieces.as_slice(), self.page_cache.permit()) {
+            ([], _) | (_, None) => 0,
+            (pieces, Some(permit)) => {
+                let stores = |(number, range): &&(Ino, Range<u64>)| self.store(&permit, *number, range.clone(), buffer);
+                pieces.iter().take_while(stores).count()
+            }
+        };
+        if let Some(then) = expected.then {
+            let files = expected.pieces.len();
+            let next = expected.pieces.drain(..).nth(stored).map_or(then, |(number, _)| number);
+            self.filesystem.expect(next, files);
+        }
+    }
+
+    /// Stores `range` of a file, as far as it goes. `false` if the kernel does not know the file, or its bytes cannot be
+    /// read, which will show to whoever asks for them.
+    fn store(&self, permit: &Permit<'_>, number: Ino, range: Range<u64>, buffer: &mut Vec<u8>) -> bool {
+        let mut left = range;
+        loop {
+            left = self.filesystem.still_expected(number, left);
+            if left.is_empty() {
+                return true;
+            }
+            let piece = usize::try_from(left.end - left.start).unwrap_or(usize::MAX).min(STORE_BYTES);
+            let buf = first_bytes(buffer, piece);
+            match self.filesystem.read_ahead(number, left.start, buf) {
+                Ok(0) => return true,
+                Ok(read) => match permit.store(number, left.start, &buf[..read]) {
+                    Ok(true) => left.start += read as u64,
+                    Ok(false) => return false,
+                    Err(error) => {
+                        tracing::debug!(ino = number.0, "cannot read ahead: {error}");
+                        return false;
+                    }
+                },
+                Err(_) => return false,
+            }
+        }
+    }
+
     fn cache_flags(&self) -> FopenFlags {
         let keep = if self.filesystem.keeps_cache() { FopenFlags::FOPEN_KEEP_CACHE } else { FopenFlags::empty() };
         // Nothing is held back until close, so that a flush would be a message for nothing.
@@ -171,6 +222,13 @@ fn chain(error: &Error) -> String {
         source = cause.source();
     }
     line
+}
+
+fn first_bytes(buffer: &mut Vec<u8>, count: usize) -> &mut [u8] {
+    if buffer.len() < count {
+        buffer.resize(count, 0);
+    }
+    &mut buffer[..count]
 }
 
 fn caller(request: &Request) -> Caller {
@@ -320,21 +378,18 @@ impl fuser::Filesystem for Adaptor {
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        let read = READ_BUFFER.with_borrow_mut(|buffer| {
+        READ_BUFFER.with_borrow_mut(|buffer| {
             let size = usize::try_from(size.min(MAX_WRITE_BYTES)).unwrap_or(0);
-            if buffer.len() < size {
-                buffer.resize(size, 0);
+            let buf = first_bytes(buffer, size);
+            match self.filesystem.read(ino(number), handle.0, offset, buf) {
+                Ok(read) => {
+                    reply.data(&buf[..read]);
+                    let asked = offset..offset.saturating_add(read as u64);
+                    self.read_ahead(ino(number), asked, read < size, buffer);
+                }
+                Err(error) => reply.error(self.fail("read", number.0, &error)),
             }
-            let result = self.filesystem.read(ino(number), handle.0, offset, &mut buffer[..size]);
-            match &result {
-                Ok(read) => reply.data(&buffer[..*read]),
-                Err(error) => reply.error(self.fail("read", number.0, error)),
-            }
-            result.unwrap_or(0)
         });
-        if read > 0 {
-            self.filesystem.read_ahead(ino(number), handle.0, offset.saturating_add(read as u64));
-        }
     }
 
     fn write(

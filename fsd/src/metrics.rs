@@ -13,6 +13,7 @@ pub struct Counters {
     opens: AtomicU64,
     reads: AtomicU64,
     bytes_read: AtomicU64,
+    bytes_read_ahead: AtomicU64,
     writes: AtomicU64,
     bytes_written: AtomicU64,
     directory_reads: AtomicU64,
@@ -44,6 +45,8 @@ pub struct Requests {
     pub reads: u64,
     /// Bytes that those requests returned.
     pub bytes_read: u64,
+    /// Bytes that were handed to the kernel before it asked for them.
+    pub bytes_read_ahead: u64,
     /// Write requests.
     pub writes: u64,
     /// Bytes that they stored.
@@ -71,6 +74,11 @@ impl Counters {
         self.bytes_read.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 
+    /// Counts `bytes` that nobody asked for yet.
+    pub fn read_ahead(&self, bytes: usize) {
+        self.bytes_read_ahead.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
     /// Counts one write of `bytes`.
     pub fn write(&self, bytes: usize) {
         self.writes.fetch_add(1, Ordering::Relaxed);
@@ -95,6 +103,7 @@ impl Counters {
             opens: get(&self.opens),
             reads: get(&self.reads),
             bytes_read: get(&self.bytes_read),
+            bytes_read_ahead: get(&self.bytes_read_ahead),
             writes: get(&self.writes),
             bytes_written: get(&self.bytes_written),
             directory_reads: get(&self.directory_reads),

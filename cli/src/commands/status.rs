@@ -53,12 +53,10 @@ fn storage(usage: &StorageUse) -> String {
 /// `35.00 MiB in 300 blocks, 12 of them ahead; 91 % found in a cache of 64.00 MiB`. What was waited for counts as found:
 /// it is decoded once for all.
 fn decoding(activity: &Activity, cache_bytes: u64) -> String {
-    let Activity { decoded_blocks, decoded_ahead, cache_hits, cache_misses, cache_waits, .. } = *activity;
+    let Activity { decoded_blocks, cache_hits, cache_misses, cache_waits, .. } = *activity;
     let decoded = human_bytes(activity.decoded_bytes);
     let found = cache_hits + cache_waits;
     let percent = (found * 100).checked_div(found + cache_misses).unwrap_or(0);
     let cache = human_bytes(cache_bytes);
-    format!(
-        "{decoded} in {decoded_blocks} blocks, {decoded_ahead} of them ahead; {percent} % found in a cache of {cache}"
-    )
+    format!("{decoded} in {decoded_blocks} blocks; {percent} % found in a cache of {cache}")
 }

@@ -117,9 +117,11 @@ pub trait Tree: Send + Sync + std::fmt::Debug {
     /// [`Error::NotAFile`], or as [`Tree::attr`].
     fn read(&self, node: NodeId, offset: u64, buf: &mut [u8]) -> Result<usize, Error>;
 
-    /// Does, in the calling thread, some of the work of the reads that are likely to follow one of `node` that ended at
-    /// byte `offset`. To be called once that one is answered; what fails now will fail for them.
-    fn read_ahead(&self, _node: NodeId, _offset: u64) {}
+    /// Up to `count` files that the image stores after `node`, nearest first, with their lengths, which are from 1 to
+    /// `max_bytes`: what who reads one small file after the other will read next. None where there is no such order.
+    fn files_after(&self, _node: NodeId, _count: usize, _max_bytes: u64) -> Vec<(NodeId, u64)> {
+        Vec::new()
+    }
 
     /// All extended attributes of `node`.
     ///
@@ -149,8 +151,6 @@ pub struct Activity {
     pub cache_misses: u64,
     /// Blocks that another thread was just decoding, so that it was waited for.
     pub cache_waits: u64,
-    /// Blocks that were decoded before anyone asked for them.
-    pub decoded_ahead: u64,
 }
 
 /// Sizes of a whole tree.

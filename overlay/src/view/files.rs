@@ -104,10 +104,15 @@ impl View {
         Ok(done)
     }
 
-    /// As [`Tree::read_ahead`](siphon_image::tree::Tree::read_ahead), as long as the content is the image's.
-    pub fn read_ahead(&self, file: &OpenFile, offset: u64) {
-        if let (None, Some(node)) = (file.upper.get(), file.lower) {
-            self.lower.read_ahead(node, offset);
+    /// Up to `count` files of 1 to `max_bytes` that are likely to be read after `ino` by who reads one after the other,
+    /// with their lengths. None where a layer may hold others.
+    pub fn files_after(&self, ino: Ino, count: usize, max_bytes: u64) -> Vec<(Ino, u64)> {
+        match (&self.layer, self.lower_of(ino)) {
+            (None, Ok(node)) => {
+                let files = self.lower.files_after(node, count, max_bytes);
+                files.into_iter().map(|(node, bytes)| (self.ino_of(node), bytes)).collect()
+            }
+            _ => Vec::new(),
         }
     }
 

@@ -44,12 +44,6 @@ impl Tree for View {
         View::read(self, &file, offset, buf).map_err(outward)
     }
 
-    fn read_ahead(&self, node: NodeId, offset: u64) {
-        if let Ok(file) = self.open(Ino(node.0), OpenMode::default()) {
-            View::read_ahead(self, &file, offset);
-        }
-    }
-
     fn xattrs(&self, node: NodeId) -> Result<Vec<Xattr>, tree::Error> {
         let mut found = Vec::new();
         for name in self.xattr_names(Ino(node.0)).map_err(outward)? {

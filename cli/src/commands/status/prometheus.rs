@@ -22,6 +22,9 @@ const METRICS: &[Metric] = &[
     counter("opens_total", "Files opened.", |s| s.counters.requests.opens as f64),
     counter("reads_total", "Read requests of the kernel.", |s| s.counters.requests.reads as f64),
     counter("read_bytes_total", "Bytes that read requests returned.", |s| s.counters.requests.bytes_read as f64),
+    counter("read_ahead_bytes_total", "Bytes handed to the kernel before it asked.", |s| {
+        s.counters.requests.bytes_read_ahead as f64
+    }),
     counter("writes_total", "Write requests of the kernel.", |s| s.counters.requests.writes as f64),
     counter("written_bytes_total", "Bytes that write requests stored.", |s| s.counters.requests.bytes_written as f64),
     counter("directory_reads_total", "Directories listed.", |s| s.counters.requests.directory_reads as f64),
@@ -34,9 +37,6 @@ const METRICS: &[Metric] = &[
     counter("fetched_bytes_total", "Bytes that came over the network.", |s| s.bytes_fetched.unwrap_or(0) as f64),
     counter("decoded_blocks_total", "Blocks decoded.", |s| s.counters.decoding.decoded_blocks as f64),
     counter("decoded_bytes_total", "Bytes that blocks decoded to.", |s| s.counters.decoding.decoded_bytes as f64),
-    counter("decoded_ahead_total", "Blocks decoded before anyone asked for them.", |s| {
-        s.counters.decoding.decoded_ahead as f64
-    }),
     counter("cache_hits_total", "Blocks wanted that were in the cache.", |s| s.counters.decoding.cache_hits as f64),
     counter("cache_misses_total", "Blocks wanted that were not.", |s| s.counters.decoding.cache_misses as f64),
     counter("cache_waits_total", "Blocks wanted that another thread was decoding.", |s| {

@@ -7,7 +7,6 @@
 //! ```text
 //! reader -> directory, xattr -> tables -> metadata -> codec, cache, storage -> ReadAt
 //!        -> inode, blocks    -'
-//!        -> streams
 //! ```
 
 mod blocks;
@@ -19,7 +18,6 @@ mod frames;
 mod inode;
 mod metadata;
 mod storage;
-mod streams;
 mod tables;
 mod xattr;
 
@@ -31,7 +29,6 @@ use self::codec::{Codec, Decoder};
 use self::inode::{Body, Inode};
 use self::metadata::{Metadata, Position, Region};
 use self::storage::Storage;
-use self::streams::Streams;
 use self::tables::IndexedTable;
 use self::xattr::Xattrs;
 use crate::read_at::ReadAt;
@@ -43,6 +40,9 @@ use std::sync::Arc;
 
 /// Permissions with setuid, setgid and sticky.
 const MODE_BITS: u16 = 0o7777;
+
+/// How many inodes are looked at for each file that is looked for: there are others between them.
+const MAX_INODES_PER_FILE: usize = 4;
 
 /// What can be chosen for a reader.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,7 +69,6 @@ pub struct Squashfs {
     metadata: Metadata,
     /// Those of files that are read: what their block lists remember is worth keeping.
     files: Cache<NodeId, Inode, Error>,
-    streams: Streams,
     blocks: Blocks,
     xattrs: Option<Xattrs>,
 }
@@ -106,7 +105,6 @@ impl Squashfs {
             ids,
             metadata,
             files: Cache::new(eighth, inode::INODE_BYTES),
-            streams: Streams::default(),
             blocks: Blocks::new(storage, decoder.clone(), superblock.block_log, fragments, 5 * eighth),
             decoder,
             xattrs,
@@ -207,18 +205,31 @@ impl Tree for Squashfs {
         let Body::File(file) = &inode.body else { return Err(tree::Error::NotAFile) };
         let left = usize::try_from(file.size.saturating_sub(offset)).unwrap_or(usize::MAX);
         let count = left.min(buf.len());
-        self.streams.note(node, offset..offset + count as u64);
         self.blocks.read(&self.metadata, self.inodes, file, offset, &mut buf[..count])?;
         Ok(count)
     }
 
-    fn read_ahead(&self, node: NodeId, offset: u64) {
-        let Some(range) = self.streams.ahead(node, offset) else { return };
-        let Ok(inode) = self.file(node) else { return };
-        let Body::File(file) = &inode.body else { return };
-        // What fails here will fail again for the one who really reads it.
-        let range = range.start.min(file.size)..range.end.min(file.size);
-        let _ = self.blocks.read_ahead(&self.metadata, self.inodes, file, range);
+    /// In the order of the inode table, which is that of the walk that packed the image.
+    fn files_after(&self, node: NodeId, count: usize, max_bytes: u64) -> Vec<(NodeId, u64)> {
+        let mut files = Vec::new();
+        let Some(position) = self.position(node) else { return files };
+        let mut cursor = self.metadata.cursor(self.inodes, position);
+        // Damage ends the search; it will show to whoever opens what is damaged.
+        let Ok(mut inode) = inode::decode(&mut cursor, self.superblock.block_log) else { return files };
+        for _ in 0..count.saturating_mul(MAX_INODES_PER_FILE) {
+            let (Ok(true), Ok(position)) = (inode::pass(&mut cursor, &inode), cursor.next_position()) else { break };
+            let Ok(next) = inode::decode(&mut cursor, self.superblock.block_log) else { break };
+            inode = next;
+            if let Body::File(file) = &inode.body
+                && (1..=max_bytes).contains(&file.size)
+            {
+                files.push((NodeId(self.inodes.reference(position)), file.size));
+                if files.len() == count {
+                    break;
+                }
+            }
+        }
+        files
     }
 
     fn xattrs(&self, node: NodeId) -> Result<Vec<Xattr>, tree::Error> {
@@ -245,7 +256,6 @@ impl Tree for Squashfs {
             cache_hits: content.hits + tables.hits,
             cache_misses: content.misses + tables.misses,
             cache_waits: content.waits + tables.waits,
-            decoded_ahead: self.blocks.decoded_ahead(),
         }
     }
 }

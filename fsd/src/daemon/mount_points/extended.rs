@@ -163,10 +163,8 @@ impl Tree for Extended {
         }
     }
 
-    fn read_ahead(&self, node: NodeId, offset: u64) {
-        if let Ok(None) = self.added_attr(node) {
-            self.below.read_ahead(node, offset);
-        }
+    fn files_after(&self, node: NodeId, count: usize, max_bytes: u64) -> Vec<(NodeId, u64)> {
+        self.below.files_after(node, count, max_bytes)
     }
 
     fn xattrs(&self, node: NodeId) -> Result<Vec<Xattr>, Error> {

@@ -32,9 +32,6 @@ const OVERHEAD_BYTES: u64 = 128;
 /// Buffers of former blocks that are kept for the next ones, in bytes.
 const MAX_FREE_BYTES: usize = 2 << 20;
 
-/// Blocks that one call decodes ahead at most: the thread that does it serves nobody meanwhile.
-const MAX_AHEAD_AT_ONCE: usize = 2;
-
 /// The stored sizes of a file's blocks, read on demand: a list says nothing of how long it is in the image until it
 /// is read, so no memory is set aside for it.
 #[derive(Debug)]
@@ -80,7 +77,6 @@ pub(super) struct Blocks {
     fragments: IndexedTable,
     cache: Cache<Stored, Decoded, Error>,
     frames: Arc<Frames>,
-    decoded_ahead: AtomicU64,
 }
 
 /// A block in memory.
@@ -115,6 +111,11 @@ impl BlockList {
     /// The list of `count` sizes at `list`, of content from `start` on.
     pub(super) fn new(list: Position, start: u64, count: u64) -> Self {
         Self { count, first: Mark { list, start }, marks: Mutex::default() }
+    }
+
+    /// What it takes in the inode table.
+    pub(super) fn list_bytes(&self) -> u64 {
+        self.count.saturating_mul(4)
     }
 
     /// What the marks can take in memory.
@@ -192,17 +193,12 @@ impl Blocks {
         let block_bytes = 1_usize << block_log;
         let cache = Cache::new(cache_bytes, block_bytes as u64 + OVERHEAD_BYTES);
         let frames = Frames::new(block_bytes, (MAX_FREE_BYTES / block_bytes).max(2));
-        Self { storage, decoder, block_log, fragments, cache, frames, decoded_ahead: AtomicU64::new(0) }
+        Self { storage, decoder, block_log, fragments, cache, frames }
     }
 
     /// How often blocks were looked up.
     pub(super) fn lookups(&self) -> Lookups {
         self.cache.lookups()
-    }
-
-    /// Blocks that were decoded before anyone asked for them.
-    pub(super) fn decoded_ahead(&self) -> u64 {
-        self.decoded_ahead.load(Ordering::Relaxed)
     }
 
     /// Fills `buf`, which is all within the file, from `offset`.
@@ -228,26 +224,6 @@ impl Blocks {
         if rest.is_empty() { Ok(()) } else { self.read_fragment(metadata, file, skip, rest) }
     }
 
-    /// Decodes some of the blocks of `range`, which is all within the file, that are not in the cache yet.
-    pub(super) fn read_ahead(
-        &self,
-        metadata: &Metadata,
-        inodes: Region,
-        file: &File,
-        range: Range<u64>,
-    ) -> Result<(), Error> {
-        let first = range.start >> self.block_log;
-        let blocks = self.blocks_in(metadata, inodes, file, range)?;
-        let wanted = blocks.last().map_or(0, |block| block.end());
-        let absent = (first..).zip(blocks).filter(|(_, block)| !block.is_hole());
-        let turns = absent.filter_map(|(index, block)| Some((index, block, self.cache.turn(block)?)));
-        for (index, block, turn) in turns.take(MAX_AHEAD_AT_ONCE) {
-            self.make(Part::DataBlock, block, self.decoded_bytes(file, index), wanted, turn)?;
-            self.decoded_ahead.fetch_add(1, Ordering::Relaxed);
-        }
-        Ok(())
-    }
-
     /// The blocks that hold the bytes of `range`; none for those in a fragment.
     fn blocks_in(
         &self,
@@ -257,7 +233,7 @@ impl Blocks {
         range: Range<u64>,
     ) -> Result<Vec<Stored>, Error> {
         let indexes = range.start >> self.block_log..range.end.div_ceil(self.block_bytes()).min(file.blocks.count);
-        if indexes.is_empty() {
+        if range.is_empty() || indexes.is_empty() {
             return Ok(Vec::new());
         }
         let mut walk = file.blocks.walk(metadata, inodes, indexes.start)?;

@@ -126,7 +126,10 @@ impl<K: Hash + Eq + Copy, V, E: Clone> Cache<K, V, E> {
             }
             let Some(flight) = shard.flights.get(&key).cloned() else {
                 self.misses.fetch_add(1, Ordering::Relaxed);
-                return Ok(Lookup::Turn(self.take_off(&mut shard, key)));
+                let flying = Mutex::new(FlightState::Flying { waiters: 0 });
+                let flight = Arc::new(Flight { state: flying, ended: Condvar::new() });
+                shard.flights.insert(key, flight.clone());
+                return Ok(Lookup::Turn(Turn { cache: self, key, flight }));
             };
             drop(shard);
             self.waits.fetch_add(1, Ordering::Relaxed);
@@ -134,15 +137,6 @@ impl<K: Hash + Eq + Copy, V, E: Clone> Cache<K, V, E> {
                 return outcome.map(Lookup::Hit);
             }
         }
-    }
-
-    /// The turn to make the value for `key`, if it is neither there nor being made.
-    pub(super) fn turn(&self, key: K) -> Option<Turn<'_, K, V, E>> {
-        let mut shard = self.shard(key).lock();
-        if shard.kept.contains(&key) || shard.flights.contains_key(&key) {
-            return None;
-        }
-        Some(self.take_off(&mut shard, key))
     }
 
     /// Forgets the value for `key`, which nobody is expected to want again.
@@ -157,13 +151,6 @@ impl<K: Hash + Eq + Copy, V, E: Clone> Cache<K, V, E> {
     pub(super) fn lookups(&self) -> Lookups {
         let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         Lookups { hits: get(&self.hits), misses: get(&self.misses), waits: get(&self.waits) }
-    }
-
-    fn take_off(&self, shard: &mut Shard<K, V, E>, key: K) -> Turn<'_, K, V, E> {
-        let flying = Mutex::new(FlightState::Flying { waiters: 0 });
-        let flight = Arc::new(Flight { state: flying, ended: Condvar::new() });
-        shard.flights.insert(key, flight.clone());
-        Turn { cache: self, key, flight }
     }
 
     fn shard(&self, key: K) -> &Mutex<Shard<K, V, E>> {

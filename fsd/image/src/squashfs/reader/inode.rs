@@ -11,6 +11,9 @@ use std::os::unix::ffi::OsStringExt;
 /// Longest target of a symbolic link; Linux refuses links of more than a page.
 const MAX_TARGET_BYTES: u32 = 4096;
 
+/// A longer list of blocks is not read only to find what comes after it: that of a file of 2 GiB, mostly.
+const MAX_PASSED_BYTES: u64 = 64 << 10;
+
 /// Bytes that an inode takes in memory, without target and block list.
 pub(super) const INODE_BYTES: u64 = 256;
 
@@ -170,6 +173,17 @@ fn symlink(cursor: &mut Cursor<'_>, inode: &mut Inode) -> Result<(), Error> {
     }
     inode.body = Body::Symlink(OsString::from_vec(target));
     Ok(())
+}
+
+/// Moves `cursor`, which just decoded `inode`, to the one after it in the table. `false` if that takes too long to find.
+pub(super) fn pass(cursor: &mut Cursor<'_>, inode: &Inode) -> Result<bool, Error> {
+    match &inode.body {
+        Body::File(file) if file.blocks.list_bytes() > MAX_PASSED_BYTES => return Ok(false),
+        Body::File(file) => cursor.skip(file.blocks.list_bytes())?,
+        Body::Directory(Directory { index: Some(_), .. }) => return Ok(false),
+        _ => {}
+    }
+    Ok(true)
 }
 
 /// How many blocks a file has: the end of it is in a fragment or else in a last, short block.

@@ -65,6 +65,11 @@ impl Region {
         let offset = u16::try_from(reference & 0xffff).ok()?;
         (block < self.end && usize::from(offset) < METADATA_BLOCK_BYTES).then_some(Position { block, offset })
     }
+
+    /// The other way round, for a position in this region.
+    pub(super) fn reference(&self, position: Position) -> u64 {
+        (position.block - self.start) << 16 | u64::from(position.offset)
+    }
 }
 
 impl Metadata {
@@ -206,6 +211,22 @@ impl Cursor<'_> {
 
     fn block_offset(&self) -> u64 {
         self.held.as_ref().map_or(self.next, |(at, _)| *at)
+    }
+
+    /// Moves `bytes` forward, over the borders of blocks.
+    pub(super) fn skip(&mut self, mut bytes: u64) -> Result<(), Error> {
+        while bytes > 0 {
+            let step = usize::try_from(bytes).unwrap_or(usize::MAX).min(self.available()?.len());
+            self.advance(step);
+            bytes -= step as u64;
+        }
+        Ok(())
+    }
+
+    /// The present position, which is in the next block if nothing is left of this one.
+    pub(super) fn next_position(&mut self) -> Result<Position, Error> {
+        self.available()?;
+        Ok(self.position())
     }
 
     /// Moves behind `bytes` of what is available.
