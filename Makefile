@@ -1,6 +1,6 @@
 # What the README and CI call. On a fresh Debian or Ubuntu with Rust, `make demo` and `make test` install what they need.
 
-.PHONY: demo test bench lint setup
+.PHONY: demo test bench bench-whole bench-micro lint setup
 
 demo:
 	bash demo/demo.sh
@@ -9,8 +9,16 @@ test: setup
 	cargo build
 	cargo test --workspace
 
-bench:
-	bash benches/compare.sh $(IMAGE)
+# Whole programs, then single operations of the reader. WORK="tar find" selects among the former; for IMAGE, TREE, RUNS
+# and others see docs/PERFORMANCE.md.
+bench: bench-whole $(if $(WORK),,bench-micro)
+
+bench-whole: setup
+	cargo build --release
+	python3 benches/compare
+
+bench-micro:
+	cargo bench -p siphon-image --bench squashfs
 
 lint:
 	cargo fmt --all --check
