@@ -215,3 +215,138 @@ fn with_scratch<R>(bytes: usize, work: impl FnOnce(&mut [u8]) -> Result<R, Error
         work(&mut scratch[..bytes])
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io;
+
+    const KIB: u64 = 1 << 10;
+
+    /// Bytes that are known by their offset, a log of what was read, and a place that cannot be read.
+    #[derive(Debug, Default)]
+    struct Logged {
+        reads: Mutex<Vec<Range<u64>>>,
+        broken: Option<u64>,
+    }
+
+    impl ReadAt for Logged {
+        fn len(&self) -> u64 {
+            64 << 20
+        }
+
+        fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+            let range = offset..offset + buf.len() as u64;
+            if self.broken.is_some_and(|broken| range.contains(&broken)) {
+                return Err(io::Error::other("broken"));
+            }
+            for (byte, at) in buf.iter_mut().zip(range.clone()) {
+                *byte = content(at);
+            }
+            self.reads.lock().push(range);
+            Ok(())
+        }
+    }
+
+    fn content(offset: u64) -> u8 {
+        u8::try_from(offset.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56).unwrap()
+    }
+
+    fn storage(broken: Option<u64>) -> (Storage, Arc<Logged>) {
+        let logged = Arc::new(Logged { broken, ..Logged::default() });
+        (Storage::new(logged.clone()), logged)
+    }
+
+    /// Reads a block and checks it.
+    fn block(storage: &Storage, offset: u64, bytes: u64, wanted: u64) -> Result<(), Error> {
+        let needed = usize::try_from(bytes).unwrap();
+        storage.with(Part::DataBlock, offset, needed, wanted, |found| {
+            let expected: Vec<u8> = (offset..offset + bytes).map(content).collect();
+            assert_eq!(found, expected, "{bytes} bytes at {offset}");
+        })
+    }
+
+    #[test]
+    fn what_is_read_here_and_there_is_read_exactly() {
+        let (storage, logged) = storage(None);
+
+        for place in [40, 3, 21, 9, 55] {
+            block(&storage, place << 20, 50_000, 0).unwrap();
+        }
+
+        assert!(logged.reads.lock().iter().all(|read| read.end - read.start == 50_000));
+        assert_eq!(logged.reads.lock().len(), 5);
+    }
+
+    #[test]
+    fn a_walk_is_read_once_in_few_growing_spans() {
+        let (storage, logged) = storage(None);
+
+        for index in 0..400 {
+            block(&storage, 100 + index * 50_001, 50_001, 0).unwrap();
+        }
+
+        let reads = logged.reads.lock();
+        assert!(reads.len() < 30, "{} reads of 20 MB", reads.len());
+        assert!(reads.iter().all(|read| read.end - read.start <= MAX_SPAN_BYTES));
+        assert!(reads.windows(2).all(|pair| pair[0].end == pair[1].start), "{reads:?}");
+    }
+
+    #[test]
+    fn neighbours_that_are_wanted_are_read_together() {
+        let (storage, logged) = storage(None);
+
+        block(&storage, 0, 60 * KIB, 120 * KIB).unwrap();
+        block(&storage, 60 * KIB, 60 * KIB, 120 * KIB).unwrap();
+
+        assert_eq!(*logged.reads.lock(), [0..120 * KIB]);
+    }
+
+    #[test]
+    fn two_walks_side_by_side_do_not_hinder_each_other() {
+        let (storage, logged) = storage(None);
+
+        for index in 0..100 {
+            block(&storage, index * 50_000, 50_000, 0).unwrap();
+            block(&storage, (32 << 20) + index * 50_000, 50_000, 0).unwrap();
+        }
+
+        assert!(logged.reads.lock().len() < 30);
+    }
+
+    #[test]
+    fn a_place_that_cannot_be_read_fails_only_who_needs_it() {
+        let (storage, _) = storage(Some(150_000));
+
+        block(&storage, 0, 50_000, 200_000).unwrap();
+        block(&storage, 50_000, 50_000, 200_000).unwrap();
+        assert!(matches!(block(&storage, 130_000, 50_000, 0), Err(Error::Read { .. })));
+        block(&storage, 180_000, 50_000, 0).unwrap();
+    }
+
+    #[test]
+    fn many_threads_read_a_span_once() {
+        let (storage, logged) = storage(None);
+
+        std::thread::scope(|scope| {
+            for index in 0..8 {
+                let storage = &storage;
+                scope.spawn(move || block(storage, index * 50_000, 50_000, 400_000).unwrap());
+            }
+        });
+
+        let bytes: u64 = logged.reads.lock().iter().map(|read| read.end - read.start).sum();
+        assert!(bytes <= 2 * 400_000, "{bytes} bytes were read");
+    }
+
+    #[test]
+    fn nothing_is_read_beyond_the_end() {
+        let (storage, _) = storage(None);
+        let end = 64 << 20;
+
+        block(&storage, end - 100_000, 50_000, u64::MAX).unwrap();
+        block(&storage, end - 50_000, 50_000, u64::MAX).unwrap();
+
+        assert!(matches!(block(&storage, end - 10, 11, 0), Err(Error::Truncated { .. })));
+    }
+}
