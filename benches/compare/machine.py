@@ -44,8 +44,7 @@ def run(command, patient=False, environment=None):
     except BaseException as reason:
         timed_out = isinstance(reason, subprocess.TimeoutExpired)
         if timed_out or not patient:
-            with contextlib.suppress(ProcessLookupError):  # It may have been quicker.
-                os.killpg(process.pid, signal.SIGKILL)
+            kill_session(process.pid)
         process.wait()
         if timed_out:
             raise Failure(f"took longer than {TIMEOUT_SECONDS} s") from reason
@@ -54,6 +53,15 @@ def run(command, patient=False, environment=None):
         said = complaints.strip().splitlines() or ["nothing said"]
         raise Failure(f"exit code {process.returncode}: {said[-1]}")
     return printed
+
+
+def kill_session(session):
+    """Kills all processes of a session, whatever process groups they made for themselves."""
+    for directory in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # It may have been quicker.
+            # state, parent, process group, session: what follows the name, which may hold anything, in parentheses.
+            if int((directory / "stat").read_text().rpartition(")")[2].split()[3]) == session:
+                os.kill(int(directory.name), signal.SIGKILL)
 
 
 def timed(command, **options):

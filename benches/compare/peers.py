@@ -35,8 +35,9 @@ class Peer:
         """Ends all that the peer has running, so that its next use is a first one."""
 
     def program(self, words):
-        """The command that runs the program `words` of the image. In a mount: with nothing but another root."""
-        return machine.as_user(["unshare", "--map-root-user", "chroot", str(self.root), *words])
+        """The command that runs the program `words` of the image. In a mount: with another root, and devices in it."""
+        script = 'mount --rbind /dev "$0/dev" && exec chroot "$0" "$@"'
+        return machine.as_user(["unshare", "--map-root-user", "--mount", "sh", "-c", script, str(self.root), *words])
 
     def daemon(self):
         """The process id of the daemon that serves the content."""
