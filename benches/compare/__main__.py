@@ -28,6 +28,10 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 NAMES = [work.name for work in (*works.ORDINARY, works.Million)]
 
 
+class Interrupted(BaseException):
+    """A signal asked for the end. Not an Exception: no peer has failed."""
+
+
 def arguments():
     """The command line. Where an option is not given, the variable of its name counts."""
     default = os.environ.get
@@ -161,10 +165,15 @@ def memory_gib():
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") >> 30
 
 
+def interrupted(number, _):
+    """Ends the comparison where it is; what is left of it is undone on the way out."""
+    raise Interrupted(signal.Signals(number).name)
+
+
 def main():
     args = arguments()
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda number, _: sys.exit(128 + number))
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, interrupted)
     cores = len(os.sched_getaffinity(0))
     about = [
         f"siphon {commit()}; {cores} cores, {memory_gib()} GiB, Linux {platform.release()}; medians of {args.runs}"
@@ -187,5 +196,5 @@ if __name__ == "__main__":
         main()
     except Failure as failure:
         sys.exit(f"bench: {failure}")
-    except KeyboardInterrupt:
-        sys.exit("bench: interrupted; all is unmounted")
+    except Interrupted as name:
+        sys.exit(f"bench: ended by {name}")
