@@ -167,7 +167,8 @@ fn the_counters_grow_with_what_is_read() {
         }
         // What was read ahead was not asked for any more.
         assert!(grown("bytes_read") + grown("bytes_read_ahead") >= PAYLOAD_BYTES, "{before} {after}");
-        assert!(grown("storage_bytes") >= PAYLOAD_BYTES, "{before} {after}");
+        // Some of it lay in what had been read before.
+        assert!(counter(&after, "storage_bytes") >= PAYLOAD_BYTES, "{after}");
         // The program and its libraries; the payload is stored as it is.
         assert!(counter(&after, "decoded_bytes") > counter(&after, "decoded_blocks"), "{after}");
         // The kernel opens the files of a read-only mount without asking.
