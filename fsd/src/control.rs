@@ -115,7 +115,7 @@ pub struct Status {
     pub image_bytes: u64,
     /// Bytes fetched from the server, for a remote image.
     pub bytes_fetched: Option<u64>,
-    /// Bytes read through the mount.
+    /// Bytes of files that the kernel was given, asked for or ahead of that.
     pub bytes_read: u64,
     /// Bytes of decoded content that are kept at most; 0 for a directory, which needs no decoding.
     pub cache_bytes: u64,

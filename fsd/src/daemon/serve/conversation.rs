@@ -129,7 +129,7 @@ impl Shared {
         Status {
             clients: self.clients.lock().len(),
             bytes_fetched: self.opened.fetched().map(|fetched| fetched.bytes_fetched),
-            bytes_read: counters.requests.bytes_read,
+            bytes_read: counters.requests.bytes_read + counters.requests.bytes_read_ahead,
             counters,
             ..self.status.clone()
         }
