@@ -287,8 +287,7 @@ impl Blocks {
                 let mut content = self.frames.take();
                 content.truncate(buf.len());
                 content.copy_from_slice(buf);
-                let weight_bytes = content.capacity() as u64 + OVERHEAD_BYTES;
-                turn.land(Decoded { content, served_bytes: (buf.len() as u64).into() }, weight_bytes);
+                land(turn, content, buf.len() as u64);
                 Ok(())
             }
             Ok(()) => Ok(()),
@@ -339,9 +338,7 @@ impl Blocks {
         match self.decode(part, block, &mut content, wanted) {
             Ok(decoded_bytes) => {
                 content.truncate(decoded_bytes);
-                let content = content.fitted();
-                let weight_bytes = content.capacity() as u64 + OVERHEAD_BYTES;
-                Ok(turn.land(Decoded { content, served_bytes: AtomicU64::new(0) }, weight_bytes))
+                Ok(land(turn, content.fitted(), 0))
             }
             Err(error) => Err(turn.fail(error)),
         }
@@ -369,6 +366,12 @@ impl Blocks {
 }
 
 type MakeTurn<'a> = Turn<'a, Stored, Decoded, Error>;
+
+/// Puts a decoded block, of which `served_bytes` were handed out, into the cache.
+fn land(turn: MakeTurn<'_>, content: Frame, served_bytes: u64) -> Arc<Decoded> {
+    let weight_bytes = content.capacity() as u64 + OVERHEAD_BYTES;
+    turn.land(Decoded { content, served_bytes: served_bytes.into() }, weight_bytes)
+}
 
 fn expect_length(block: Stored, expected: usize, found: usize) -> Result<(), Error> {
     if found == expected {

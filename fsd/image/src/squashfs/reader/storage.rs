@@ -70,14 +70,6 @@ struct Span {
     content: OnceLock<Option<Frame>>,
 }
 
-/// How the bytes from some offset on are come by.
-enum Source {
-    /// They are in this span, or some of them.
-    Span(Arc<Span>),
-    /// They are to be read on their own.
-    Alone,
-}
-
 impl Storage {
     pub(super) fn new(bytes: Arc<dyn ReadAt>) -> Self {
         let frame_bytes = usize::try_from(MAX_SPAN_BYTES).expect("1 MiB fits any usize");
@@ -112,43 +104,39 @@ impl Storage {
         if end > self.len() {
             return Err(Error::Truncated { part, offset, needed: needed as u64, len: self.len() });
         }
-        if let Source::Span(span) = self.place(offset, end, wanted)
-            && let Some(bytes) = span.bytes(self).and_then(|bytes| bytes.get(span.position(offset)..))
-        {
-            if let Some(bytes) = bytes.get(..needed) {
-                return Ok(take(bytes));
-            }
-            return with_scratch(needed, |scratch| {
-                let (front, rest) = scratch.split_at_mut(bytes.len());
-                front.copy_from_slice(bytes);
-                self.read_rest(part, offset + front.len() as u64, wanted, rest)?;
-                Ok(take(scratch))
-            });
+        let span = self.place(offset, end, wanted);
+        let held = span.as_ref().and_then(|span| span.bytes_from(self, offset)).unwrap_or_default();
+        if let Some(bytes) = held.get(..needed) {
+            return Ok(take(bytes));
         }
         with_scratch(needed, |scratch| {
-            self.read(part, offset, scratch)?;
+            let (front, rest) = scratch.split_at_mut(held.len());
+            front.copy_from_slice(held);
+            match held.len() {
+                0 => self.read(part, offset, rest)?,
+                held => self.read_rest(part, offset + held as u64, wanted, rest)?,
+            }
             Ok(take(scratch))
         })
     }
 
     /// Fills `buf` with what follows a span that ended in the middle of it.
     fn read_rest(&self, part: Part, offset: u64, wanted: u64, buf: &mut [u8]) -> Result<(), Error> {
-        if let Source::Span(span) = self.place(offset, offset + buf.len() as u64, wanted)
-            && let Some(bytes) = span.bytes(self)
-            && let Some(bytes) = bytes.get(span.position(offset)..).and_then(|bytes| bytes.get(..buf.len()))
-        {
-            buf.copy_from_slice(bytes);
-            return Ok(());
+        let span = self.place(offset, offset + buf.len() as u64, wanted);
+        let held = span.as_ref().and_then(|span| span.bytes_from(self, offset)).unwrap_or_default();
+        match held.get(..buf.len()) {
+            Some(bytes) => buf.copy_from_slice(bytes),
+            None => self.read(part, offset, buf)?,
         }
-        self.read(part, offset, buf)
+        Ok(())
     }
 
-    /// Finds the span that holds what is at `offset`, or decides what to read for it.
-    fn place(&self, offset: u64, end: u64, wanted: u64) -> Source {
+    /// Finds the span that holds what is at `offset`, or decides what to read for it: `None` if that is up to `end` only.
+    fn place(&self, offset: u64, end: u64, wanted: u64) -> Option<Arc<Span>> {
         let mut places = self.places.lock();
         if let Some(index) = places.iter().position(|place| place.span.is_some() && place.contains(offset)) {
             places[..=index].rotate_right(1);
-            return places[0].span.clone().map_or(Source::Alone, Source::Span);
+            return places[0].span.clone();
         }
         let mut grown_bytes = 0;
         if let Some(index) = places.iter().position(|place| place.is_followed_by(offset)) {
@@ -163,8 +151,7 @@ impl Storage {
         let span = (reach > end).then(|| Arc::new(Span::new(offset..reach, grown_bytes >= MIN_STREAM_BYTES)));
         places.truncate(MAX_PLACES - 1);
         places.insert(0, Place { start: offset, end: reach, span: span.clone() });
-        drop(places);
-        span.map_or(Source::Alone, Source::Span)
+        span
     }
 }
 
@@ -184,9 +171,9 @@ impl Span {
         Self { start: range.start, len_bytes, is_stream, content: OnceLock::new() }
     }
 
-    /// Where `offset`, which is not before the span, is in it.
-    fn position(&self, offset: u64) -> usize {
-        usize::try_from(offset - self.start).unwrap_or(usize::MAX)
+    /// Its bytes from `offset` on, which is within it. As [`Span::bytes`].
+    fn bytes_from(&self, storage: &Storage, offset: u64) -> Option<&[u8]> {
+        self.bytes(storage)?.get(usize::try_from(offset - self.start).ok()?..)
     }
 
     /// Its bytes, read now or by the thread that came first. A failure is not the reader's who asks: it may be in a
