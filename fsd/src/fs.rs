@@ -158,9 +158,10 @@ impl FileSystem {
         self.options.read_only
     }
 
-    /// Whether files and directories need not be opened: handle 0 stands for any of them.
+    /// Whether files and directories need not be opened: handle 0 stands for any of them. A kernel that opens on its own
+    /// keeps what it cached over an open, so that nothing may change below.
     pub fn opens_nothing(&self) -> bool {
-        self.options.read_only && self.view.is_stateless()
+        self.options.read_only && self.options.stable && self.view.is_stateless()
     }
 
     /// Looks `name` up in `parent` and counts one reference, which [`FileSystem::forget`] gives back.
@@ -211,7 +212,8 @@ impl FileSystem {
         self.files.remove(handle);
     }
 
-    /// Reads from the file `ino`, open as `handle`, into `buf` and returns how many bytes were there: fewer than asked only at the end.
+    /// Reads from the file `ino`, open as `handle`, into `buf` and returns how many bytes were there: fewer than asked
+    /// only at the end.
     ///
     /// # Errors
     /// [`Error::BadHandle`] or [`Error::View`].
@@ -225,7 +227,7 @@ impl FileSystem {
     /// What is worth reading now that `asked` of the file `ino` was read, with its end or not: the bytes that are likely
     /// to be asked for next, of this file or of others. Nothing if content may change below.
     pub fn expected_after(&self, ino: Ino, asked: Range<u64>, with_end: bool) -> Expected {
-        if !self.opens_nothing() || !self.options.stable {
+        if !self.opens_nothing() {
             return Expected::default();
         }
         if !with_end {

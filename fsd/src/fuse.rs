@@ -7,7 +7,7 @@ mod convert;
 mod page_cache;
 
 use crate::errno::{errno, is_failure};
-use crate::fs::{Caller, Error, FileSystem, Listed, Node, XattrReply};
+use crate::fs::{Caller, Error, Expected, FileSystem, Listed, Node, XattrReply};
 use convert::{attr_out, kind_out, mode_in, node_kind, open_in, permissions, set_time};
 use fuser::{
     BsdFileFlags, Config, Errno, FileHandle, FopenFlags, Generation, INodeNo, InitFlags, IoctlFlags, KernelConfig,
@@ -164,18 +164,15 @@ impl Adaptor {
 
     /// Puts what is likely to be asked for after `asked` into the kernel's page cache.
     fn read_ahead(&self, number: Ino, asked: Range<u64>, with_end: bool, buffer: &mut Vec<u8>) {
-        let mut expected = self.filesystem.expected_after(number, asked, with_end);
-        let stored = match (expected.pieces.as_slice(), self.page_cache.permit()) {
-            ([], _) | (_, None) => 0,
-            (pieces, Some(permit)) => {
-                let stores = |(number, range): &&(Ino, Range<u64>)| self.store(&permit, *number, range.clone(), buffer);
-                pieces.iter().take_while(stores).count()
-            }
-        };
-        if let Some(then) = expected.then {
-            let files = expected.pieces.len();
-            let next = expected.pieces.drain(..).nth(stored).map_or(then, |(number, _)| number);
-            self.filesystem.expect(next, files);
+        let Expected { pieces, then } = self.filesystem.expected_after(number, asked, with_end);
+        // Most requests lead to nothing, and are not to keep the permit from others.
+        let permit = if pieces.is_empty() { None } else { self.page_cache.permit() };
+        let stored = permit.map_or(0, |permit| {
+            let stores = |(number, range): &&(Ino, Range<u64>)| self.store(&permit, *number, range.clone(), buffer);
+            pieces.iter().take_while(stores).count()
+        });
+        if let Some(then) = then {
+            self.filesystem.expect(pieces.get(stored).map_or(then, |(number, _)| *number), pieces.len());
         }
     }
 

@@ -81,3 +81,20 @@ fn a_mounted_sandbox_is_read_only_and_leaves_its_layer_to_a_run_that_writes() {
         assert_eq!(shown.stdout.trim_end(), "later\n20\nhello from the image", "{shown}");
     });
 }
+
+#[test]
+fn a_mounted_directory_shows_what_is_written_to_it() {
+    as_user_and_as_root(|environment| {
+        let tree = environment.make_directory("tree");
+        environment.make_directory("mounted");
+        std::fs::write(tree.join("file"), "first").unwrap();
+        environment.siphon(&["mount", "tree", "mounted"]).stdout();
+        let read = || environment.shell("cat mounted/file").stdout();
+        assert_eq!(read(), "first");
+
+        std::fs::write(tree.join("file"), "other").unwrap();
+
+        assert_eq!(read(), "other");
+        environment.siphon(&["umount", "mounted"]).stdout();
+    });
+}

@@ -24,7 +24,7 @@ const GAP_BYTES: u64 = 32 << 10;
 
 /// The first window, and the longest. Each is twice as long as the one before.
 const MIN_WINDOW_BYTES: u64 = 128 << 10;
-pub(super) const MAX_WINDOW_BYTES: u64 = 1 << 20;
+const MAX_WINDOW_BYTES: u64 = 1 << 20;
 
 /// Files up to this size are made ready whole, at first as many as this at a time, and at most.
 pub(super) const MAX_SMALL_BYTES: u64 = 64 << 10;
