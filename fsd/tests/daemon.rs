@@ -91,6 +91,7 @@ fn drop_privileges_and_run() {
     };
     let status = command.arg("tests").arg(directory.path()).status().unwrap();
     assert!(status.success(), "tests failed: {status}");
+    directory.close().unwrap();
 }
 
 fn make_image(directory: &Path) {
@@ -141,6 +142,8 @@ fn run(directory: &Path) {
         test(directory);
         println!("ok");
     }
+    // A daemon that is still there writes into the directory that is about to be removed.
+    wait_until("the last daemon has left", || fs::read_dir(runtime_dir(directory)).unwrap().count() == 0);
 }
 
 fn in_image(directory: &Path, script: &str) -> Output {
