@@ -50,7 +50,7 @@ fn storage(usage: &StorageUse) -> String {
     format!("{} in {} reads, {waited:.2} s waited", human_bytes(usage.storage_bytes), usage.storage_reads)
 }
 
-/// `35.00 MiB in 300 blocks, 12 of them ahead; 91 % found in a cache of 64.00 MiB`. What was waited for counts as found:
+/// `35.00 MiB in 300 blocks; 91 % found in a cache of 64.00 MiB`. What was waited for counts as found:
 /// it is decoded once for all.
 fn decoding(activity: &Activity, cache_bytes: u64) -> String {
     let Activity { decoded_blocks, cache_hits, cache_misses, cache_waits, .. } = *activity;
