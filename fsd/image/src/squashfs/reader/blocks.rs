@@ -212,7 +212,7 @@ impl Blocks {
     ) -> Result<(), Error> {
         let first = offset >> self.block_log;
         let blocks = self.blocks_in(metadata, inodes, file, offset..offset + buf.len() as u64)?;
-        let wanted = blocks.last().map_or(0, |block| block.end());
+        let wanted = self.end_of_missing(&blocks);
         let mut skip = self.offset_in_block(offset);
         let mut rest = buf;
         for (index, block) in (first..).zip(blocks) {
@@ -238,6 +238,12 @@ impl Blocks {
         }
         let mut walk = file.blocks.walk(metadata, inodes, indexes.start)?;
         indexes.map(|_| walk.next()).collect()
+    }
+
+    /// Where in the image the last of `blocks` ends that has to be read; 0 if none has to.
+    fn end_of_missing(&self, blocks: &[Stored]) -> u64 {
+        let missing = blocks.iter().rfind(|block| !block.is_hole() && !self.cache.contains(**block));
+        missing.map_or(0, |block| block.end())
     }
 
     fn offset_in_block(&self, offset: u64) -> usize {

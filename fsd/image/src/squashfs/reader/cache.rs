@@ -139,6 +139,12 @@ impl<K: Hash + Eq + Copy, V, E: Clone> Cache<K, V, E> {
         }
     }
 
+    /// Whether the value is there or is just being made.
+    pub(super) fn contains(&self, key: K) -> bool {
+        let shard = self.shard(key).lock();
+        shard.kept.contains(&key) || shard.flights.contains_key(&key)
+    }
+
     /// Forgets the value for `key`, which nobody is expected to want again.
     pub(super) fn remove(&self, key: K) {
         let mut shard = self.shard(key).lock();

@@ -27,8 +27,9 @@ const MAX_SPAN_BYTES: u64 = 1 << 20;
 /// Places that are remembered, and at most as many spans in memory.
 const MAX_PLACES: usize = 12;
 
-/// What is read this many bytes after an earlier read still goes on from there: what lies between is in a cache.
-const MAX_GAP_BYTES: u64 = 128 << 10;
+/// What is read this many bytes after an earlier read still goes on from there. Not further: who leaves out a block, as
+/// a program that is loaded does, would be given blocks that it leaves out.
+const MAX_GAP_BYTES: u64 = 4 << 10;
 
 /// From this length on, a reader has shown that it goes on, and storage may read ahead as well.
 const MIN_STREAM_BYTES: u64 = 256 << 10;
@@ -147,7 +148,10 @@ impl Storage {
             places.extend(before.span.is_some().then_some(before));
         }
         let reach = wanted.max(offset.saturating_add(grown_bytes)).min(offset.saturating_add(MAX_SPAN_BYTES));
-        let reach = reach.min(self.len()).max(end);
+        // Another thread that is further on in the same stream reads what it is at.
+        let beyond =
+            places.iter().filter(|place| place.span.is_some() && place.start > offset).map(|place| place.start);
+        let reach = reach.min(self.len()).min(beyond.min().unwrap_or(u64::MAX)).max(end);
         let span = (reach > end).then(|| Arc::new(Span::new(offset..reach, grown_bytes >= MIN_STREAM_BYTES)));
         places.truncate(MAX_PLACES - 1);
         places.insert(0, Place { start: offset, end: reach, span: span.clone() });
@@ -300,6 +304,17 @@ mod tests {
         }
 
         assert!(logged.reads.lock().len() < 30);
+    }
+
+    #[test]
+    fn a_thread_that_lags_behind_reads_only_up_to_where_another_is() {
+        let (storage, logged) = storage(None);
+
+        block(&storage, 200_000, 50_000, 400_000).unwrap();
+        block(&storage, 100_000, 50_000, 400_000).unwrap();
+        block(&storage, 150_000, 50_000, 400_000).unwrap();
+
+        assert_eq!(*logged.reads.lock(), [200_000..400_000, 100_000..200_000]);
     }
 
     #[test]
