@@ -12,7 +12,7 @@ mod directories;
 mod handles;
 
 use crate::metrics::Counters;
-use ahead::Streams;
+use ahead::Readers;
 use handles::Handles;
 use siphon_image::tree::{Attr, Statistics};
 use siphon_overlay::error::Error as ViewError;
@@ -105,13 +105,11 @@ pub enum XattrReply {
     Data(Vec<u8>),
 }
 
-/// What is likely to be read next.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+/// What is likely to be read next, for one thread to make ready.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Expected {
     /// Files, and which bytes of them, in order.
     pub pieces: Vec<(Ino, Range<u64>)>,
-    /// The file that is likely to be read after all of them, if they are files one after the other.
-    pub then: Option<Ino>,
 }
 
 /// One mounted view. All methods may be called by many threads.
@@ -123,7 +121,9 @@ pub struct FileSystem {
     files: Handles<OpenFile>,
     directories: Handles<directories::OpenDirectory>,
     listings: directories::Listings,
-    streams: Streams,
+    readers: Readers,
+    /// What is decoded at a time.
+    block_bytes: u64,
 }
 
 /// The handle of a file or directory that the kernel opened without asking.
@@ -133,8 +133,9 @@ impl FileSystem {
     /// Serves `view`.
     pub fn new(view: Arc<View>, options: Options, counters: Arc<Counters>) -> Self {
         let (files, directories) = (Handles::new(), Handles::new());
-        let (listings, streams) = (directories::Listings::default(), Streams::default());
-        Self { view, options, counters, files, directories, listings, streams }
+        let (listings, readers) = (directories::Listings::default(), Readers::default());
+        let block_bytes = view.statistics().map_or(0, |sizes| u64::from(sizes.block_size)).max(1);
+        Self { view, options, counters, files, directories, listings, readers, block_bytes }
     }
 
     /// What it counts.
@@ -226,31 +227,48 @@ impl FileSystem {
 
     /// What is worth reading now that `asked` of the file `ino` was read, with its end or not: the bytes that are likely
     /// to be asked for next, of this file or of others. Nothing if content may change below.
-    pub fn expected_after(&self, ino: Ino, asked: Range<u64>, with_end: bool) -> Expected {
+    pub fn expected_after(&self, ino: Ino, asked: Range<u64>, with_end: bool) -> Vec<Expected> {
         if !self.opens_nothing() {
-            return Expected::default();
+            return Vec::new();
         }
-        if !with_end {
-            let window = self.streams.window_after(ino, asked);
-            return Expected { pieces: window.map(|window| (ino, window)).into_iter().collect(), then: None };
+        let mut expected = Vec::new();
+        let windows = if with_end { None } else { self.readers.windows_after(ino, asked.clone()) };
+        match windows {
+            Some(windows) => {
+                expected.extend(windows.into_iter().map(|window| Expected { pieces: vec![(ino, window)] }))
+            }
+            None if asked.start > 0 => {
+                let rests = self.readers.rest_of_blocks(ino, asked.clone(), self.block_bytes);
+                expected.extend(rests.into_iter().map(|rest| Expected { pieces: vec![(ino, rest)] }));
+            }
+            None => {}
         }
-        if asked.start > 0 || asked.end > ahead::MAX_SMALL_BYTES {
-            return Expected::default();
+        if asked.start == 0 && asked.end <= ahead::MAX_SMALL_BYTES {
+            expected.extend(self.files_expected_after(ino));
         }
-        let due = self.streams.files_after(ino);
-        let mut files = self.view.files_after(ino, due + 1, ahead::MAX_SMALL_BYTES);
-        let then = if files.len() > due { files.pop().map(|(ino, _)| ino) } else { None };
-        Expected { pieces: files.into_iter().map(|(ino, bytes)| (ino, 0..bytes)).collect(), then }
+        expected
+    }
+
+    /// The small files that are likely to be asked for after `ino`.
+    fn files_expected_after(&self, ino: Ino) -> Option<Expected> {
+        let due = self.readers.files_after(ino)?;
+        let mut files = self.view.files_after(ino, due + ahead::MAX_LEFT_OUT, ahead::MAX_SMALL_BYTES);
+        let (last, _) = *files.last()?;
+        files.truncate(due);
+        let ready = files.last().map_or(ino, |(ready, _)| *ready);
+        self.readers.expect(ino, ready, last, due);
+        let pieces: Vec<_> = files.into_iter().map(|(ino, bytes)| (ino, 0..bytes)).collect();
+        (!pieces.is_empty()).then_some(Expected { pieces })
     }
 
     /// What of `range`, which was expected a moment ago, nobody has asked for yet.
     pub fn still_expected(&self, ino: Ino, range: Range<u64>) -> Range<u64> {
-        self.streams.left_of(ino, range)
+        self.readers.left_of(ino, range)
     }
 
-    /// Says that the small file `ino` is the first that was not read ahead, after `files` that were expected.
-    pub fn expect(&self, ino: Ino, files: usize) {
-        self.streams.expect(ino, files);
+    /// Says that `ino`, and what was expected after it, will have to be asked for.
+    pub fn not_made_ready(&self, ino: Ino) {
+        self.readers.stopped_at(ino);
     }
 
     /// As [`FileSystem::read`], of what nobody asked for yet.

@@ -3,11 +3,12 @@
 //! The session is given a `/dev/fuse` descriptor that its caller opened and mounted, and never mounts or unmounts
 //! itself: the library's own teardown can unmount a stranger's filesystem. This is the only file that names `fuser`.
 
+mod ahead;
 mod convert;
-mod page_cache;
 
 use crate::errno::{errno, is_failure};
-use crate::fs::{Caller, Error, Expected, FileSystem, Listed, Node, XattrReply};
+use crate::fs::{Caller, Error, FileSystem, Listed, Node, XattrReply};
+use ahead::ReadAhead;
 use convert::{attr_out, kind_out, mode_in, node_kind, open_in, permissions, set_time};
 use fuser::{
     BsdFileFlags, Config, Errno, FileHandle, FopenFlags, Generation, INodeNo, InitFlags, IoctlFlags, KernelConfig,
@@ -16,12 +17,10 @@ use fuser::{
     SessionACL, TimeOrNow, WriteFlags,
 };
 use nix::libc;
-use page_cache::{PageCache, Permit};
 use siphon_overlay::view::{Ino, SetAttr};
 use std::cell::RefCell;
 use std::ffi::OsStr;
 use std::io;
-use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
@@ -34,14 +33,12 @@ const MAX_BACKGROUND: u16 = 64;
 /// The largest request that the kernel takes (`FUSE_MAX_MAX_PAGES` of 256 pages); each worker has a buffer for one.
 const MAX_WRITE_BYTES: u32 = 1 << 20;
 
-/// What is read ahead at a time: two blocks of the usual size, and little enough for a processor's own cache.
-const STORE_BYTES: usize = 256 << 10;
-
 /// What is asked of the kernel where it has it.
 const CAPABILITIES: InitFlags = InitFlags::FUSE_ASYNC_READ
     .union(InitFlags::FUSE_PARALLEL_DIROPS)
+    // Attributes come with every listing, also with the later parts of a long one: they are at hand, and a look-up for
+    // each name costs far more than those that nobody wants.
     .union(InitFlags::FUSE_DO_READDIRPLUS)
-    .union(InitFlags::FUSE_READDIRPLUS_AUTO)
     .union(InitFlags::FUSE_CACHE_SYMLINKS)
     .union(InitFlags::FUSE_ATOMIC_O_TRUNC)
     .union(InitFlags::FUSE_MAX_PAGES)
@@ -52,6 +49,7 @@ const CAPABILITIES: InitFlags = InitFlags::FUSE_ASYNC_READ
 #[derive(Debug)]
 pub struct Mounted {
     session: Session<Adaptor>,
+    ahead: Arc<ReadAhead>,
 }
 
 /// Tells the kernel to forget what it has cached.
@@ -71,10 +69,10 @@ impl Mounted {
         config.n_threads = Some(workers);
         config.clone_fd = true;
         // Who may come in is decided by the mount option: the session itself admits everyone.
-        let page_cache = PageCache::new(device.try_clone()?.into(), workers);
-        let adaptor = Adaptor { filesystem, page_cache, opens_files: false, opens_directories: false };
+        let ahead = Arc::new(ReadAhead::new(filesystem.clone(), device.try_clone()?));
+        let adaptor = Adaptor { filesystem, ahead: ahead.clone(), opens_files: false, opens_directories: false };
         let session = Session::from_fd(adaptor, device, SessionACL::All, config)?;
-        Ok(Self { session })
+        Ok(Self { session, ahead })
     }
 
     /// The way to invalidate what the kernel caches. It must not be used while a lock is held that a request needs.
@@ -85,9 +83,12 @@ impl Mounted {
     /// Serves until the last mount of the filesystem is gone.
     ///
     /// # Errors
-    /// If a worker cannot be started or the device fails.
+    /// If a thread cannot be started or the device fails.
     pub fn serve(self) -> io::Result<()> {
-        self.session.run()
+        let threads = self.ahead.start()?;
+        let served = self.session.run();
+        self.ahead.end(threads);
+        served
     }
 }
 
@@ -105,7 +106,7 @@ impl Notifier {
 #[derive(Debug)]
 struct Adaptor {
     filesystem: Arc<FileSystem>,
-    page_cache: PageCache,
+    ahead: Arc<ReadAhead>,
     /// Whether the kernel opens on its own once it was told, with `ENOSYS`, that it need not ask.
     opens_files: bool,
     opens_directories: bool,
@@ -159,46 +160,6 @@ impl Adaptor {
                 Err(_) => reply.error(Errno::E2BIG),
             },
             Err(error) => reply.error(self.fail(operation, ino.0, &error)),
-        }
-    }
-
-    /// Puts what is likely to be asked for after `asked` into the kernel's page cache.
-    fn read_ahead(&self, number: Ino, asked: Range<u64>, with_end: bool, buffer: &mut Vec<u8>) {
-        let Expected { pieces, then } = self.filesystem.expected_after(number, asked, with_end);
-        // Most requests lead to nothing, and are not to keep the permit from others.
-        let permit = if pieces.is_empty() { None } else { self.page_cache.permit() };
-        let stored = permit.map_or(0, |permit| {
-            let stores = |(number, range): &&(Ino, Range<u64>)| self.store(&permit, *number, range.clone(), buffer);
-            pieces.iter().take_while(stores).count()
-        });
-        if let Some(then) = then {
-            self.filesystem.expect(pieces.get(stored).map_or(then, |(number, _)| *number), pieces.len());
-        }
-    }
-
-    /// Stores `range` of a file, as far as it goes. `false` if the kernel does not know the file, or its bytes cannot be
-    /// read, which will show to whoever asks for them.
-    fn store(&self, permit: &Permit<'_>, number: Ino, range: Range<u64>, buffer: &mut Vec<u8>) -> bool {
-        let mut left = range;
-        loop {
-            left = self.filesystem.still_expected(number, left);
-            if left.is_empty() {
-                return true;
-            }
-            let piece = usize::try_from(left.end - left.start).unwrap_or(usize::MAX).min(STORE_BYTES);
-            let buf = first_bytes(buffer, piece);
-            match self.filesystem.read_ahead(number, left.start, buf) {
-                Ok(0) => return true,
-                Ok(read) => match permit.store(number, left.start, &buf[..read]) {
-                    Ok(true) => left.start += read as u64,
-                    Ok(false) => return false,
-                    Err(error) => {
-                        tracing::debug!(ino = number.0, "cannot read ahead: {error}");
-                        return false;
-                    }
-                },
-                Err(_) => return false,
-            }
         }
     }
 
@@ -382,7 +343,7 @@ impl fuser::Filesystem for Adaptor {
                 Ok(read) => {
                     reply.data(&buf[..read]);
                     let asked = offset..offset.saturating_add(read as u64);
-                    self.read_ahead(ino(number), asked, read < size, buffer);
+                    self.ahead.push(self.filesystem.expected_after(ino(number), asked, read < size));
                 }
                 Err(error) => reply.error(self.fail("read", number.0, &error)),
             }

@@ -1,102 +1,184 @@
 //! Reading ahead: which files are just being read from front to back, or one after the other, and what to have ready.
 //!
 //! The kernel reads ahead 128 KiB and no more where a daemon without privileges serves it. What is ready beyond that is
-//! put into its page cache before it asks, in windows that grow as long as a reader goes on. Between two windows a
-//! gap is left, so that its request says where the reader is; what lies behind the gap is there by then.
+//! put into its page cache before it asks, in windows that reach further as long as a reader goes on. Before each
+//! window a gap is left, so that the request for it says where the reader is.
 //!
 //! ```text
-//! file:    | asked for | gap | window | gap |   window   | gap |      window      |
-//! reader:         ^ here: the window behind the next gap is made ready
+//! file:    | asked for | gap | window | gap | window | gap | window |
+//! reader:         ^ here                          reach:            ^
 //! ```
 //!
 //! Who reads small files in the order of the image, as `tar` and `grep -r` do, is served likewise, with files in place
-//! of bytes: some are made ready, and the first that is not is the gap.
+//! of bytes. There is no need for gaps: the first file of the next directory is always asked for, because the kernel
+//! stores nothing of a file that it has not seen in a listing yet.
 
 use parking_lot::Mutex;
 use siphon_overlay::view::Ino;
 use std::ops::Range;
 
-/// Streams that are told apart. More readers than this on one machine are busy without help.
-const MAX_STREAMS: usize = 32;
+/// Streams, and walks, that are told apart. More readers than this on one machine are busy without help.
+const MAX_READERS: usize = 32;
 
 /// What the kernel asks for at first where it finds nothing in its cache.
 const GAP_BYTES: u64 = 32 << 10;
 
-/// The first window, and the longest. Each is twice as long as the one before.
+/// Windows end at multiples of this, where blocks do, mostly.
 const MIN_WINDOW_BYTES: u64 = 128 << 10;
-const MAX_WINDOW_BYTES: u64 = 1 << 20;
+
+/// Long enough that a gap seldom interrupts, short enough that several threads have one each.
+const MAX_WINDOW_BYTES: u64 = 512 << 10;
+
+/// Requests one after the other that make a stream: two are soon made by chance where a program is loaded.
+const MIN_REQUESTS: usize = 3;
+
+/// Half of how far the first window reaches.
+const FIRST_REACH_BYTES: u64 = MIN_WINDOW_BYTES / 2;
+
+/// How far windows reach beyond the reader at most: twice as far with each request, so that never more is in vain than
+/// was read. Enough to go on decoding while the reader is busy with what it has.
+const MAX_REACH_BYTES: u64 = 16 << 20;
 
 /// Files up to this size are made ready whole, at first as many as this at a time, and at most.
 pub(super) const MAX_SMALL_BYTES: u64 = 64 << 10;
 const MIN_FILES: usize = 8;
 const MAX_FILES: usize = 64;
 
+/// A walk may leave so many files out and still go on: they are not all wanted.
+pub(super) const MAX_LEFT_OUT: usize = 8;
+
+/// Blocks that are remembered as ready.
+const MAX_WHOLE: usize = 64;
+
 /// A request this far from the expected place is still the stream's: another one overtook it.
 const MAX_SKIP_BYTES: u64 = 128 << 10;
 
-/// The streams of one mount, most recent first.
+/// The readers of one mount, most recent first.
 #[derive(Debug, Default)]
-pub(super) struct Streams {
-    recent: Mutex<Vec<Stream>>,
+pub(super) struct Readers {
+    streams: Mutex<Vec<Stream>>,
     walks: Mutex<Vec<Walk>>,
+    /// Blocks that were made ready whole, by file and offset, latest first.
+    whole: Mutex<Vec<(Ino, u64)>>,
 }
 
-/// A reader of one small file after the other.
-#[derive(Debug, Clone, Copy)]
-struct Walk {
-    /// The file that it is expected to ask for.
-    next: Ino,
-    /// Files to make ready then.
-    files: usize,
-}
-
+/// A reader of one file from front to back.
 #[derive(Debug, Clone, Copy)]
 struct Stream {
     ino: Ino,
     /// Byte offset that the next request is expected at.
     next: u64,
-    /// Where the last window ends. 0 until a request came as expected.
+    /// Where the last window ends. 0 until there was one.
     ready: u64,
-    window_bytes: u64,
+    reach_bytes: u64,
+    /// Those that came as expected, and the first.
+    requests: usize,
 }
 
-impl Streams {
-    /// Takes note of a request for `asked`, and says what to have ready next, if it is time for that.
-    pub(super) fn window_after(&self, ino: Ino, asked: Range<u64>) -> Option<Range<u64>> {
-        let mut recent = self.recent.lock();
-        let Some(index) = recent.iter().position(|stream| stream.ino == ino && stream.expects(asked.start)) else {
-            recent.truncate(MAX_STREAMS - 1);
-            recent.insert(0, Stream { ino, next: asked.end, ready: 0, window_bytes: MIN_WINDOW_BYTES / 2 });
+/// A reader of one small file after the other. Numbers of files grow in the order of the image.
+#[derive(Debug, Clone, Copy)]
+struct Walk {
+    /// The last file that was asked for.
+    asked: Ino,
+    /// The last one that was, or is being, made ready.
+    ready: Ino,
+    /// The last one that it may ask for next.
+    last: Ino,
+    /// Files to make ready then.
+    files: usize,
+}
+
+impl Readers {
+    /// Takes note of a request for `asked` that does not end with the file, and says what to have ready next; `None` if
+    /// it goes on from no earlier one.
+    pub(super) fn windows_after(&self, ino: Ino, asked: Range<u64>) -> Option<Vec<Range<u64>>> {
+        let mut streams = self.streams.lock();
+        let Some(index) = streams.iter().position(|stream| stream.ino == ino && stream.expects(asked.start)) else {
+            // Who jumps about in a file, as a program that is loaded does, may go on from where it was, but not far.
+            for stream in streams.iter_mut().filter(|stream| stream.ino == ino) {
+                (stream.reach_bytes, stream.requests) = (FIRST_REACH_BYTES, 1);
+            }
+            remember(
+                &mut streams,
+                Stream { ino, next: asked.end, ready: 0, reach_bytes: FIRST_REACH_BYTES, requests: 1 },
+            );
             return None;
         };
-        recent[..=index].rotate_right(1);
-        recent[0].go_on(asked.end)
+        streams[..=index].rotate_right(1);
+        Some(streams[0].go_on(asked.end))
     }
 
-    /// What is left of the window `range` that was due earlier: its reader may have come as far meanwhile.
+    /// Takes note that the small file `ino` was asked for, and says how many of those after it to make ready; `None` if
+    /// that is being done already. What comes of it is to be told to [`Readers::expect`].
+    pub(super) fn files_after(&self, ino: Ino) -> Option<usize> {
+        let mut walks = self.walks.lock();
+        let Some(index) = walks.iter().position(|walk| (walk.asked..=walk.last).contains(&ino)) else { return Some(0) };
+        walks[..=index].rotate_right(1);
+        walks[0].asked = ino;
+        if ino <= walks[0].ready { None } else { Some(walks.remove(0).files) }
+    }
+
+    /// Expects that who asked for `asked` goes on up to `last`, while the `files` up to `ready` are made ready.
+    pub(super) fn expect(&self, asked: Ino, ready: Ino, last: Ino, files: usize) {
+        let files = (2 * files).clamp(MIN_FILES, MAX_FILES);
+        remember(&mut self.walks.lock(), Walk { asked, ready, last, files });
+    }
+
+    /// Takes note that `ino` and what was to be made ready after it is not.
+    pub(super) fn stopped_at(&self, ino: Ino) {
+        for walk in self.walks.lock().iter_mut() {
+            if (walk.asked..=walk.ready).contains(&ino) {
+                walk.ready = Ino(ino.0 - 1);
+            }
+        }
+    }
+
+    /// Says what of the blocks of `block_bytes` that hold the ends of `asked` was not asked for: they are decoded now, and
+    /// the rest is had for the price of a copy. Nothing of those that were named a moment ago.
+    pub(super) fn rest_of_blocks(&self, ino: Ino, asked: Range<u64>, block_bytes: u64) -> Vec<Range<u64>> {
+        let first = asked.start / block_bytes * block_bytes;
+        let last = asked.end.saturating_sub(1) / block_bytes * block_bytes;
+        let before = first..asked.start;
+        let after = asked.end..last.saturating_add(block_bytes);
+        let mut whole = self.whole.lock();
+        let mut named = |block: u64| {
+            let known = whole.contains(&(ino, block));
+            if !known {
+                whole.truncate(MAX_WHOLE - 1);
+                whole.insert(0, (ino, block));
+            }
+            known
+        };
+        let (known_first, known_last) = (named(first), named(last));
+        let mut rests = Vec::new();
+        if !known_first {
+            rests.push(before);
+        }
+        if !known_last || (first == last && !known_first) {
+            rests.push(after);
+        }
+        rests.retain(|rest| !rest.is_empty());
+        rests
+    }
+
+    /// What is left of `range`, which was to be made ready earlier: its reader may have come as far meanwhile.
     pub(super) fn left_of(&self, ino: Ino, range: Range<u64>) -> Range<u64> {
-        let recent = self.recent.lock();
-        let stream = recent.iter().find(|stream| stream.ino == ino && stream.ready >= range.end);
+        if range.start == 0 && range.end <= MAX_SMALL_BYTES {
+            let passed = self.walks.lock().iter().any(|walk| (ino..=walk.ready).contains(&walk.asked));
+            return if passed { 0..0 } else { range };
+        }
+        let streams = self.streams.lock();
+        let stream = streams.iter().find(|stream| stream.ino == ino && stream.ready >= range.end);
         match stream {
             Some(stream) if stream.next > range.start => (stream.next + MIN_WINDOW_BYTES).min(range.end)..range.end,
             _ => range,
         }
     }
+}
 
-    /// Takes note that the whole of the small file `ino` was asked for, and says how many of those after it to make
-    /// ready. The one behind them is to be named to [`Streams::expect`].
-    pub(super) fn files_after(&self, ino: Ino) -> usize {
-        let mut walks = self.walks.lock();
-        let Some(index) = walks.iter().position(|walk| walk.next == ino) else { return 0 };
-        walks.remove(index).files
-    }
-
-    /// Expects `ino` to be asked for after `files` that were to be made ready.
-    pub(super) fn expect(&self, ino: Ino, files: usize) {
-        let mut walks = self.walks.lock();
-        walks.truncate(MAX_STREAMS - 1);
-        walks.insert(0, Walk { next: ino, files: (2 * files).clamp(MIN_FILES, MAX_FILES) });
-    }
+fn remember<T>(readers: &mut Vec<T>, reader: T) {
+    readers.truncate(MAX_READERS - 1);
+    readers.insert(0, reader);
 }
 
 impl Stream {
@@ -107,21 +189,28 @@ impl Stream {
         (self.next.saturating_sub(MAX_SKIP_BYTES)..=self.ready.saturating_add(MAX_SKIP_BYTES)).contains(&start)
     }
 
-    /// Once less than a window is ready beyond `asked`, the next one is due.
-    fn go_on(&mut self, asked: u64) -> Option<Range<u64>> {
+    /// The windows that are due now that all up to `asked` was asked for.
+    fn go_on(&mut self, asked: u64) -> Vec<Range<u64>> {
         self.next = self.next.max(asked);
-        let ready = self.ready.max(self.next);
-        if self.ready > 0 && ready > self.next.saturating_add(self.window_bytes) {
-            return None;
+        self.requests += 1;
+        if self.requests < MIN_REQUESTS {
+            return Vec::new();
         }
-        // What the kernel reads ahead on its own is already asked for.
-        let gap_bytes = if self.ready == 0 { MIN_WINDOW_BYTES } else { GAP_BYTES };
-        self.window_bytes = (2 * self.window_bytes).min(MAX_WINDOW_BYTES);
-        let start = ready.saturating_add(gap_bytes);
-        // Windows end where blocks do, mostly.
-        let end = start.saturating_add(self.window_bytes) / MIN_WINDOW_BYTES * MIN_WINDOW_BYTES;
-        self.ready = end;
-        Some(start..end)
+        if self.ready == 0 {
+            // What the kernel reads ahead on its own is already asked for.
+            self.ready = self.next.saturating_add(MIN_WINDOW_BYTES - GAP_BYTES);
+        }
+        self.ready = self.ready.max(self.next);
+        self.reach_bytes = (2 * self.reach_bytes).min(MAX_REACH_BYTES);
+        let window_bytes = self.reach_bytes.min(MAX_WINDOW_BYTES);
+        let reach = self.next.saturating_add(self.reach_bytes);
+        let mut windows = Vec::new();
+        while self.ready < reach {
+            let start = self.ready.saturating_add(GAP_BYTES);
+            self.ready = start.saturating_add(window_bytes) / MIN_WINDOW_BYTES * MIN_WINDOW_BYTES;
+            windows.push(start..self.ready);
+        }
+        windows
     }
 }
 
@@ -132,81 +221,146 @@ mod tests {
     const KIB: u64 = 1 << 10;
     const FILE: Ino = Ino(20);
 
-    #[test]
-    fn one_request_is_no_stream() {
-        let streams = Streams::default();
-
-        assert_eq!(streams.window_after(FILE, 0..16 * KIB), None);
-        assert_eq!(streams.window_after(FILE, 512 * KIB..516 * KIB), None);
-        assert_eq!(streams.window_after(Ino(21), 16 * KIB..32 * KIB), None);
+    /// What is due after the last of `asked`, which follow each other.
+    fn after_all(readers: &Readers, asked: &[Range<u64>]) -> Vec<Range<u64>> {
+        asked.iter().fold(Vec::new(), |_, asked| readers.windows_after(FILE, asked.clone()).unwrap_or_default())
     }
 
     #[test]
-    fn windows_grow_and_each_is_due_at_the_gap_before_the_last_one() {
-        let streams = Streams::default();
-        streams.window_after(FILE, 0..16 * KIB);
+    fn requests_here_and_there_are_no_stream() {
+        let readers = Readers::default();
 
-        let first = streams.window_after(FILE, 16 * KIB..48 * KIB).unwrap();
-        let second = streams.window_after(FILE, 48 * KIB..128 * KIB).unwrap();
-        let none = streams.window_after(FILE, 128 * KIB..160 * KIB);
-        let third = streams.window_after(FILE, second.start - GAP_BYTES..second.start).unwrap();
-
-        assert_eq!(first, 176 * KIB..256 * KIB);
-        assert_eq!(second.start, first.end + GAP_BYTES);
-        assert_eq!(none, None);
-        assert_eq!(third.start, second.end + GAP_BYTES);
-        assert!(third.end - third.start > second.end - second.start);
+        assert_eq!(readers.windows_after(FILE, 0..16 * KIB), None);
+        assert_eq!(readers.windows_after(FILE, 512 * KIB..516 * KIB), None);
+        assert_eq!(readers.windows_after(Ino(21), 16 * KIB..32 * KIB), None);
+        assert_eq!(readers.windows_after(FILE, 16 * KIB..32 * KIB), Some(Vec::new()), "two may be chance");
     }
 
     #[test]
-    fn windows_stop_growing() {
-        let streams = Streams::default();
+    fn windows_reach_twice_as_far_with_each_request() {
+        let readers = Readers::default();
+
+        let first = after_all(&readers, &[0..16 * KIB, 16 * KIB..48 * KIB, 48 * KIB..112 * KIB]);
+        let second = after_all(&readers, std::slice::from_ref(&(112 * KIB..128 * KIB)));
+        let third = after_all(&readers, std::slice::from_ref(&(256 * KIB..288 * KIB)));
+
+        let windows = [first, second, third].concat();
+        assert!(windows.iter().all(|window| window.end % MIN_WINDOW_BYTES == 0), "{windows:?}");
+        assert!(windows.windows(2).all(|pair| pair[1].start == pair[0].end + GAP_BYTES), "{windows:?}");
+        let lengths: Vec<u64> = windows.iter().map(|window| window.end - window.start).collect();
+        assert!(lengths.is_sorted() && lengths.len() >= 3, "{windows:?}");
+    }
+
+    #[test]
+    fn windows_reach_no_further_than_the_bound() {
+        let readers = Readers::default();
         let mut asked = 0..16 * KIB;
-        let mut longest = 0;
+        let (mut ahead, mut longest) = (0, 0);
 
         for _ in 0..1000 {
-            if let Some(window) = streams.window_after(FILE, asked.clone()) {
+            for window in readers.windows_after(FILE, asked.clone()).unwrap_or_default() {
+                ahead = ahead.max(window.end - asked.end);
                 longest = longest.max(window.end - window.start);
             }
             asked = asked.end..asked.end + 128 * KIB;
         }
 
-        assert!((MAX_WINDOW_BYTES - MIN_WINDOW_BYTES..=MAX_WINDOW_BYTES).contains(&longest), "{longest}");
+        assert!((MAX_REACH_BYTES..=MAX_REACH_BYTES + MAX_WINDOW_BYTES).contains(&ahead), "{ahead}");
+        assert!(longest <= MAX_WINDOW_BYTES, "{longest}");
     }
 
     #[test]
-    fn more_files_are_due_each_time_the_expected_one_is_asked_for() {
-        let streams = Streams::default();
+    fn who_jumps_about_in_a_file_starts_anew() {
+        let readers = Readers::default();
+        let steps: Vec<_> = (0..20).map(|step| step * 128 * KIB..(step + 1) * 128 * KIB).collect();
+        let far = after_all(&readers, &steps).pop().unwrap().end;
 
-        assert_eq!(streams.files_after(FILE), 0);
-        streams.expect(FILE, 0);
-        assert_eq!(streams.files_after(FILE), MIN_FILES);
-        assert_eq!(streams.files_after(FILE), 0, "once is enough");
-        streams.expect(Ino(30), MIN_FILES);
-        assert_eq!(streams.files_after(Ino(30)), 2 * MIN_FILES);
-        streams.expect(Ino(40), 1000);
-        assert_eq!(streams.files_after(Ino(40)), MAX_FILES);
+        readers.windows_after(FILE, 1 << 30..(1 << 30) + 4 * KIB);
+
+        assert_eq!(readers.windows_after(FILE, far..far + GAP_BYTES), Some(Vec::new()));
     }
 
     #[test]
-    fn what_its_reader_asked_for_meanwhile_is_left_out_of_a_window() {
-        let streams = Streams::default();
-        streams.window_after(FILE, 0..128 * KIB);
-        let window = streams.window_after(FILE, 128 * KIB..256 * KIB).unwrap();
-        assert_eq!(streams.left_of(FILE, window.clone()), window);
+    fn the_rest_of_a_block_is_named_once() {
+        let readers = Readers::default();
+        let block = 128 * KIB;
 
-        streams.window_after(FILE, window.start..window.end);
+        let both = readers.rest_of_blocks(FILE, block + 64 * KIB..2 * block + 64 * KIB, block);
+        let again = readers.rest_of_blocks(FILE, block..block + 64 * KIB, block);
+        let within = readers.rest_of_blocks(FILE, 5 * block + KIB..5 * block + 2 * KIB, block);
+        let whole = readers.rest_of_blocks(FILE, 7 * block..9 * block, block);
 
-        assert!(streams.left_of(FILE, window).is_empty());
+        assert_eq!(both, [block..block + 64 * KIB, 2 * block + 64 * KIB..3 * block]);
+        assert_eq!(again, []);
+        assert_eq!(within, [5 * block..5 * block + KIB, 5 * block + 2 * KIB..6 * block]);
+        assert_eq!(whole, []);
+    }
+
+    #[test]
+    fn more_files_are_due_each_time_a_walk_comes_to_one_that_is_not_ready() {
+        let readers = Readers::default();
+
+        assert_eq!(readers.files_after(Ino(20)), Some(0));
+        readers.expect(Ino(20), Ino(20), Ino(29), 0);
+        assert_eq!(readers.files_after(Ino(21)), Some(MIN_FILES));
+        readers.expect(Ino(21), Ino(29), Ino(38), MIN_FILES);
+        assert_eq!(readers.files_after(Ino(25)), None, "it is being made ready");
+        assert_eq!(readers.files_after(Ino(31)), Some(2 * MIN_FILES));
+        readers.expect(Ino(31), Ino(47), Ino(56), 1000);
+        assert_eq!(readers.files_after(Ino(48)), Some(MAX_FILES));
+    }
+
+    #[test]
+    fn who_reads_files_here_and_there_is_on_no_walk() {
+        let readers = Readers::default();
+
+        for ino in [300, 200, 100, 500] {
+            assert_eq!(readers.files_after(Ino(ino)), Some(0), "{ino}");
+            readers.expect(Ino(ino), Ino(ino), Ino(ino + 9), 0);
+        }
+    }
+
+    #[test]
+    fn files_are_due_again_from_where_the_last_time_stopped() {
+        let readers = Readers::default();
+        readers.expect(Ino(20), Ino(40), Ino(49), 20);
+
+        readers.stopped_at(Ino(30));
+
+        assert_eq!(readers.files_after(Ino(29)), None);
+        assert_eq!(readers.files_after(Ino(30)), Some(40));
+    }
+
+    #[test]
+    fn what_its_reader_asked_for_meanwhile_is_left_out() {
+        let readers = Readers::default();
+        let steps = [0..128 * KIB, 128 * KIB..256 * KIB, 256 * KIB..384 * KIB];
+        let window = after_all(&readers, &steps).remove(0);
+        assert_eq!(readers.left_of(FILE, window.clone()), window);
+        readers.expect(Ino(30), Ino(40), Ino(49), 10);
+        assert_eq!(readers.left_of(Ino(33), 0..100), 0..100);
+
+        readers.windows_after(FILE, window.start..window.end);
+        readers.files_after(Ino(33));
+
+        assert!(readers.left_of(FILE, window).is_empty());
+        assert!(readers.left_of(Ino(33), 0..100).is_empty());
+        assert_eq!(readers.left_of(Ino(34), 0..100), 0..100);
     }
 
     #[test]
     fn two_readers_of_one_file_are_two_streams() {
-        let streams = Streams::default();
-        streams.window_after(FILE, 0..128 * KIB);
-        streams.window_after(FILE, 1 << 30..(1 << 30) + 128 * KIB);
+        let readers = Readers::default();
+        for step in 0..2 {
+            for start in [0, 1 << 30] {
+                readers.windows_after(FILE, start + step * 128 * KIB..start + (step + 1) * 128 * KIB);
+            }
+        }
 
-        assert!(streams.window_after(FILE, 128 * KIB..256 * KIB).is_some());
-        assert!(streams.window_after(FILE, (1 << 30) + 128 * KIB..(1 << 30) + 256 * KIB).is_some());
+        for start in [0, 1 << 30] {
+            readers.windows_after(FILE, start + 256 * KIB..start + 384 * KIB);
+            let windows = readers.windows_after(FILE, start + 384 * KIB..start + 512 * KIB).unwrap();
+            assert!(!windows.is_empty(), "{start}");
+        }
     }
 }

@@ -1,0 +1,160 @@
+//! Reading ahead: threads that put into the kernel's page cache what is likely to be asked for next.
+//!
+//! They are threads of their own because the kernel lets the one who stores a page wait for who reads it, and he waits
+//! for a worker. A request is answered by the worker that took it, so that none is slowed by this: only what nobody
+//! asked for yet is handed over.
+
+use super::first_bytes;
+use crate::fs::{Expected, FileSystem};
+use nix::libc;
+use parking_lot::{Condvar, Mutex};
+use siphon_overlay::view::Ino;
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io::{self, IoSlice, Write};
+use std::ops::Range;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+
+/// `FUSE_NOTIFY_STORE` of `linux/fuse.h`, where an answer has its error number.
+const NOTIFY_STORE: i32 = 4;
+
+/// `struct fuse_out_header` and `struct fuse_notify_store_out`.
+const HEADER_BYTES: usize = 16 + 24;
+
+/// What is read and stored at a time: two blocks of the usual size, and little enough for a processor's own cache.
+const STORE_BYTES: usize = 256 << 10;
+
+/// One thread for each processor and one more, since one waits for storage now and then; so many at most.
+const MAX_THREADS: usize = 9;
+
+/// What is waiting at most. What comes beyond is not read ahead: the readers are faster than these threads.
+const MAX_WAITING: usize = 256;
+
+/// What is to be read ahead for one mount, and the threads that do it.
+#[derive(Debug)]
+pub(super) struct ReadAhead {
+    filesystem: Arc<FileSystem>,
+    device: File,
+    /// `None` once the mount is gone.
+    waiting: Mutex<Option<VecDeque<Expected>>>,
+    changed: Condvar,
+}
+
+impl ReadAhead {
+    /// For a mounted `/dev/fuse`.
+    pub(super) fn new(filesystem: Arc<FileSystem>, device: OwnedFd) -> Self {
+        Self { filesystem, device: device.into(), waiting: Mutex::new(Some(VecDeque::new())), changed: Condvar::new() }
+    }
+
+    /// Starts the threads, which wait for something to do.
+    ///
+    /// # Errors
+    /// If one cannot be started.
+    pub(super) fn start(self: &Arc<Self>) -> io::Result<Vec<JoinHandle<()>>> {
+        let threads = thread::available_parallelism().map_or(1, usize::from) + 1;
+        let start = |_| {
+            let ahead = self.clone();
+            thread::Builder::new().name("ahead".to_owned()).spawn(move || ahead.run())
+        };
+        (0..threads.min(MAX_THREADS)).map(start).collect()
+    }
+
+    /// Has `expected` read, each by one thread.
+    pub(super) fn push(&self, expected: Vec<Expected>) {
+        if expected.is_empty() {
+            return;
+        }
+        if let Some(waiting) = &mut *self.waiting.lock() {
+            for one in expected {
+                if waiting.len() == MAX_WAITING {
+                    self.give_up(&one);
+                    continue;
+                }
+                waiting.push_back(one);
+                self.changed.notify_one();
+            }
+        }
+    }
+
+    /// Ends the threads.
+    pub(super) fn end(&self, threads: Vec<JoinHandle<()>>) {
+        *self.waiting.lock() = None;
+        self.changed.notify_all();
+        for thread in threads {
+            // One that panicked has said so.
+            let _ = thread.join();
+        }
+    }
+
+    fn run(&self) {
+        let mut buffer = Vec::new();
+        while let Some(expected) = self.next() {
+            let stores = |(ino, range): &&(Ino, Range<u64>)| !self.store(*ino, range.clone(), &mut buffer);
+            if let Some((ino, _)) = expected.pieces.iter().find(stores) {
+                self.filesystem.not_made_ready(*ino);
+            }
+        }
+    }
+
+    /// Waits for something to do. `None` once there will be nothing any more.
+    fn next(&self) -> Option<Expected> {
+        let mut waiting = self.waiting.lock();
+        loop {
+            if let Some(expected) = waiting.as_mut()?.pop_front() {
+                return Some(expected);
+            }
+            self.changed.wait(&mut waiting);
+        }
+    }
+
+    fn give_up(&self, expected: &Expected) {
+        if let Some((ino, _)) = expected.pieces.first() {
+            self.filesystem.not_made_ready(*ino);
+        }
+    }
+
+    /// Stores `range` of a file, as far as it goes. `false` if the kernel does not know the file, or its bytes cannot be
+    /// read, which will show to whoever asks for them.
+    fn store(&self, ino: Ino, range: Range<u64>, buffer: &mut Vec<u8>) -> bool {
+        let mut left = range;
+        loop {
+            left = self.filesystem.still_expected(ino, left);
+            if left.is_empty() {
+                return true;
+            }
+            let piece = usize::try_from(left.end - left.start).unwrap_or(usize::MAX).min(STORE_BYTES);
+            let buf = first_bytes(buffer, piece);
+            match self.filesystem.read_ahead(ino, left.start, buf) {
+                Ok(0) => return true,
+                Ok(read) => match self.notify(ino, left.start, &buf[..read]) {
+                    Ok(()) => left.start += read as u64,
+                    Err(error) => {
+                        if error.raw_os_error() != Some(libc::ENOENT) {
+                            tracing::debug!(ino = ino.0, "cannot read ahead: {error}");
+                        }
+                        return false;
+                    }
+                },
+                Err(_) => return false,
+            }
+        }
+    }
+
+    /// Stores `data`, which is the file's content from `offset` on. The FUSE library can send the same message, but
+    /// copies all of its bytes into a fresh buffer first.
+    ///
+    /// # Errors
+    /// `ENOENT` if the kernel does not know the file; if the connection is gone or the kernel has no memory.
+    fn notify(&self, ino: Ino, offset: u64, data: &[u8]) -> io::Result<()> {
+        let mut header = [0; HEADER_BYTES];
+        let len = |bytes: usize| u32::try_from(bytes).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput));
+        header[..4].copy_from_slice(&len(HEADER_BYTES + data.len())?.to_ne_bytes());
+        header[4..8].copy_from_slice(&NOTIFY_STORE.to_ne_bytes());
+        header[16..24].copy_from_slice(&ino.0.to_ne_bytes());
+        header[24..32].copy_from_slice(&offset.to_ne_bytes());
+        header[32..36].copy_from_slice(&len(data.len())?.to_ne_bytes());
+        (&self.device).write_vectored(&[IoSlice::new(&header), IoSlice::new(data)]).map(drop)
+    }
+}
