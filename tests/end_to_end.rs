@@ -10,6 +10,8 @@ mod support;
 mod end_to_end {
     /// Sandboxes and what is built from them.
     mod build;
+    /// Directories and devices in place of the host's.
+    mod contain;
     /// One daemon per image: joined, replaced, gone.
     mod daemon;
     /// What goes wrong, and what is said about it.

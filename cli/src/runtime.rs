@@ -14,6 +14,7 @@ use crate::report::Report;
 use anyhow::{Context, bail};
 use nix::mount::{MntFlags, umount2};
 use nix::sched::{CloneFlags, unshare};
+use nix::sys::stat::{Mode, umask};
 use nix::unistd::{chdir, fchdir, pivot_root};
 use std::ffi::{OsStr, OsString};
 use std::io::ErrorKind;
@@ -42,6 +43,8 @@ pub fn apply(plan: &Plan, place: &Place, report: Report) -> anyhow::Result<std::
         Processes::Own | Processes::OwnWithoutInit => Some(processes::enter_own()?),
     };
     namespaces::separate(&plan.namespaces)?;
+    // What is made for the run is readable whatever the caller's umask.
+    let callers_umask = umask(Mode::S_IWGRP | Mode::S_IWOTH);
     unshare(CloneFlags::CLONE_NEWNS).context("cannot make a mount namespace")?;
     let root = mount::root(&place.root, plan.writable_root)?;
     let session = mount::Session::new(&place.session)?;
@@ -58,6 +61,7 @@ pub fn apply(plan: &Plan, place: &Place, report: Report) -> anyhow::Result<std::
     fchdir(&root).context("cannot enter the image")?;
     enter()?;
     start(&plan.start)?;
+    umask(plan.umask.map_or(callers_umask, Mode::from_bits_truncate));
     match first {
         Some(first) if plan.namespaces.processes == Processes::Own => first.become_init()?,
         Some(first) => first.become_program()?,
