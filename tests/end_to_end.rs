@@ -26,4 +26,6 @@ mod end_to_end {
     mod mount;
     /// Images behind a web server.
     mod remote;
+    /// Variables, and options that have no effect.
+    mod variables;
 }

@@ -1,10 +1,12 @@
 //! What is typed: clap types whose doc comments are the help.
 
+#[cfg(test)]
+mod compatibility;
 mod images;
 mod run;
 
 pub use images::{BuildArgs, CatArgs, CommitArgs, InspectArgs, LsArgs, MountArgs, StatusArgs, UmountArgs};
-pub use run::{ContainFlags, ExecArgs, NamespaceFlags, RunArgs, RunFlags, ShellArgs};
+pub use run::{ContainFlags, ExecArgs, NamespaceFlags, OtherFlags, RunArgs, RunFlags, ShellArgs};
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use std::ffi::OsString;
