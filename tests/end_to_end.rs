@@ -8,6 +8,8 @@
 mod support;
 
 mod end_to_end {
+    /// Parts of an image that run by a name of their own.
+    mod apps;
     /// Sandboxes and what is built from them.
     mod build;
     /// Directories and devices in place of the host's.

@@ -5,8 +5,8 @@ mod compatibility;
 mod images;
 mod run;
 
-pub use images::{BuildArgs, CatArgs, CommitArgs, InspectArgs, LsArgs, MountArgs, StatusArgs, UmountArgs};
-pub use run::{ContainFlags, ExecArgs, NamespaceFlags, OtherFlags, RunArgs, RunFlags, ShellArgs};
+pub use images::{BuildArgs, CatArgs, CommitArgs, InspectArgs, LsArgs, MountArgs, RunHelpArgs, StatusArgs, UmountArgs};
+pub use run::{ContainFlags, ExecArgs, NamespaceFlags, OtherFlags, RunArgs, RunFlags, ShellArgs, TestArgs};
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use std::ffi::OsString;
@@ -54,6 +54,7 @@ impl Verb {
             Self::Exec(args) => args.image_and_command.first(),
             Self::Shell(args) => args.image_and_args.first(),
             Self::Run(args) => args.image_and_args.first(),
+            Self::Test(args) => args.image_and_args.first(),
             _ => None,
         }
     }
@@ -64,6 +65,7 @@ impl Verb {
             Self::Exec(args) => Some(&args.flags.daemon),
             Self::Shell(args) => Some(&args.flags.daemon),
             Self::Run(args) => Some(&args.flags.daemon),
+            Self::Test(args) => Some(&args.flags.daemon),
             Self::Mount(args) => Some(&args.daemon),
             _ => None,
         }
@@ -113,6 +115,10 @@ pub enum Verb {
     Shell(ShellArgs),
     /// Run the image's runscript
     Run(RunArgs),
+    /// Run the image's test script
+    Test(TestArgs),
+    /// Print the image's help text
+    RunHelp(RunHelpArgs),
     /// Make a sandbox from an image, or an image from a sandbox
     Build(BuildArgs),
     /// Turn a sandbox (image plus changes) into a new read-only image

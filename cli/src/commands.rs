@@ -9,6 +9,7 @@ pub mod inspect;
 pub mod ls;
 pub mod mount;
 pub mod run;
+pub mod run_help;
 pub mod status;
 pub mod umount;
 

@@ -54,22 +54,34 @@ impl Parts {
     }
 }
 
-/// The wanted parts as JSON.
+/// The wanted parts of an image as JSON.
 pub fn as_json(facts: &Facts, parts: Parts) -> Value {
-    let texts = parts.texts(facts).map(|(name, text)| (name.to_owned(), json!(text)));
-    let mut attributes: Map<_, _> = texts.collect();
-    if parts.environment {
-        let scripts = environment_scripts(facts).map(|script| (script_path(script), json!(script.text.trim_end())));
-        attributes.insert("environment".into(), scripts.collect::<Map<_, _>>().into());
-    }
+    let mut attributes = attributes(facts, parts, None);
     if parts.apps {
         let apps = facts.apps.iter().map(|app| (app.clone(), json!({})));
         attributes.insert("apps".into(), apps.collect::<Map<_, _>>().into());
     }
+    json!({ "data": { "attributes": attributes }, "type": "container" })
+}
+
+/// The wanted parts of one app of an image as JSON.
+pub fn app_as_json(app: &str, facts: &Facts, parts: Parts) -> Value {
+    let apps = json!({ app: attributes(facts, parts, Some(app)) });
+    json!({ "data": { "attributes": { "apps": apps } }, "type": "container" })
+}
+
+fn attributes(facts: &Facts, parts: Parts, app: Option<&str>) -> Map<String, Value> {
+    let texts = parts.texts(facts).map(|(name, text)| (name.to_owned(), json!(text)));
+    let mut attributes: Map<_, _> = texts.collect();
+    if parts.environment {
+        let scripts =
+            environment_scripts(facts).map(|script| (script_path(script, app), json!(script.text.trim_end())));
+        attributes.insert("environment".into(), scripts.collect::<Map<_, _>>().into());
+    }
     if parts.labels {
         attributes.insert("labels".into(), json!(facts.labels));
     }
-    json!({ "data": { "attributes": attributes }, "type": "container" })
+    attributes
 }
 
 /// What the image's maker wrote, as singularity shows it: not the scripts that its build adds to every image.
@@ -80,9 +92,12 @@ pub fn environment_scripts(facts: &Facts) -> impl Iterator<Item = &Script> {
     })
 }
 
-/// Where a script lies in the image.
-pub fn script_path(script: &Script) -> String {
-    format!("/.singularity.d/env/{}", script.name)
+/// Where a script of the image, or of one of its apps, lies.
+pub fn script_path(script: &Script, app: Option<&str>) -> String {
+    match app {
+        Some(app) => format!("/scif/apps/{app}/scif/env/{}", script.name),
+        None => format!("/.singularity.d/env/{}", script.name),
+    }
 }
 
 #[cfg(test)]

@@ -52,6 +52,8 @@ fn run(verb: Verb, environment: Environment, report: Report) -> anyhow::Result<(
         Verb::Exec(args) => match become_program(RunSettings::exec(args, &environment)?, environment)? {},
         Verb::Shell(args) => match become_program(RunSettings::shell(args, &environment)?, environment)? {},
         Verb::Run(args) => match become_program(RunSettings::run(args, &environment)?, environment)? {},
+        Verb::Test(args) => match become_program(RunSettings::test(args, &environment)?, environment)? {},
+        Verb::RunHelp(args) => commands::run_help::run_help(&args, &common, report),
         Verb::Build(args) => commands::build::build(&args, &common, report),
         Verb::Commit(args) => commands::commit::commit(&args, &common, report),
         Verb::Mount(args) => commands::mount::mount(&args, &common, report),

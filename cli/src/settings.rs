@@ -16,7 +16,7 @@ pub use contain::Contain;
 pub use namespaces::{Namespaces, Processes};
 pub use variables::Variables;
 
-use crate::args::{DaemonFlags, ExecArgs, GlobalFlags, RunArgs, RunFlags, ShellArgs};
+use crate::args::{DaemonFlags, ExecArgs, GlobalFlags, RunArgs, RunFlags, ShellArgs, TestArgs};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
@@ -181,6 +181,8 @@ pub enum Action {
     },
     /// The runscript with these arguments.
     Run(Vec<OsString>),
+    /// The test script with these arguments.
+    Test(Vec<OsString>),
 }
 
 impl Action {
@@ -190,6 +192,7 @@ impl Action {
             Self::Exec(_) => "exec",
             Self::Shell { .. } => "shell",
             Self::Run(_) => "run",
+            Self::Test(_) => "test",
         }
     }
 }
@@ -232,6 +235,8 @@ pub struct RunSettings {
     pub image: String,
     /// What runs.
     pub action: Action,
+    /// The SCIF app of the image that runs.
+    pub app: Option<String>,
     /// Binds of the user, environment first.
     pub binds: Vec<Bind>,
     /// Another home.
@@ -335,6 +340,16 @@ impl RunSettings {
         Self::resolve(image, Action::Run(words.collect()), args.flags, environment)
     }
 
+    /// Settings of `test`.
+    ///
+    /// # Errors
+    /// [`SettingsError`] for what cannot be understood.
+    pub fn test(args: TestArgs, environment: &Environment) -> Result<Self, SettingsError> {
+        let mut words = args.image_and_args.into_iter();
+        let image = words.next().unwrap_or_default();
+        Self::resolve(image, Action::Test(words.collect()), args.flags, environment)
+    }
+
     fn resolve(
         image: OsString,
         action: Action,
@@ -363,6 +378,7 @@ impl RunSettings {
         Ok(Self {
             image: image.into_string().map_err(|_| SettingsError::ImageName)?,
             action,
+            app: flags.app.clone().or_else(|| environment.text(&["APP", "APPNAME"])),
             binds,
             home: home.map(|spec| parse_home(&spec)).transpose()?,
             left_out: LeftOut(left_out),

@@ -51,7 +51,7 @@ fn parsed(command: &str) -> BTreeSet<String> {
 fn the_page_and_the_parser_have_the_same_flags() {
     let page = include_str!("../../../docs/COMPATIBILITY.md");
     let rows = rows(page, "Flags of `exec`, `shell`, `run`");
-    let parsed: BTreeSet<_> = ["exec", "shell", "run"].into_iter().flat_map(parsed).collect();
+    let parsed: BTreeSet<_> = ["exec", "shell", "run", "test"].into_iter().flat_map(parsed).collect();
 
     let mut wrong = Vec::new();
     for row in &rows {

@@ -103,6 +103,9 @@ pub struct InspectArgs {
     /// The help text
     #[arg(short = 'H', long)]
     pub helpfile: bool,
+    /// What this app of the image (SCIF) says of itself, and not the image
+    #[arg(long, value_name = "NAME")]
+    pub app: Option<String>,
     /// Names of the SCIF apps
     #[arg(long)]
     pub list_apps: bool,
@@ -115,6 +118,16 @@ pub struct InspectArgs {
     /// As JSON
     #[arg(short, long)]
     pub json: bool,
+    /// The image
+    pub image: String,
+}
+
+/// `run-help`.
+#[derive(Debug, Args)]
+pub struct RunHelpArgs {
+    /// The help of this app of the image (SCIF)
+    #[arg(long, value_name = "NAME")]
+    pub app: Option<String>,
     /// The image
     pub image: String,
 }

@@ -51,7 +51,19 @@ pub struct RunArgs {
     pub image_and_args: Vec<OsString>,
 }
 
-/// Options that `exec`, `shell` and `run` share.
+/// `test`.
+#[derive(Debug, Args)]
+#[command(override_usage = "siphon test [OPTIONS] <IMAGE> [ARGS]...")]
+pub struct TestArgs {
+    /// How to run
+    #[command(flatten)]
+    pub flags: RunFlags,
+    /// An image, then arguments of its test script
+    #[arg(required = true, num_args = 1.., trailing_var_arg = true, allow_hyphen_values = true, value_names = ["IMAGE", "ARGS"])]
+    pub image_and_args: Vec<OsString>,
+}
+
+/// Options that `exec`, `shell`, `run` and `test` share.
 #[derive(Debug, Clone, Default, Args)]
 pub struct RunFlags {
     /// Bind a path of the host into the container: SRC, SRC:DST or SRC:DST:ro, several separated by commas
@@ -77,6 +89,9 @@ pub struct RunFlags {
     /// Start in this directory of the container
     #[arg(long, visible_alias = "pwd", value_name = "DIR", help_heading = "Mounts")]
     pub cwd: Option<String>,
+    /// Run this app of the image (SCIF), with its environment
+    #[arg(long, value_name = "NAME")]
+    pub app: Option<String>,
     /// Write into the sandbox; changes stay
     #[arg(short = 'w', long, help_heading = "Writing")]
     pub writable: bool,

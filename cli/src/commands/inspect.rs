@@ -1,14 +1,14 @@
 //! `siphon inspect`: what an image says of itself.
 
 use crate::args::InspectArgs;
-use crate::inspection::{Parts, as_json, environment_scripts, script_path};
+use crate::inspection::{Parts, app_as_json, as_json, environment_scripts, script_path};
 use crate::report::Report;
 use crate::settings::Common;
 use anyhow::{Context, bail};
 use serde::Serialize;
 use serde_json::Value;
 use siphon_image::oci::ImageConfig;
-use siphon_image::open::facts;
+use siphon_image::open::{app_facts, facts};
 
 /// Prints the chosen parts, the labels if none is chosen.
 ///
@@ -16,7 +16,11 @@ use siphon_image::open::facts;
 /// If the image cannot be opened.
 pub fn inspect(args: &InspectArgs, common: &Common, report: Report) -> anyhow::Result<()> {
     let opened = super::open_image(&args.image, common)?;
-    let facts = facts(opened.tree()?.as_ref())?;
+    let tree = opened.tree()?;
+    let facts = match &args.app {
+        Some(app) => app_facts(tree.as_ref(), app),
+        None => facts(tree.as_ref())?,
+    };
     if args.oci_config {
         let Some(config) = opened.image.oci_config() else { bail!("{} holds no OCI configuration", args.image) };
         let config = ImageConfig::parse(&config).with_context(|| format!("cannot inspect {}", args.image))?;
@@ -24,13 +28,21 @@ pub fn inspect(args: &InspectArgs, common: &Common, report: Report) -> anyhow::R
     }
     let parts = if args.all { Parts::all(&facts) } else { chosen(args) };
     if args.json || args.all {
-        return Ok(report.line(tab_indented(&as_json(&facts, parts))?)?);
+        let json = match &args.app {
+            Some(app) => app_as_json(app, &facts, parts),
+            None => as_json(&facts, parts),
+        };
+        return Ok(report.line(tab_indented(&json)?)?);
     }
     for (_, text) in parts.texts(&facts) {
         report.line(text)?;
     }
     for script in environment_scripts(&facts).filter(|_| parts.environment) {
-        report.line(format_args!("=== {} ===\n{}\n", script_path(script), script.text.trim_end()))?;
+        report.line(format_args!(
+            "=== {} ===\n{}\n",
+            script_path(script, args.app.as_deref()),
+            script.text.trim_end()
+        ))?;
     }
     for app in facts.apps.iter().filter(|_| parts.apps) {
         report.line(app)?;

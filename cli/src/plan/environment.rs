@@ -89,7 +89,11 @@ fn fixed(settings: &RunSettings, home: &Path) -> Variables {
         variables.insert("SINGULARITY_NO_EVAL".into(), "1".into());
     }
     variables.insert("APPTAINER_COMMAND".into(), settings.action.name().into());
-    variables.insert("APPTAINER_APPNAME".into(), OsString::new());
+    variables.insert("APPTAINER_APPNAME".into(), settings.app.clone().unwrap_or_default().into());
+    if let Some(app) = &settings.app {
+        // What the image's own script for apps goes by.
+        variables.insert("SINGULARITY_APPNAME".into(), app.into());
+    }
     variables
 }
 
@@ -109,7 +113,7 @@ fn from_host(settings: &RunSettings, host: &HostFacts) -> Variables {
 fn script_argv(settings: &RunSettings) -> Vec<OsString> {
     let arguments = match &settings.action {
         Action::Exec(command) => command,
-        Action::Shell { arguments, .. } | Action::Run(arguments) => arguments,
+        Action::Shell { arguments, .. } | Action::Run(arguments) | Action::Test(arguments) => arguments,
     };
     let mut argv: Vec<OsString> = ["/bin/sh", "-c", ACTION_SCRIPT, "siphon"].map(OsString::from).to_vec();
     argv.extend(arguments.iter().cloned());
@@ -147,6 +151,7 @@ fn script_variables(variables: &mut Variables, settings: &RunSettings, passed: &
     }
     variables.insert("SIPHON_SET_NAMES".into(), set_names.join(" ").into());
     let mut order = |name: &str, value: &OsStr| variables.insert(format!("SIPHON_{name}").into(), value.to_owned());
+    order("APP", OsStr::new(settings.app.as_deref().unwrap_or_default()));
     order("ACTION", OsStr::new(settings.action.name()));
     order("EVALUATE", OsStr::new(if settings.variables.evaluate { "1" } else { "" }));
     order("QUIET", OsStr::new(if settings.quiet { "1" } else { "" }));

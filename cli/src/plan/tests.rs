@@ -9,6 +9,7 @@ fn settings() -> RunSettings {
     RunSettings {
         image: "/images/a.sif".into(),
         action: Action::Exec(vec!["true".into()]),
+        app: None,
         binds: Vec::new(),
         home: None,
         left_out: Default::default(),

@@ -135,6 +135,14 @@ siphon_check() {
     siphon_fatal "\"$1\": executable file not found in \$PATH"
 }
 
+# Finds a script of an app: siphon_script.
+siphon_app_script() {
+    siphon_script=/scif/apps/$1/scif/$2
+    [ -x "$siphon_script" ] && return
+    echo "ERROR:   $3: $1" >&2
+    exit 1
+}
+
 # Some shells count themselves; the program gets the caller's count.
 unset SHLVL
 
@@ -181,11 +189,12 @@ fi
 if [ -n "$SIPHON_APPEND_LD_LIBRARY_PATH" ]; then
     export LD_LIBRARY_PATH="${LD_LIBRARY_PATH:+$LD_LIBRARY_PATH:}$SIPHON_APPEND_LD_LIBRARY_PATH"
 fi
+siphon_app=$SIPHON_APP
 siphon_action=$SIPHON_ACTION
 siphon_shell=$SIPHON_SHELL
 siphon_quiet=$SIPHON_QUIET
 unset SIPHON_HOST_NAMES SIPHON_SET_NAMES SIPHON_EVALUATE SIPHON_PATH SIPHON_PREPEND_PATH SIPHON_APPEND_PATH \
-    SIPHON_PREPEND_LD_LIBRARY_PATH SIPHON_APPEND_LD_LIBRARY_PATH SIPHON_LIBRARIES SIPHON_ACTION SIPHON_SHELL SIPHON_QUIET
+    SIPHON_PREPEND_LD_LIBRARY_PATH SIPHON_APPEND_LD_LIBRARY_PATH SIPHON_LIBRARIES SIPHON_APP SIPHON_ACTION SIPHON_SHELL SIPHON_QUIET
 PS1='Apptainer> '
 PROMPT_COMMAND='PS1="Apptainer> "; unset PROMPT_COMMAND'
 export PS1 PROMPT_COMMAND
@@ -209,10 +218,23 @@ case $siphon_action in
         exec /bin/sh "$@"
         ;;
     run)
+        if [ -n "$siphon_app" ]; then
+            siphon_app_script "$siphon_app" runscript "no runscript for contained app"
+            exec "$siphon_script" "$@"
+        fi
         for siphon_script in /.singularity.d/runscript /singularity; do
             [ -x "$siphon_script" ] && exec "$siphon_script" "$@"
         done
         [ -n "$siphon_quiet" ] || echo "INFO:    No runscript found in container, executing /bin/sh" >&2
         exec /bin/sh "$@"
+        ;;
+    test)
+        if [ -n "$siphon_app" ]; then
+            siphon_app_script "$siphon_app" test "No tests for contained app"
+            exec "$siphon_script" "$@"
+        fi
+        [ -x /.singularity.d/test ] && exec /.singularity.d/test "$@"
+        [ -n "$siphon_quiet" ] || echo "INFO:    No test script found in container, exiting" >&2
+        exit 0
         ;;
 esac

@@ -79,6 +79,20 @@ pub fn facts(tree: &dyn Tree) -> Result<Facts, tree::Error> {
     })
 }
 
+/// Reads what `tree` says of one SCIF app: its scripts, help, labels and environment, as far as it has them.
+pub fn app_facts(tree: &dyn Tree, app: &str) -> Facts {
+    let meta = |name: &str| text(tree, &format!("/scif/apps/{app}/scif/{name}"));
+    Facts {
+        env_scripts: scripts_in(tree, &format!("/scif/apps/{app}/scif/env")).unwrap_or_default(),
+        runscript: meta("runscript"),
+        startscript: meta("startscript"),
+        test: meta("test"),
+        helpfile: meta("runscript.help"),
+        labels: meta("labels.json").map(|json| labels(&json)).unwrap_or_default(),
+        ..Facts::default()
+    }
+}
+
 fn text(tree: &dyn Tree, path: &str) -> Option<String> {
     let bytes = read_file(tree, Path::new(path), MAX_FILE_BYTES).ok().flatten()?;
     Some(String::from_utf8_lossy(&bytes).into_owned())
@@ -101,13 +115,18 @@ fn names(tree: &dyn Tree, path: &str) -> Option<Vec<String>> {
 }
 
 fn env_scripts(tree: &dyn Tree) -> Vec<Script> {
-    let read = |name: &str, path: &str| text(tree, path).map(|text| Script { name: name.to_owned(), text });
-    let Some(names) = names(tree, ENV_DIRECTORY) else {
-        return read("environment", "/environment").into_iter().collect();
-    };
-    // What the shell's `*.sh` stands for: it leaves hidden files out.
+    scripts_in(tree, ENV_DIRECTORY).unwrap_or_else(|| script(tree, "environment", "/environment").into_iter().collect())
+}
+
+/// The scripts in a directory, as the shell's `*.sh` has them: it leaves hidden files out. `None` if it is not there.
+fn scripts_in(tree: &dyn Tree, directory: &str) -> Option<Vec<Script>> {
+    let names = names(tree, directory)?;
     let scripts = names.iter().filter(|name| name.ends_with(".sh") && !name.starts_with('.'));
-    scripts.take(MAX_ENV_SCRIPTS).filter_map(|name| read(name, &format!("{ENV_DIRECTORY}/{name}"))).collect()
+    Some(scripts.take(MAX_ENV_SCRIPTS).filter_map(|name| script(tree, name, &format!("{directory}/{name}"))).collect())
+}
+
+fn script(tree: &dyn Tree, name: &str, path: &str) -> Option<Script> {
+    Some(Script { name: name.to_owned(), text: text(tree, path)? })
 }
 
 /// The labels in a JSON object. Values that are no strings become their JSON text.
