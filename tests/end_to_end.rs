@@ -10,6 +10,8 @@ mod support;
 mod end_to_end {
     /// Sandboxes and what is built from them.
     mod build;
+    /// What is kept of remote images.
+    mod cache;
     /// One daemon per image: joined, replaced, gone.
     mod daemon;
     /// What goes wrong, and what is said about it.

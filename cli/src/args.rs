@@ -1,8 +1,10 @@
 //! What is typed: clap types whose doc comments are the help.
 
+mod cache;
 mod images;
 mod run;
 
+pub use cache::{CacheCleanArgs, CacheKind, CacheListArgs, CacheVerb};
 pub use images::{BuildArgs, CatArgs, CommitArgs, InspectArgs, LsArgs, MountArgs, StatusArgs, UmountArgs};
 pub use run::{ExecArgs, RunArgs, RunFlags, ShellArgs};
 
@@ -126,6 +128,12 @@ pub enum Verb {
     Inspect(InspectArgs),
     /// Show the daemons, their mounts and how much was read and fetched
     Status(StatusArgs),
+    /// Show and clean what was kept of remote images
+    Cache {
+        /// What to do
+        #[command(subcommand)]
+        verb: CacheVerb,
+    },
     /// Print completions for a shell
     Completion {
         /// The shell to print them for

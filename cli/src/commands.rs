@@ -1,6 +1,7 @@
 //! The verbs, one file each.
 
 pub mod build;
+pub mod cache;
 pub mod cat;
 pub mod commit;
 pub mod completion;

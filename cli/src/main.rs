@@ -60,6 +60,7 @@ fn run(verb: Verb, environment: Environment, report: Report) -> anyhow::Result<(
         Verb::Cat(args) => commands::cat::cat(&args, &common, report),
         Verb::Inspect(args) => commands::inspect::inspect(&args, &common, report),
         Verb::Status(args) => commands::status::status(&args, &common, report),
+        Verb::Cache { verb } => commands::cache::cache(&verb, &common, report),
         Verb::Completion { shell } => commands::completion::completion(shell, Cli::command(), report),
         Verb::Version => Ok(report.line(env!("CARGO_PKG_VERSION"))?),
         Verb::Daemon { state, .. } => commands::daemon::daemon(&state),
