@@ -6,7 +6,7 @@ mod run;
 
 pub use cache::{CacheCleanArgs, CacheKind, CacheListArgs, CacheVerb};
 pub use images::{BuildArgs, CatArgs, CommitArgs, InspectArgs, LsArgs, MountArgs, StatusArgs, UmountArgs};
-pub use run::{ExecArgs, RunArgs, RunFlags, ShellArgs};
+pub use run::{ExecArgs, NamespaceFlags, RunArgs, RunFlags, ShellArgs};
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use std::ffi::OsString;

@@ -7,6 +7,7 @@ pub mod gpu;
 mod host_facts;
 mod mounts;
 
+pub use crate::settings::{Namespaces, Processes};
 use environment::Program;
 pub use host_facts::{HostFacts, Nvidia};
 
@@ -18,6 +19,8 @@ use std::path::{Path, PathBuf};
 /// All that happens between joining the daemon and the first instruction of the contained program.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Plan {
+    /// What is not shared with the host.
+    pub namespaces: Namespaces,
     /// Whether the root filesystem takes writes.
     pub writable_root: bool,
     /// Files that are made for the run, mounted first.
@@ -76,6 +79,8 @@ pub enum What {
     Libraries(Vec<PathBuf>),
     /// An empty directory of this run alone, which takes writes and forgets them.
     Empty,
+    /// The processes of the run's PID namespace, as `/proc` shows them.
+    Processes,
 }
 
 /// What a mount's source, and so its target, is.
@@ -104,7 +109,7 @@ impl What {
         match self {
             Self::Bind { kind, .. } => *kind,
             Self::File(_) => SourceKind::File,
-            Self::Libraries(_) | Self::Empty => SourceKind::Directory,
+            Self::Libraries(_) | Self::Empty | Self::Processes => SourceKind::Directory,
         }
     }
 }
@@ -143,6 +148,7 @@ pub fn plan(settings: &RunSettings, image: &Facts, host: &HostFacts) -> Result<P
         None => Start::FirstOf(vec![host.cwd.clone(), home, PathBuf::from("/")]),
     };
     Ok(Plan {
+        namespaces: settings.namespaces.clone(),
         writable_root: settings.writes != Writes::Refused,
         files,
         mounts,

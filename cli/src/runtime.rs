@@ -5,8 +5,11 @@
 //! seen by others and all of it goes with the last process of the run.
 
 mod mount;
+mod namespaces;
+mod processes;
+mod signals;
 
-use crate::plan::{Failure, Mount, Plan, Start};
+use crate::plan::{Failure, Mount, Plan, Processes, Start};
 use crate::report::Report;
 use anyhow::{Context, bail};
 use nix::mount::{MntFlags, umount2};
@@ -33,6 +36,12 @@ pub struct Place {
 /// # Errors
 /// What failed, with the mount or program that it failed on.
 pub fn apply(plan: &Plan, place: &Place, report: Report) -> anyhow::Result<std::convert::Infallible> {
+    // What follows happens in the container's first process, where there is one: only such a one can mount its /proc.
+    let first = match plan.namespaces.processes {
+        Processes::Shared => None,
+        Processes::Own | Processes::OwnWithoutInit => Some(processes::enter_own()?),
+    };
+    namespaces::separate(&plan.namespaces)?;
     unshare(CloneFlags::CLONE_NEWNS).context("cannot make a mount namespace")?;
     let root = mount::root(&place.root, plan.writable_root)?;
     let session = mount::Session::new(&place.session)?;
@@ -41,7 +50,7 @@ pub fn apply(plan: &Plan, place: &Place, report: Report) -> anyhow::Result<std::
     }
     session.close()?;
     for bind in &plan.mounts {
-        judge(bind, mount::bind_into(&root, bind), report)?;
+        judge(bind, mount::place(&root, bind), report)?;
     }
     for warning in &plan.warnings {
         report.warning(warning);
@@ -49,6 +58,11 @@ pub fn apply(plan: &Plan, place: &Place, report: Report) -> anyhow::Result<std::
     fchdir(&root).context("cannot enter the image")?;
     enter()?;
     start(&plan.start)?;
+    match first {
+        Some(first) if plan.namespaces.processes == Processes::Own => first.become_init()?,
+        Some(first) => first.become_program()?,
+        None => {}
+    }
     if plan.no_new_privileges {
         nix::sys::prctl::set_no_new_privs().context("cannot give up gaining privileges")?;
     }

@@ -4,9 +4,11 @@
 //! command line wins, except that binds add up.
 
 mod binds;
+mod namespaces;
 mod size;
 
 pub use binds::{Bind, BindError};
+pub use namespaces::{Namespaces, Processes};
 
 use crate::args::{DaemonFlags, ExecArgs, GlobalFlags, RunArgs, RunFlags, ShellArgs};
 use std::collections::{BTreeMap, BTreeSet};
@@ -228,6 +230,8 @@ pub struct RunSettings {
     pub injected: BTreeMap<OsString, OsString>,
     /// Whether the shell evaluates their values.
     pub evaluate: bool,
+    /// What it does not share with the host.
+    pub namespaces: Namespaces,
     /// NVIDIA driver.
     pub nv: bool,
     /// Whether the container's script leaves INFO messages out.
@@ -256,7 +260,18 @@ pub enum SettingsError {
         /// What was given.
         size: String,
     },
-    /// A path that is not absolute where one is needed.
+    /// A host name that the kernel does not take.
+    #[error("the host name {0:?} is not of 1 to 64 bytes")]
+    Hostname(String),
+    /// An option that siphon does not have.
+    #[error("{option} is not supported; {instead}")]
+    Unsupported {
+        /// The option as given.
+        option: String,
+        /// What to do instead.
+        instead: &'static str,
+    },
+    /// The image's name is no text.
     #[error("the image argument is not valid UTF-8")]
     ImageName,
 }
@@ -328,6 +343,7 @@ impl RunSettings {
             clean_env: flags.cleanenv || environment.switch(&["CLEANENV"]),
             injected: injected(&flags.env, environment)?,
             evaluate: !(flags.no_eval || environment.switch(&["NO_EVAL"])),
+            namespaces: Namespaces::resolve(flags.namespaces, environment)?,
             nv: flags.nv || environment.switch(&["NV"]),
             quiet: false,
             warnings,

@@ -1,5 +1,9 @@
 //! Arguments of `exec`, `shell` and `run`.
 
+mod namespaces;
+
+pub use namespaces::NamespaceFlags;
+
 use super::DaemonFlags;
 use clap::Args;
 use std::ffi::OsString;
@@ -82,6 +86,9 @@ pub struct RunFlags {
     /// Make the host's NVIDIA driver usable inside
     #[arg(long, help_heading = "GPU")]
     pub nv: bool,
+    /// What is not shared with the host
+    #[command(flatten)]
+    pub namespaces: NamespaceFlags,
     /// How the image is served
     #[command(flatten)]
     pub daemon: DaemonFlags,

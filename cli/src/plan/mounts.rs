@@ -1,7 +1,7 @@
 //! Which mounts a run gets, in order: files made for it, the system's, the home, the driver, the user's binds by depth,
 //! the working directory. The defaults are singularity's.
 
-use super::{Failure, HostFacts, Mount, Nvidia, PlanError, SourceKind, What, gpu};
+use super::{Failure, HostFacts, Mount, Nvidia, PlanError, Processes, SourceKind, What, gpu};
 use crate::settings::RunSettings;
 use siphon_image::open::Facts;
 use std::path::{Path, PathBuf};
@@ -58,7 +58,13 @@ fn bind(source: impl Into<PathBuf>, target: impl Into<PathBuf>, kind: SourceKind
 fn system(settings: &RunSettings, host: &HostFacts) -> Vec<Mount> {
     let mut mounts = Vec::new();
     for (name, path) in [("dev", "/dev"), ("proc", "/proc"), ("sys", "/sys")] {
-        if !settings.left_out.contains(name) {
+        if settings.left_out.contains(name) {
+            continue;
+        }
+        if name == "proc" && settings.namespaces.processes != Processes::Shared {
+            // The host's would show other processes under the numbers of the container's own.
+            mounts.push(Mount { target: path.into(), what: What::Processes, failure: Failure::Fatal });
+        } else {
             let what = What::Bind { source: path.into(), kind: SourceKind::Directory, read_only: false, trusted: true };
             mounts.push(Mount { target: path.into(), what, failure: Failure::Warning });
         }
@@ -109,6 +115,9 @@ fn accounts(
     warnings: &mut Vec<String>,
 ) -> Vec<Mount> {
     let mut files = Vec::new();
+    if let Some(name) = &settings.namespaces.hostname {
+        files.push(("/etc/hostname", format!("{name}\n").into_bytes()));
+    }
     if let Some(content) = &host.resolv_conf {
         files.push(("/etc/resolv.conf", content.clone()));
     }

@@ -17,6 +17,7 @@ fn settings() -> RunSettings {
         clean_env: false,
         injected: BTreeMap::new(),
         evaluate: true,
+        namespaces: Namespaces::default(),
         nv: false,
         quiet: false,
         warnings: Vec::new(),
@@ -139,6 +140,27 @@ fn only_root_can_gain_privileges_inside() {
 
     assert!(plan(&settings(), &image(), &host()).unwrap().no_new_privileges);
     assert!(!plan(&settings(), &image(), &root).unwrap().no_new_privileges);
+}
+
+#[test]
+fn processes_of_their_own_bring_a_proc_of_their_own() {
+    let namespaces = Namespaces { processes: Processes::Own, ..Namespaces::default() };
+
+    let plan = plan(&RunSettings { namespaces, ..settings() }, &image(), &host()).unwrap();
+
+    let proc: Vec<_> = plan.mounts.iter().filter(|mount| mount.target == Path::new("/proc")).collect();
+    assert_eq!(proc.len(), 1);
+    assert_eq!((&proc[0].what, proc[0].failure), (&What::Processes, Failure::Fatal));
+}
+
+#[test]
+fn a_host_name_is_written_down_inside() {
+    let namespaces = Namespaces { uts: true, hostname: Some("node".into()), ..Namespaces::default() };
+
+    let plan = plan(&RunSettings { namespaces, ..settings() }, &image(), &host()).unwrap();
+
+    let file = plan.files.iter().find(|mount| mount.target == Path::new("/etc/hostname")).unwrap();
+    assert_eq!(file.what, What::File(b"node\n".to_vec()));
 }
 
 #[test]

@@ -35,10 +35,12 @@ pub(super) fn bindable_root() -> nix::Result<()> {
     mount(None::<&str>, "/", None::<&str>, MsFlags::MS_PRIVATE, None::<&str>)
 }
 
-/// Binds a path of the host.
-pub(super) fn bind_into(root: &OwnedFd, wanted: &Mount) -> anyhow::Result<()> {
-    let What::Bind { source, kind, read_only, trusted } = &wanted.what else {
-        bail!("{} is not a bind", wanted.target.display())
+/// Makes a mount that needs nothing but the kernel and the host's tree.
+pub(super) fn place(root: &OwnedFd, wanted: &Mount) -> anyhow::Result<()> {
+    let (source, kind, read_only, trusted) = match &wanted.what {
+        What::Bind { source, kind, read_only, trusted } => (source, kind, read_only, trusted),
+        What::Processes => return processes(root, &wanted.target),
+        What::File(_) | What::Libraries(_) | What::Empty => bail!("{} needs a session", wanted.target.display()),
     };
     if wanted.failure == Failure::Fatal {
         make_target(root, &wanted.target, *kind)?;
@@ -46,6 +48,16 @@ pub(super) fn bind_into(root: &OwnedFd, wanted: &Mount) -> anyhow::Result<()> {
     let mut flags = if *trusted { MsFlags::empty() } else { MsFlags::MS_NOSUID | MsFlags::MS_NODEV };
     flags.set(MsFlags::MS_RDONLY, *read_only);
     attach(root, source, &wanted.target, *kind == SourceKind::Directory, flags)
+}
+
+/// The `/proc` of this process's PID namespace.
+fn processes(root: &OwnedFd, target: &Path) -> anyhow::Result<()> {
+    let place = open_in_root(root, target)?;
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    mount(Some("proc"), &descriptor_path(&place), Some("proc"), flags, None::<&str>).context(
+        "the kernel refuses a /proc of its own to the container, as it does where a container engine hides a part of \
+         the host's; --no-pid does without",
+    )
 }
 
 /// A temporary filesystem for the files of one run.
@@ -66,7 +78,7 @@ impl Session {
     pub(super) fn mount(&self, root: &OwnedFd, index: usize, wanted: &Mount) -> anyhow::Result<()> {
         let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
         match &wanted.what {
-            What::Bind { .. } => bind_into(root, wanted),
+            What::Bind { .. } | What::Processes => place(root, wanted),
             What::File(content) => {
                 let source = self.directory.join(index.to_string());
                 fs::write(&source, content)?;
