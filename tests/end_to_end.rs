@@ -20,6 +20,8 @@ mod end_to_end {
     mod exec;
     /// Looking into an image without mounting it.
     mod inspect;
+    /// Containers in the background.
+    mod instance;
     /// What a container does not share with the host.
     mod isolation;
     /// Mounts in the host's tree.

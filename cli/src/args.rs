@@ -2,10 +2,12 @@
 
 mod cache;
 mod images;
+mod instance;
 mod run;
 
 pub use cache::{CacheCleanArgs, CacheKind, CacheListArgs, CacheVerb};
 pub use images::{BuildArgs, CatArgs, CommitArgs, InspectArgs, LsArgs, MountArgs, StatusArgs, UmountArgs};
+pub use instance::{InstanceListArgs, InstanceStartArgs, InstanceStatsArgs, InstanceStopArgs, InstanceVerb};
 pub use run::{ExecArgs, NamespaceFlags, RunArgs, RunFlags, ShellArgs};
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
@@ -53,6 +55,9 @@ impl Verb {
             Self::Exec(args) => args.image_and_command.first(),
             Self::Shell(args) => args.image_and_args.first(),
             Self::Run(args) => args.image_and_args.first(),
+            Self::Instance { verb: InstanceVerb::Start(args) | InstanceVerb::Run(args) } => {
+                args.image_name_and_args.first()
+            }
             _ => None,
         }
     }
@@ -64,6 +69,7 @@ impl Verb {
             Self::Shell(args) => Some(&args.flags.daemon),
             Self::Run(args) => Some(&args.flags.daemon),
             Self::Mount(args) => Some(&args.daemon),
+            Self::Instance { verb: InstanceVerb::Start(args) | InstanceVerb::Run(args) } => Some(&args.flags.daemon),
             _ => None,
         }
     }
@@ -128,6 +134,12 @@ pub enum Verb {
     Inspect(InspectArgs),
     /// Show the daemons, their mounts and how much was read and fetched
     Status(StatusArgs),
+    /// Run containers in the background
+    Instance {
+        /// What to do
+        #[command(subcommand)]
+        verb: InstanceVerb,
+    },
     /// Show and clean what was kept of remote images
     Cache {
         /// What to do

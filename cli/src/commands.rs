@@ -7,6 +7,7 @@ pub mod commit;
 pub mod completion;
 pub mod daemon;
 pub mod inspect;
+pub mod instance;
 pub mod ls;
 pub mod mount;
 pub mod run;

@@ -139,14 +139,11 @@ pub enum PlanError {
 /// [`PlanError`] for what cannot work.
 pub fn plan(settings: &RunSettings, image: &Facts, host: &HostFacts) -> Result<Plan, PlanError> {
     let mut warnings = settings.warnings.clone();
-    let home = mounts::container_home(settings, host);
+    let home = home(settings, host);
     let files = mounts::files(settings, image, host, &home, &mut warnings);
     let mounts = mounts::mounts(settings, host, &home)?;
     let Program { argv, environment } = environment::program(settings, image, host, &home)?;
-    let start = match &settings.cwd {
-        Some(directory) => Start::At(directory.clone()),
-        None => Start::FirstOf(vec![host.cwd.clone(), home, PathBuf::from("/")]),
-    };
+    let start = first_directory(settings, host, &home);
     Ok(Plan {
         namespaces: settings.namespaces.clone(),
         writable_root: settings.writes != Writes::Refused,
@@ -159,6 +156,37 @@ pub fn plan(settings: &RunSettings, image: &Facts, host: &HostFacts) -> Result<P
         no_new_privileges: host.uid != 0,
         warnings,
     })
+}
+
+/// Makes the plan of a run in an instance, which mounts nothing: the instance has its mounts, and its `home`.
+///
+/// # Errors
+/// [`PlanError::NoShell`].
+pub fn plan_inside(settings: &RunSettings, image: &Facts, host: &HostFacts, home: &Path) -> Result<Plan, PlanError> {
+    let Program { argv, environment } = environment::program(settings, image, host, home)?;
+    Ok(Plan {
+        namespaces: Namespaces::default(),
+        writable_root: settings.writes != Writes::Refused,
+        files: Vec::new(),
+        mounts: Vec::new(),
+        environment,
+        argv,
+        start: first_directory(settings, host, home),
+        no_new_privileges: host.uid != 0,
+        warnings: settings.warnings.clone(),
+    })
+}
+
+fn first_directory(settings: &RunSettings, host: &HostFacts, home: &Path) -> Start {
+    match &settings.cwd {
+        Some(directory) => Start::At(directory.clone()),
+        None => Start::FirstOf(vec![host.cwd.clone(), home.to_owned(), PathBuf::from("/")]),
+    }
+}
+
+/// The home directory inside.
+pub fn home(settings: &RunSettings, host: &HostFacts) -> PathBuf {
+    mounts::container_home(settings, host)
 }
 
 impl Plan {

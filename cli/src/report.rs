@@ -6,7 +6,7 @@ mod progress;
 mod text;
 
 pub use progress::Bar;
-pub use text::{human_bytes, utc};
+pub use text::{columns, human_bytes, json_with_tabs, utc};
 
 use crate::settings::Verbosity;
 use std::io::{BufRead, ErrorKind, Write};

@@ -76,6 +76,9 @@ fn fixed(settings: &RunSettings, home: &Path) -> Variables {
         set("NAME", name.clone());
         set("BIND", binds.join(",").into());
         set("ENVIRONMENT", "/.singularity.d/env/91-environment.sh".into());
+        if let Some(name) = &settings.instance {
+            set("INSTANCE", name.into());
+        }
     }
     variables.insert("APPTAINER_COMMAND".into(), settings.action.name().into());
     variables.insert("APPTAINER_APPNAME".into(), OsString::new());
@@ -97,7 +100,7 @@ fn from_host(settings: &RunSettings, host: &HostFacts) -> Variables {
 fn script_argv(settings: &RunSettings) -> Vec<OsString> {
     let arguments = match &settings.action {
         Action::Exec(command) => command,
-        Action::Shell { arguments, .. } | Action::Run(arguments) => arguments,
+        Action::Shell { arguments, .. } | Action::Run(arguments) | Action::Start(arguments) => arguments,
     };
     let mut argv: Vec<OsString> = ["/bin/sh", "-c", ACTION_SCRIPT, "siphon"].map(OsString::from).to_vec();
     argv.extend(arguments.iter().cloned());

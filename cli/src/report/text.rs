@@ -1,4 +1,9 @@
-//! Numbers as people read them.
+//! Numbers, tables and JSON as people read them.
+
+use serde::Serialize;
+
+/// Blanks between two columns, as singularity has it.
+const GAP: usize = 4;
 
 /// A number of bytes, such as `3.2 GiB`.
 pub fn human_bytes(bytes: u64) -> String {
@@ -20,9 +25,48 @@ pub fn utc(seconds: i64) -> String {
     format!("{year:04}-{month:02}-{day:02} {:02}:{:02}:{:02}", rest / 3600, rest % 3600 / 60, rest % 60)
 }
 
+/// A table whose columns are as wide as they have to be, each row with its line's end. What would move a terminal's
+/// cursor is left out.
+pub fn columns(rows: &[Vec<String>]) -> String {
+    let count = rows.iter().map(Vec::len).max().unwrap_or(0);
+    let width = |column: usize| rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max();
+    let widths: Vec<_> = (0..count).map(|column| width(column).unwrap_or(0) + GAP).collect();
+    let mut text = String::new();
+    for row in rows {
+        for (index, cell) in row.iter().enumerate() {
+            let plain: String = cell.chars().filter(|character| !character.is_control()).collect();
+            text.push_str(&plain);
+            if index + 1 < row.len() {
+                text.extend(std::iter::repeat_n(' ', widths[index].saturating_sub(plain.chars().count())));
+            }
+        }
+        text.push('\n');
+    }
+    text
+}
+
+/// JSON with a tab for each level, as singularity writes it.
+///
+/// # Errors
+/// If `value` cannot be JSON.
+pub fn json_with_tabs(value: &impl Serialize) -> serde_json::Result<String> {
+    let mut text = Vec::new();
+    let formatter = serde_json::ser::PrettyFormatter::with_indent(b"\t");
+    value.serialize(&mut serde_json::Serializer::with_formatter(&mut text, formatter))?;
+    Ok(String::from_utf8_lossy(&text).into_owned())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn columns_are_as_wide_as_their_cells() {
+        let rows =
+            [vec!["NAME".to_owned(), "IP".into(), "IMAGE".into()], vec!["a\u{1b}bcdef".into(), "".into(), "x".into()]];
+
+        assert_eq!(columns(&rows), "NAME       IP    IMAGE\nabcdef           x\n");
+    }
 
     #[test]
     fn times_are_written_as_dates() {

@@ -124,4 +124,9 @@ case $siphon_action in
         [ -n "$siphon_quiet" ] || echo "INFO:    No runscript found in container, executing /bin/sh" >&2
         exec /bin/sh "$@"
         ;;
+    start)
+        [ -x /.singularity.d/startscript ] && exec /.singularity.d/startscript "$@"
+        [ -n "$siphon_quiet" ] || echo "INFO:    No instance start script found in container" >&2
+        exit 0
+        ;;
 esac
