@@ -12,6 +12,8 @@ mod end_to_end {
     mod build;
     /// What is kept of remote images.
     mod cache;
+    /// Directories and devices in place of the host's.
+    mod contain;
     /// One daemon per image: joined, replaced, gone.
     mod daemon;
     /// What goes wrong, and what is said about it.

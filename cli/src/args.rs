@@ -8,7 +8,7 @@ mod run;
 pub use cache::{CacheCleanArgs, CacheKind, CacheListArgs, CacheVerb};
 pub use images::{BuildArgs, CatArgs, CommitArgs, InspectArgs, LsArgs, MountArgs, StatusArgs, UmountArgs};
 pub use instance::{InstanceListArgs, InstanceStartArgs, InstanceStatsArgs, InstanceStopArgs, InstanceVerb};
-pub use run::{ExecArgs, NamespaceFlags, RunArgs, RunFlags, ShellArgs};
+pub use run::{ContainFlags, ExecArgs, NamespaceFlags, RunArgs, RunFlags, ShellArgs};
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use std::ffi::OsString;
@@ -23,6 +23,7 @@ const VERSION: &str = concat!("version ", env!("CARGO_PKG_VERSION"));
 /// same commands and options as singularity and apptainer.
 #[derive(Debug, Parser)]
 #[command(name = "siphon", version = VERSION, disable_version_flag = true, subcommand_required = true, arg_required_else_help = true)]
+#[command(args_override_self = true)]
 pub struct Cli {
     /// Options before the command
     #[command(flatten)]
@@ -181,6 +182,20 @@ mod tests {
 
         assert_eq!(args.image_and_command, ["a.sif", "ls", "--help", "-B", "x"]);
         assert!(args.flags.cleanenv && args.flags.nv && args.flags.bind.is_empty());
+    }
+
+    #[test]
+    fn an_option_may_be_given_twice_and_a_list_grows() {
+        let words =
+            ["siphon", "exec", "--nv", "--nv", "--pwd", "/a", "--pwd", "/b", "-B", "x", "-B", "y", "a.sif", "ls"];
+
+        let Verb::Exec(args) = Cli::try_parse_from(words).unwrap().verb else { panic!("exec is exec") };
+
+        assert!(args.flags.nv);
+        assert_eq!(
+            (args.flags.cwd.as_deref(), args.flags.bind.as_slice()),
+            (Some("/b"), &["x".into(), "y".into()][..])
+        );
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! Facts of the host that a plan needs, gathered before it is made.
 
+use crate::plan::contain::DEVICES;
 use crate::plan::environment::DEFAULT_PATH;
 use crate::plan::gpu::{NVIDIA_BINARIES, NVIDIA_FILES};
 use crate::plan::{HostFacts, Nvidia, SourceKind};
@@ -37,6 +38,7 @@ pub fn gather(settings: &RunSettings, environment: Environment) -> anyhow::Resul
         // A directory that was removed meanwhile has no name to be found by inside.
         cwd: std::env::current_dir().unwrap_or_else(|_| home.clone()),
         home,
+        terminal: nix::unistd::ttyname(std::io::stdin()).ok(),
         environment,
         resolv_conf: std::fs::read("/etc/resolv.conf").ok(),
         nvidia: None,
@@ -50,9 +52,10 @@ pub fn gather(settings: &RunSettings, environment: Environment) -> anyhow::Resul
 }
 
 fn source_kinds(settings: &RunSettings, host: &HostFacts) -> BTreeMap<PathBuf, SourceKind> {
-    let mut sources: Vec<PathBuf> = DEFAULT_SOURCES.map(PathBuf::from).to_vec();
+    let mut sources: Vec<PathBuf> = DEFAULT_SOURCES.iter().chain(&DEVICES).map(PathBuf::from).collect();
     sources.push(host.home.clone());
     sources.extend(settings.home.iter().map(|home| host.absolute(&home.source)));
+    sources.extend(settings.contain.workdir.iter().map(|directory| host.absolute(directory)));
     sources.extend(settings.binds.iter().map(|bind| host.absolute(&bind.source)));
     let existing = sources.into_iter().filter_map(|path| {
         let directory = std::fs::metadata(&path).ok()?.is_dir();

@@ -2,6 +2,7 @@
 //!
 //! Everything here is pure: no system call, no file, no environment.
 
+pub mod contain;
 pub mod environment;
 pub mod gpu;
 mod host_facts;
@@ -15,6 +16,9 @@ use crate::settings::{RunSettings, Writes};
 use siphon_image::open::Facts;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
+
+/// What Docker sets, for those who do not want the caller's umask.
+const DEFAULT_UMASK: u32 = 0o022;
 
 /// All that happens between joining the daemon and the first instruction of the contained program.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -33,6 +37,8 @@ pub struct Plan {
     pub argv: Vec<OsString>,
     /// Where to start.
     pub start: Start,
+    /// The umask, if it is not to be the caller's.
+    pub umask: Option<u32>,
     /// Whether setuid programs and file capabilities stop counting, for this program and its children.
     pub no_new_privileges: bool,
     /// What the user should know.
@@ -78,9 +84,34 @@ pub enum What {
     /// A directory that holds these files of the host, each under its own name, read-only.
     Libraries(Vec<PathBuf>),
     /// An empty directory of this run alone, which takes writes and forgets them.
-    Empty,
+    Empty {
+        /// Its permissions.
+        mode: u32,
+    },
+    /// A directory of the host that keeps what this run writes; made if it is missing.
+    Kept {
+        /// The directory of the host, absolute.
+        source: PathBuf,
+        /// Its permissions if it is made.
+        mode: u32,
+    },
+    /// A small `/dev`.
+    Devices(Devices),
     /// The processes of the run's PID namespace, as `/proc` shows them.
     Processes,
+}
+
+/// What a small `/dev` holds besides shared memory and links.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Devices {
+    /// Devices of the host, and directories of them, each under its own path below `/dev`.
+    pub nodes: Vec<PathBuf>,
+    /// Whether there are pseudo terminals, those of the container alone.
+    pub terminals: bool,
+    /// The terminal of the host that the run has, which is the console inside.
+    pub console: Option<PathBuf>,
+    /// Whether there are message queues, those of an IPC namespace of its own.
+    pub queues: bool,
 }
 
 /// What a mount's source, and so its target, is.
@@ -109,7 +140,9 @@ impl What {
         match self {
             Self::Bind { kind, .. } => *kind,
             Self::File(_) => SourceKind::File,
-            Self::Libraries(_) | Self::Empty | Self::Processes => SourceKind::Directory,
+            Self::Libraries(_) | Self::Empty { .. } | Self::Kept { .. } | Self::Devices(_) | Self::Processes => {
+                SourceKind::Directory
+            }
         }
     }
 }
@@ -120,6 +153,9 @@ pub enum PlanError {
     /// A bind's source does not exist.
     #[error("while mounting {0}: mount source {0} doesn't exist")]
     NoSource(PathBuf),
+    /// The directory that is to keep what a contained run writes does not exist.
+    #[error("the directory {0} of --workdir doesn't exist")]
+    NoWorkdir(PathBuf),
     /// The image cannot be written to.
     #[error(
         "{image} is read-only; make a sandbox of it to keep changes (siphon build --sandbox DIR {image}), or use --writable-tmpfs to forget them"
@@ -138,10 +174,11 @@ pub enum PlanError {
 /// # Errors
 /// [`PlanError`] for what cannot work.
 pub fn plan(settings: &RunSettings, image: &Facts, host: &HostFacts) -> Result<Plan, PlanError> {
+    contain::check(settings, host)?;
     let mut warnings = settings.warnings.clone();
     let home = home(settings, host);
     let files = mounts::files(settings, image, host, &home, &mut warnings);
-    let mounts = mounts::mounts(settings, host, &home)?;
+    let mounts = mounts::mounts(settings, host, &home, &mut warnings)?;
     let Program { argv, environment } = environment::program(settings, image, host, &home)?;
     let start = first_directory(settings, host, &home);
     Ok(Plan {
@@ -153,6 +190,7 @@ pub fn plan(settings: &RunSettings, image: &Facts, host: &HostFacts) -> Result<P
         argv,
         start,
         // Root loses nothing by them, and its programs may well drop privileges and take them up again.
+        umask: settings.contain.default_umask.then_some(DEFAULT_UMASK),
         no_new_privileges: host.uid != 0,
         warnings,
     })
@@ -172,6 +210,7 @@ pub fn plan_inside(settings: &RunSettings, image: &Facts, host: &HostFacts, home
         environment,
         argv,
         start: first_directory(settings, host, home),
+        umask: settings.contain.default_umask.then_some(DEFAULT_UMASK),
         no_new_privileges: host.uid != 0,
         warnings: settings.warnings.clone(),
     })
@@ -180,6 +219,7 @@ pub fn plan_inside(settings: &RunSettings, image: &Facts, host: &HostFacts, home
 fn first_directory(settings: &RunSettings, host: &HostFacts, home: &Path) -> Start {
     match &settings.cwd {
         Some(directory) => Start::At(directory.clone()),
+        None if settings.contain.contained => Start::FirstOf(vec![home.to_owned(), PathBuf::from("/")]),
         None => Start::FirstOf(vec![host.cwd.clone(), home.to_owned(), PathBuf::from("/")]),
     }
 }

@@ -17,6 +17,7 @@ use crate::report::Report;
 use anyhow::{Context, bail};
 use nix::mount::{MntFlags, umount2};
 use nix::sched::{CloneFlags, unshare};
+use nix::sys::stat::{Mode, umask};
 use nix::unistd::{chdir, fchdir, pivot_root};
 use std::ffi::{OsStr, OsString};
 use std::io::{self, ErrorKind};
@@ -57,6 +58,8 @@ pub fn apply(plan: &Plan, place: &Place, report: Report) -> anyhow::Result<std::
 /// Everything up to the program: namespaces, mounts, root, working directory.
 fn build(plan: &Plan, place: &Place, report: Report) -> anyhow::Result<()> {
     namespaces::separate(&plan.namespaces)?;
+    // What is made for the run is readable whatever the caller's umask.
+    let callers_umask = umask(Mode::S_IWGRP | Mode::S_IWOTH);
     unshare(CloneFlags::CLONE_NEWNS).context("cannot make a mount namespace")?;
     let root = mount::root(&place.root, plan.writable_root)?;
     let session = mount::Session::new(&place.session)?;
@@ -72,7 +75,9 @@ fn build(plan: &Plan, place: &Place, report: Report) -> anyhow::Result<()> {
     }
     fchdir(&root).context("cannot enter the image")?;
     enter()?;
-    start(&plan.start)
+    start(&plan.start)?;
+    umask(plan.umask.map_or(callers_umask, Mode::from_bits_truncate));
+    Ok(())
 }
 
 fn give_up_privileges(plan: &Plan) -> anyhow::Result<()> {

@@ -4,10 +4,12 @@
 //! command line wins, except that binds add up.
 
 mod binds;
+mod contain;
 mod namespaces;
 mod size;
 
 pub use binds::{Bind, BindError};
+pub use contain::Contain;
 pub use namespaces::{Namespaces, Processes};
 
 use crate::args::{DaemonFlags, ExecArgs, GlobalFlags, InstanceStartArgs, RunArgs, RunFlags, ShellArgs};
@@ -21,6 +23,8 @@ use std::time::Duration;
 const PREFIXES: [&str; 3] = ["SIPHON_", "APPTAINER_", "SINGULARITY_"];
 /// Prefixes of variables that are set inside the container, last one wins.
 const CONTAINER_PREFIXES: [&str; 3] = ["SINGULARITYENV_", "APPTAINERENV_", "SIPHONENV_"];
+/// Default mounts that can be left out; `hostfs` is never there.
+const MOUNTS: [&str; 9] = ["proc", "sys", "dev", "devpts", "home", "tmp", "hostfs", "cwd", "bind-paths"];
 /// How long a daemon without clients stays, for the next run to find it.
 const DEFAULT_IDLE: Duration = Duration::from_secs(60);
 /// Five eighths are for file content, in blocks of up to 1 MiB; without room for one, each is decoded for every read.
@@ -243,6 +247,8 @@ pub struct RunSettings {
     pub injected: BTreeMap<OsString, OsString>,
     /// Whether the shell evaluates their values.
     pub evaluate: bool,
+    /// What it sees of the host's files.
+    pub contain: Contain,
     /// What it does not share with the host.
     pub namespaces: Namespaces,
     /// NVIDIA driver.
@@ -273,6 +279,12 @@ pub enum SettingsError {
         /// What was given.
         size: String,
     },
+    /// A place for a scratch directory that is not absolute.
+    #[error("scratch directory {0:?} must be an absolute path")]
+    Scratch(String),
+    /// A name server that is none.
+    #[error("dns ip {0} is not a valid IP address")]
+    NameServer(String),
     /// A host name that the kernel does not take.
     #[error("the host name {0:?} is not of 1 to 64 bytes")]
     Hostname(String),
@@ -344,19 +356,21 @@ impl RunSettings {
     fn resolve(
         image: OsString,
         action: Action,
-        flags: RunFlags,
+        mut flags: RunFlags,
         environment: &Environment,
     ) -> Result<Self, SettingsError> {
+        contain::expand(&mut flags, environment);
         let mut warnings = Vec::new();
         let mut binds = Vec::new();
         for spec in environment.text(&["BIND", "BINDPATH"]).iter().chain(&flags.bind) {
             binds.extend(Bind::parse_list(spec)?);
         }
-        let home = flags.home.or_else(|| environment.text(&["HOME"]));
-        let mut left_out: BTreeSet<String> = flags.no_mount.into_iter().collect();
+        let home = flags.home.clone().or_else(|| environment.text(&["HOME"]));
+        let mut left_out: BTreeSet<String> = flags.no_mount.iter().cloned().collect();
         if let Some(list) = environment.text(&["NO_MOUNT"]) {
             left_out.extend(list.split(',').map(str::to_owned));
         }
+        warnings.extend(unknown_mounts(&left_out));
         if flags.no_home || environment.switch(&["NO_HOME"]) {
             left_out.insert("home".into());
         }
@@ -367,7 +381,11 @@ impl RunSettings {
             binds,
             home: home.map(|spec| parse_home(&spec)).transpose()?,
             left_out: LeftOut(left_out),
-            cwd: flags.cwd.or_else(|| environment.text(&["CWD", "TARGET_CWD", "PWD", "TARGET_PWD"])).map(PathBuf::from),
+            cwd: flags
+                .cwd
+                .clone()
+                .or_else(|| environment.text(&["CWD", "TARGET_CWD", "PWD", "TARGET_PWD"]))
+                .map(PathBuf::from),
             writes: writes(
                 flags.writable || environment.switch(&["WRITABLE"]),
                 flags.writable_tmpfs || environment.switch(&["WRITABLE_TMPFS"]),
@@ -376,12 +394,19 @@ impl RunSettings {
             clean_env: flags.cleanenv || environment.switch(&["CLEANENV"]),
             injected: injected(&flags.env, environment)?,
             evaluate: !(flags.no_eval || environment.switch(&["NO_EVAL"])),
+            contain: Contain::resolve(&flags.contain, environment)?,
             namespaces: Namespaces::resolve(flags.namespaces, environment)?,
             nv: flags.nv || environment.switch(&["NV"]),
             quiet: false,
             warnings,
         })
     }
+}
+
+/// A warning for each of the mounts to leave out that is none.
+fn unknown_mounts(left_out: &BTreeSet<String>) -> impl Iterator<Item = String> {
+    let unknown = left_out.iter().filter(|name| !name.starts_with('/') && !MOUNTS.contains(&name.as_str()));
+    unknown.map(|name| format!("Ignoring unknown mount type '{name}'"))
 }
 
 fn writes(sandbox: bool, temporary: bool, warnings: &mut Vec<String>) -> Writes {

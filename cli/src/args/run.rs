@@ -1,7 +1,9 @@
 //! Arguments of `exec`, `shell` and `run`.
 
+mod contain;
 mod namespaces;
 
+pub use contain::ContainFlags;
 pub use namespaces::NamespaceFlags;
 
 use super::DaemonFlags;
@@ -62,7 +64,7 @@ pub struct RunFlags {
     /// Do not mount the home directory
     #[arg(long, help_heading = "Mounts")]
     pub no_home: bool,
-    /// Leave out default mounts: proc, sys, dev, home, tmp, cwd, bind-paths, or /etc/hosts, /etc/localtime
+    /// Leave out default mounts: proc, sys, dev, devpts, home, tmp, cwd, bind-paths, or /etc/hosts, /etc/localtime
     #[arg(long, value_name = "LIST", value_delimiter = ',', help_heading = "Mounts")]
     pub no_mount: Vec<String>,
     /// Start in this directory of the container
@@ -86,6 +88,9 @@ pub struct RunFlags {
     /// Make the host's NVIDIA driver usable inside
     #[arg(long, help_heading = "GPU")]
     pub nv: bool,
+    /// What is seen of the host's files
+    #[command(flatten)]
+    pub contain: ContainFlags,
     /// What is not shared with the host
     #[command(flatten)]
     pub namespaces: NamespaceFlags,

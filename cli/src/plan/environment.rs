@@ -80,6 +80,11 @@ fn fixed(settings: &RunSettings, home: &Path) -> Variables {
             set("INSTANCE", name.into());
         }
     }
+    if !settings.evaluate {
+        // Runscripts that were made from OCI images ask for it.
+        variables.insert("APPTAINER_NO_EVAL".into(), "1".into());
+        variables.insert("SINGULARITY_NO_EVAL".into(), "1".into());
+    }
     variables.insert("APPTAINER_COMMAND".into(), settings.action.name().into());
     variables.insert("APPTAINER_APPNAME".into(), OsString::new());
     variables

@@ -24,6 +24,8 @@ pub struct HostFacts {
     pub home: PathBuf,
     /// Working directory, links resolved.
     pub cwd: PathBuf,
+    /// The terminal on standard input.
+    pub terminal: Option<PathBuf>,
     /// The process environment.
     pub environment: Environment,
     /// The content of `/etc/resolv.conf`.
@@ -89,6 +91,7 @@ impl HostFacts {
             shell: "/bin/sh".into(),
             home: "/home/me".into(),
             cwd: "/work".into(),
+            terminal: None,
             environment,
             resolv_conf: Some(Vec::new()),
             nvidia: None,

@@ -1,7 +1,7 @@
 //! What a plan holds, for made-up hosts and images.
 
 use super::*;
-use crate::settings::{Action, Bind, Environment, Home};
+use crate::settings::{Action, Bind, Contain, Environment, Home};
 use siphon_image::open::Script;
 use std::collections::BTreeMap;
 
@@ -18,6 +18,7 @@ fn settings() -> RunSettings {
         clean_env: false,
         injected: BTreeMap::new(),
         evaluate: true,
+        contain: Contain::default(),
         namespaces: Namespaces::default(),
         nv: false,
         quiet: false,
@@ -38,8 +39,8 @@ fn host() -> HostFacts {
     let variables = [("PATH", "/host/bin"), ("LANG", "C.UTF-8"), ("LD_LIBRARY_PATH", "/x"), ("APPTAINER_BIND", "/y")];
     HostFacts::made_up(
         Environment::new(variables.map(|(name, value)| (name.into(), value.into()))),
-        &["/tmp", "/var/tmp", "/home/me", "/data", "/data/deep", "/work"],
-        &["/etc/hosts", "/etc/localtime", "/data/file"],
+        &["/tmp", "/var/tmp", "/home/me", "/kept", "/data", "/data/deep", "/work"],
+        &["/etc/hosts", "/etc/localtime", "/data/file", "/dev/null"],
     )
 }
 
@@ -121,8 +122,8 @@ fn a_chosen_home_that_the_host_lacks_is_empty() {
 
     let plan = plan(&RunSettings { home: Some(home), ..settings() }, &image(), &host()).unwrap();
 
-    let mount = plan.files.iter().find(|mount| mount.target == Path::new("/home")).unwrap();
-    assert_eq!(mount.what, What::Empty);
+    let mount = plan.mounts.iter().find(|mount| mount.target == Path::new("/home")).unwrap();
+    assert_eq!(mount.what, What::Empty { mode: 0o750 });
     assert_eq!(plan.warnings, ["/nosuch doesn't exist on the host: the home directory is empty and forgotten"]);
 }
 
@@ -162,6 +163,53 @@ fn a_host_name_is_written_down_inside() {
 
     let file = plan.files.iter().find(|mount| mount.target == Path::new("/etc/hostname")).unwrap();
     assert_eq!(file.what, What::File(b"node\n".to_vec()));
+}
+
+fn what<'a>(plan: &'a Plan, target: &str) -> &'a What {
+    &plan.mounts.iter().find(|mount| mount.target == Path::new(target)).unwrap().what
+}
+
+#[test]
+fn a_contained_run_has_devices_and_directories_of_its_own() {
+    let contain = Contain { contained: true, scratch: vec!["/scr".into()], ..Contain::default() };
+    let on_terminal = HostFacts { terminal: Some("/dev/pts/3".into()), ..host() };
+
+    let plan = plan(&RunSettings { contain, ..settings() }, &image(), &on_terminal).unwrap();
+
+    let expected =
+        Devices { nodes: vec!["/dev/null".into()], terminals: true, console: Some("/dev/pts/3".into()), queues: false };
+    assert_eq!(what(&plan, "/dev"), &What::Devices(expected));
+    for (target, mode) in [("/home/me", 0o750), ("/tmp", 0o1777), ("/var/tmp", 0o1777), ("/scr", 0o750)] {
+        assert_eq!(what(&plan, target), &What::Empty { mode }, "{target}");
+    }
+    assert!(!targets(&plan).contains(&"/work"));
+    assert_eq!(plan.start, Start::FirstOf(vec!["/home/me".into(), "/".into()]));
+}
+
+#[test]
+fn a_chosen_directory_keeps_what_a_contained_run_writes() {
+    let contain = |workdir: &str| Contain {
+        contained: true,
+        workdir: Some(workdir.into()),
+        scratch: vec!["/a/../b".into()],
+        ..Contain::default()
+    };
+
+    let kept = plan(&RunSettings { contain: contain("/kept"), ..settings() }, &image(), &host()).unwrap();
+    let missing = plan(&RunSettings { contain: contain("nosuch"), ..settings() }, &image(), &host());
+
+    assert_eq!(what(&kept, "/var/tmp"), &What::Kept { source: "/kept/var_tmp".into(), mode: 0o1777 });
+    assert_eq!(what(&kept, "/a/../b"), &What::Kept { source: "/kept/scratch/a/b".into(), mode: 0o750 });
+    assert_eq!(missing, Err(PlanError::NoWorkdir("/work/nosuch".into())));
+}
+
+#[test]
+fn chosen_name_servers_take_the_place_of_the_hosts() {
+    let contain = Contain { name_servers: vec!["1.2.3.4".parse().unwrap()], ..Contain::default() };
+
+    let plan = plan(&RunSettings { contain, ..settings() }, &image(), &host()).unwrap();
+
+    assert_eq!(plan.files[0].what, What::File(b"nameserver 1.2.3.4\n".to_vec()));
 }
 
 #[test]

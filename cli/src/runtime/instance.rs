@@ -17,6 +17,7 @@ use crate::plan::Plan;
 use crate::report::Report;
 use anyhow::Context;
 use nix::sys::prctl;
+use nix::sys::stat::{Mode, umask};
 use nix::unistd::{ForkResult, Pid, fork, setsid};
 use std::convert::Infallible;
 use std::fs::File;
@@ -191,6 +192,9 @@ impl First {
 pub fn become_program_inside(plan: &Plan) -> anyhow::Result<Infallible> {
     enter_joined()?;
     start(&plan.start)?;
+    if let Some(mask) = plan.umask {
+        umask(Mode::from_bits_truncate(mask));
+    }
     give_up_privileges(plan)?;
     execute(plan)
 }

@@ -1,6 +1,8 @@
 //! Single mounts, each onto a descriptor that was opened inside the image's root, so that no link of the image leads
 //! out of it.
 
+mod devices;
+
 use crate::plan::{Failure, Mount, SourceKind, What};
 use anyhow::{Context, bail};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
@@ -11,6 +13,7 @@ use std::ffi::OsString;
 use std::fs;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 /// How often a path is resolved anew while the host's tree changes.
@@ -40,7 +43,10 @@ pub(super) fn place(root: &OwnedFd, wanted: &Mount) -> anyhow::Result<()> {
     let (source, kind, read_only, trusted) = match &wanted.what {
         What::Bind { source, kind, read_only, trusted } => (source, kind, read_only, trusted),
         What::Processes => return processes(root, &wanted.target),
-        What::File(_) | What::Libraries(_) | What::Empty => bail!("{} needs a session", wanted.target.display()),
+        What::Devices(devices) => return devices::place(root, &wanted.target, devices),
+        What::Empty { mode } => return empty(root, &wanted.target, *mode),
+        What::Kept { source, mode } => return kept(root, source, &wanted.target, *mode),
+        What::File(_) | What::Libraries(_) => bail!("{} needs a session", wanted.target.display()),
     };
     if wanted.failure == Failure::Fatal {
         make_target(root, &wanted.target, *kind)?;
@@ -58,6 +64,28 @@ fn processes(root: &OwnedFd, target: &Path) -> anyhow::Result<()> {
         "the kernel refuses a /proc of its own to the container, as it does where a container engine hides a part of \
          the host's; --no-pid does without",
     )
+}
+
+fn empty(root: &OwnedFd, target: &Path, mode: u32) -> anyhow::Result<()> {
+    make_target(root, target, SourceKind::Directory)?;
+    let place = open_in_root(root, target)?;
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+    filesystem("tmpfs", &descriptor_path(&place), &format!("mode={mode:o}"), flags)
+}
+
+/// Binds a directory of the host, made if it is missing, with the permissions that it is to have then.
+fn kept(root: &OwnedFd, source: &Path, target: &Path, mode: u32) -> anyhow::Result<()> {
+    let failed = || format!("cannot make {}", source.display());
+    if !source.is_dir() {
+        fs::create_dir_all(source).with_context(failed)?;
+        fs::set_permissions(source, fs::Permissions::from_mode(mode)).with_context(failed)?;
+    }
+    make_target(root, target, SourceKind::Directory)?;
+    attach(root, source, target, true, MsFlags::MS_NOSUID | MsFlags::MS_NODEV)
+}
+
+fn filesystem(kind: &str, place: &Path, options: &str, flags: MsFlags) -> anyhow::Result<()> {
+    mount(Some(kind), place, Some(kind), flags, Some(options)).with_context(|| format!("cannot mount a {kind}"))
 }
 
 /// A temporary filesystem for the files of one run.
@@ -78,16 +106,13 @@ impl Session {
     pub(super) fn mount(&self, root: &OwnedFd, index: usize, wanted: &Mount) -> anyhow::Result<()> {
         let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
         match &wanted.what {
-            What::Bind { .. } | What::Processes => place(root, wanted),
+            What::Bind { .. } | What::Processes | What::Devices(_) | What::Empty { .. } | What::Kept { .. } => {
+                place(root, wanted)
+            }
             What::File(content) => {
                 let source = self.directory.join(index.to_string());
                 fs::write(&source, content)?;
                 attach(root, &source, &wanted.target, false, flags)
-            }
-            What::Empty => {
-                let source = self.directory.join(index.to_string());
-                fs::create_dir(&source)?;
-                attach(root, &source, &wanted.target, true, flags)
             }
             What::Libraries(files) => attach(root, &self.libraries(index, files)?, &wanted.target, true, flags),
         }
