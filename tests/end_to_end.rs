@@ -26,6 +26,8 @@ mod end_to_end {
     mod instance;
     /// What a container does not share with the host.
     mod isolation;
+    /// Processes killed at any moment.
+    mod kill;
     /// Mounts in the host's tree.
     mod mount;
     /// Images behind a web server.
