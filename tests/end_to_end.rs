@@ -32,4 +32,6 @@ mod end_to_end {
     mod mount;
     /// Images behind a web server.
     mod remote;
+    /// What a program finds when it starts: descriptors and mounts.
+    mod surroundings;
 }
