@@ -34,4 +34,6 @@ mod end_to_end {
     mod remote;
     /// What a program finds when it starts: descriptors and mounts.
     mod surroundings;
+    /// Variables, and options that have no effect.
+    mod variables;
 }

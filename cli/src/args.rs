@@ -1,6 +1,8 @@
 //! What is typed: clap types whose doc comments are the help.
 
 mod cache;
+#[cfg(test)]
+mod compatibility;
 mod images;
 mod instance;
 mod run;
@@ -8,7 +10,7 @@ mod run;
 pub use cache::{CacheCleanArgs, CacheKind, CacheListArgs, CacheVerb};
 pub use images::{BuildArgs, CatArgs, CommitArgs, InspectArgs, LsArgs, MountArgs, StatusArgs, UmountArgs};
 pub use instance::{InstanceListArgs, InstanceStartArgs, InstanceStatsArgs, InstanceStopArgs, InstanceVerb};
-pub use run::{ContainFlags, ExecArgs, NamespaceFlags, RunArgs, RunFlags, ShellArgs};
+pub use run::{ContainFlags, ExecArgs, NamespaceFlags, OtherFlags, RunArgs, RunFlags, ShellArgs};
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use std::ffi::OsString;

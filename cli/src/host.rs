@@ -5,10 +5,11 @@ use crate::plan::environment::DEFAULT_PATH;
 use crate::plan::gpu::{NVIDIA_BINARIES, NVIDIA_FILES};
 use crate::plan::{HostFacts, Nvidia, SourceKind};
 use crate::settings::{Common, Environment, RunSettings};
-use anyhow::Context;
+use anyhow::{Context, bail};
 use nix::unistd::{Gid, Group, Uid, User, getegid, geteuid};
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
+use std::io::Read;
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -19,6 +20,9 @@ const DEFAULT_SOURCES: [&str; 4] = ["/etc/localtime", "/etc/hosts", "/tmp", "/va
 /// Where ldconfig lies, whatever the PATH; Ubuntu's /sbin/ldconfig is a wrapper around ldconfig.real.
 const LDCONFIG: [&str; 4] =
     ["/sbin/ldconfig.real", "/sbin/ldconfig", "/usr/sbin/ldconfig", "/run/current-system/sw/bin/ldconfig"];
+
+/// A variable is at most 128 KiB long (MAX_ARG_STRLEN of the kernel), and the file becomes one.
+const MAX_ENV_FILE_BYTES: u64 = 64 << 10;
 
 /// Looks at what `settings` make relevant.
 ///
@@ -40,15 +44,29 @@ pub fn gather(settings: &RunSettings, environment: Environment) -> anyhow::Resul
         home,
         terminal: nix::unistd::ttyname(std::io::stdin()).ok(),
         environment,
+        env_files: Vec::new(),
         resolv_conf: std::fs::read("/etc/resolv.conf").ok(),
         nvidia: None,
         kinds: BTreeMap::new(),
     };
+    host.env_files = settings.variables.files.iter().map(|path| env_file(path)).collect::<Result<_, _>>()?;
     host.kinds = source_kinds(settings, &host);
     if settings.nv {
         host.nvidia = Some(nvidia(&host.environment));
     }
     Ok(host)
+}
+
+/// A file of variables, which the container's shell is handed whole.
+fn env_file(path: &Path) -> anyhow::Result<String> {
+    let failed = || format!("while setting environment: could not read environment file {:?}", path.display());
+    let file = std::fs::File::open(path).with_context(failed)?;
+    let mut text = String::new();
+    file.take(MAX_ENV_FILE_BYTES + 1).read_to_string(&mut text).with_context(failed)?;
+    if text.len() as u64 > MAX_ENV_FILE_BYTES {
+        bail!("environment file {} is larger than {MAX_ENV_FILE_BYTES} bytes", path.display());
+    }
+    Ok(text)
 }
 
 fn source_kinds(settings: &RunSettings, host: &HostFacts) -> BTreeMap<PathBuf, SourceKind> {

@@ -164,6 +164,9 @@ pub enum PlanError {
         /// The image.
         image: String,
     },
+    /// Root would keep what it asked to lose.
+    #[error("{0} is not supported for root; run siphon as another user, who has nothing to lose")]
+    LessForRoot(&'static str),
     /// `shell` or `run` in an image without `/bin/sh`.
     #[error("the image has no /bin/sh, which \"{0}\" needs; \"exec\" works without one")]
     NoShell(&'static str),
@@ -174,12 +177,15 @@ pub enum PlanError {
 /// # Errors
 /// [`PlanError`] for what cannot work.
 pub fn plan(settings: &RunSettings, image: &Facts, host: &HostFacts) -> Result<Plan, PlanError> {
+    if let Some(option) = settings.less_for_root.first().filter(|_| host.uid == 0) {
+        return Err(PlanError::LessForRoot(option));
+    }
     contain::check(settings, host)?;
     let mut warnings = settings.warnings.clone();
     let home = home(settings, host);
     let files = mounts::files(settings, image, host, &home, &mut warnings);
     let mounts = mounts::mounts(settings, host, &home, &mut warnings)?;
-    let Program { argv, environment } = environment::program(settings, image, host, &home)?;
+    let Program { argv, environment } = environment::program(settings, image, host, &home, &mut warnings)?;
     let start = first_directory(settings, host, &home);
     Ok(Plan {
         namespaces: settings.namespaces.clone(),
@@ -201,7 +207,8 @@ pub fn plan(settings: &RunSettings, image: &Facts, host: &HostFacts) -> Result<P
 /// # Errors
 /// [`PlanError::NoShell`].
 pub fn plan_inside(settings: &RunSettings, image: &Facts, host: &HostFacts, home: &Path) -> Result<Plan, PlanError> {
-    let Program { argv, environment } = environment::program(settings, image, host, home)?;
+    let mut warnings = settings.warnings.clone();
+    let Program { argv, environment } = environment::program(settings, image, host, home, &mut warnings)?;
     Ok(Plan {
         namespaces: Namespaces::default(),
         writable_root: settings.writes != Writes::Refused,
@@ -212,7 +219,7 @@ pub fn plan_inside(settings: &RunSettings, image: &Facts, host: &HostFacts, home
         start: first_directory(settings, host, home),
         umask: settings.contain.default_umask.then_some(DEFAULT_UMASK),
         no_new_privileges: host.uid != 0,
-        warnings: settings.warnings.clone(),
+        warnings,
     })
 }
 

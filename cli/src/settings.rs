@@ -5,24 +5,26 @@
 
 mod binds;
 mod contain;
+mod mount_spec;
 mod namespaces;
+mod other;
 mod size;
+mod variables;
 
 pub use binds::{Bind, BindError};
 pub use contain::Contain;
 pub use namespaces::{Namespaces, Processes};
+pub use variables::Variables;
 
 use crate::args::{DaemonFlags, ExecArgs, GlobalFlags, InstanceStartArgs, RunArgs, RunFlags, ShellArgs};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{OsStr, OsString};
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::time::Duration;
 
 /// Prefixes of the variables, first one first.
 const PREFIXES: [&str; 3] = ["SIPHON_", "APPTAINER_", "SINGULARITY_"];
-/// Prefixes of variables that are set inside the container, last one wins.
-const CONTAINER_PREFIXES: [&str; 3] = ["SINGULARITYENV_", "APPTAINERENV_", "SIPHONENV_"];
 /// Default mounts that can be left out; `hostfs` is never there.
 const MOUNTS: [&str; 9] = ["proc", "sys", "dev", "devpts", "home", "tmp", "hostfs", "cwd", "bind-paths"];
 /// How long a daemon without clients stays, for the next run to find it.
@@ -157,8 +159,20 @@ pub fn verbosity(flags: GlobalFlags, environment: &Environment) -> Verbosity {
     } else if on(flags.verbose, "VERBOSE") {
         Verbosity::Verbose
     } else {
-        Verbosity::Normal
+        level(environment).unwrap_or(Verbosity::Normal)
     }
+}
+
+/// The level that `*_MESSAGELEVEL` gives by its number, from -4 for fatal errors over 1 for INFO to 5.
+fn level(environment: &Environment) -> Option<Verbosity> {
+    let level: i32 = environment.text(&["MESSAGELEVEL"])?.trim().parse().ok()?;
+    Some(match level {
+        ..=-3 => Verbosity::Silent,
+        -2..=0 => Verbosity::Quiet,
+        1 => Verbosity::Normal,
+        2..=4 => Verbosity::Verbose,
+        5.. => Verbosity::Debug,
+    })
 }
 
 /// What runs in the container.
@@ -243,14 +257,14 @@ pub struct RunSettings {
     pub writes: Writes,
     /// Keep the host's variables out.
     pub clean_env: bool,
-    /// Variables to set inside, in order of name.
-    pub injected: BTreeMap<OsString, OsString>,
-    /// Whether the shell evaluates their values.
-    pub evaluate: bool,
+    /// Variables to set inside.
+    pub variables: Variables,
     /// What it sees of the host's files.
     pub contain: Contain,
     /// What it does not share with the host.
     pub namespaces: Namespaces,
+    /// Options that were asked for and that siphon does not have, which would take something away from root.
+    pub less_for_root: Vec<&'static str>,
     /// NVIDIA driver.
     pub nv: bool,
     /// Whether the container's script leaves INFO messages out.
@@ -360,10 +374,14 @@ impl RunSettings {
         environment: &Environment,
     ) -> Result<Self, SettingsError> {
         contain::expand(&mut flags, environment);
-        let mut warnings = Vec::new();
+        let judged = other::judge(&flags.other, environment)?;
+        let mut warnings = judged.warnings;
         let mut binds = Vec::new();
         for spec in environment.text(&["BIND", "BINDPATH"]).iter().chain(&flags.bind) {
             binds.extend(Bind::parse_list(spec)?);
+        }
+        for spec in environment.text(&["MOUNT"]).iter().chain(&flags.mount) {
+            binds.extend(mount_spec::parse(spec)?);
         }
         let home = flags.home.clone().or_else(|| environment.text(&["HOME"]));
         let mut left_out: BTreeSet<String> = flags.no_mount.iter().cloned().collect();
@@ -392,10 +410,10 @@ impl RunSettings {
                 &mut warnings,
             ),
             clean_env: flags.cleanenv || environment.switch(&["CLEANENV"]),
-            injected: injected(&flags.env, environment)?,
-            evaluate: !(flags.no_eval || environment.switch(&["NO_EVAL"])),
+            variables: Variables::resolve(&flags, environment, &mut warnings)?,
             contain: Contain::resolve(&flags.contain, environment)?,
             namespaces: Namespaces::resolve(flags.namespaces, environment)?,
+            less_for_root: judged.less_for_root,
             nv: flags.nv || environment.switch(&["NV"]),
             quiet: false,
             warnings,
@@ -432,40 +450,6 @@ fn parse_home(spec: &str) -> Result<Home, SettingsError> {
     Ok(Home { source: PathBuf::from(source), destination })
 }
 
-/// `APPTAINERENV_X` and its kin, then `--env` over them.
-fn injected(flags: &[String], environment: &Environment) -> Result<BTreeMap<OsString, OsString>, SettingsError> {
-    let mut variables = BTreeMap::new();
-    for prefix in CONTAINER_PREFIXES {
-        for (name, value) in environment.variables() {
-            if let Some(name) = name.as_bytes().strip_prefix(prefix.as_bytes()).filter(|name| !name.is_empty()) {
-                variables.insert(OsString::from_vec(name.to_vec()), value.to_owned());
-            }
-        }
-    }
-    for pair in flags.iter().flat_map(|flag| split_pairs(flag)) {
-        let (name, value) = pair.split_once('=').ok_or_else(|| SettingsError::Env(pair.clone()))?;
-        variables.insert(name.into(), value.into());
-    }
-    Ok(variables)
-}
-
-/// `A=1,B=2` is two pairs and `A=1,2` is one: only with more than one `=` do commas separate, and not within quotes.
-fn split_pairs(flag: &str) -> Vec<String> {
-    if flag.matches('=').count() <= 1 {
-        return vec![flag.to_owned()];
-    }
-    let (mut pairs, mut current, mut quoted) = (Vec::new(), String::new(), false);
-    for character in flag.chars() {
-        match character {
-            '"' => quoted = !quoted,
-            ',' if !quoted => pairs.push(std::mem::take(&mut current)),
-            other => current.push(other),
-        }
-    }
-    pairs.push(current);
-    pairs
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -499,17 +483,6 @@ mod tests {
     }
 
     #[test]
-    fn commas_separate_variables_only_where_several_are_given() {
-        let flags = RunFlags { env: vec!["A=1,B=2".into(), "C=1,2".into()], ..RunFlags::default() };
-
-        let settings = exec(flags, &[("APPTAINERENV_A", "0"), ("SINGULARITYENV_D", "4")]).unwrap();
-
-        let pairs: Vec<_> =
-            settings.injected.iter().map(|(name, value)| (name.to_str().unwrap(), value.to_str().unwrap())).collect();
-        assert_eq!(pairs, [("A", "1"), ("B", "2"), ("C", "1,2"), ("D", "4")]);
-    }
-
-    #[test]
     fn a_home_may_have_another_name_inside() {
         assert_eq!(
             parse_home("/u/me:/home").unwrap(),
@@ -527,6 +500,26 @@ mod tests {
 
         assert_eq!(settings.writes, Writes::Sandbox);
         assert_eq!(settings.warnings, ["Disabling --writable-tmpfs flag, mutually exclusive with --writable"]);
+    }
+
+    #[test]
+    fn the_level_of_messages_may_be_a_number_and_a_flag_wins_over_it() {
+        let mut quiet = GlobalFlags::default();
+        quiet.quiet = true;
+        let cases = [
+            ("-4", Verbosity::Silent),
+            ("-1", Verbosity::Quiet),
+            ("1", Verbosity::Normal),
+            ("3", Verbosity::Verbose),
+            ("5", Verbosity::Debug),
+            ("x", Verbosity::Normal),
+        ];
+
+        for (text, expected) in cases {
+            let environment = environment(&[("APPTAINER_MESSAGELEVEL", text)]);
+            assert_eq!(verbosity(GlobalFlags::default(), &environment), expected, "{text}");
+            assert_eq!(verbosity(quiet, &environment), Verbosity::Quiet, "{text}");
+        }
     }
 
     #[test]

@@ -2,9 +2,11 @@
 
 mod contain;
 mod namespaces;
+mod other;
 
 pub use contain::ContainFlags;
 pub use namespaces::NamespaceFlags;
+pub use other::OtherFlags;
 
 use super::DaemonFlags;
 use clap::Args;
@@ -58,6 +60,11 @@ pub struct RunFlags {
     /// not have it.
     #[arg(short = 'B', long, value_name = "SPEC", help_heading = "Mounts")]
     pub bind: Vec<String>,
+    /// Bind a path of the host: type=bind,source=SRC,destination=DST, and ro for reading only
+    ///
+    /// A field that holds a comma stands between double quotes.
+    #[arg(long, value_name = "SPEC", help_heading = "Mounts")]
+    pub mount: Vec<String>,
     /// Use another home directory: SRC, or SRC:DST for another name inside
     #[arg(short = 'H', long, value_name = "SPEC", help_heading = "Mounts")]
     pub home: Option<String>,
@@ -82,6 +89,12 @@ pub struct RunFlags {
     /// Set variables in the container: NAME=VALUE, several separated by commas
     #[arg(long, value_name = "NAME=VALUE", help_heading = "Environment")]
     pub env: Vec<String>,
+    /// Set the variables of these files in the container: lines of NAME=VALUE in the language of its shell
+    #[arg(long, value_name = "FILE", value_delimiter = ',', help_heading = "Environment")]
+    pub env_file: Vec<String>,
+    /// Do not pass these variables of the host on
+    #[arg(long, value_name = "NAME", value_delimiter = ',', help_heading = "Environment")]
+    pub no_env: Vec<String>,
     /// Do not let the shell evaluate the values of --env
     #[arg(long, help_heading = "Environment")]
     pub no_eval: bool,
@@ -94,6 +107,9 @@ pub struct RunFlags {
     /// What is not shared with the host
     #[command(flatten)]
     pub namespaces: NamespaceFlags,
+    /// What other programs have
+    #[command(flatten)]
+    pub other: OtherFlags,
     /// How the image is served
     #[command(flatten)]
     pub daemon: DaemonFlags,

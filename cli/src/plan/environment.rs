@@ -3,6 +3,8 @@
 //! An image with `/bin/sh` gets a script that sources the image's own environment files and then becomes the program.
 //! An image without one runs `exec` directly, with the variables that its files plainly export.
 
+mod file;
+
 use super::{HostFacts, PlanError};
 use crate::settings::{Action, RunSettings};
 use siphon_image::open::Facts;
@@ -23,6 +25,8 @@ const CLEAN: [&str; 1] = ["TERM"];
 const PROXIES: [&str; 5] = ["http_proxy", "https_proxy", "no_proxy", "all_proxy", "ftp_proxy"];
 /// Variables of the host that never pass: the container's own are used.
 const NEVER: [&str; 5] = ["PATH", "LD_LIBRARY_PATH", "HOME", "PWD", "PS1"];
+/// Variables to set inside that change another one, once the image has had its say.
+const EDITS: [&str; 5] = ["PATH", "PREPEND_PATH", "APPEND_PATH", "PREPEND_LD_LIBRARY_PATH", "APPEND_LD_LIBRARY_PATH"];
 /// Variables that are orders to the runtime and not for the container.
 const RUNTIME_PREFIXES: [&str; 6] =
     ["SIPHON_", "APPTAINER_", "SINGULARITY_", "SIPHONENV_", "APPTAINERENV_", "SINGULARITYENV_"];
@@ -43,6 +47,7 @@ pub(super) fn program(
     image: &Facts,
     host: &HostFacts,
     home: &Path,
+    warnings: &mut Vec<String>,
 ) -> Result<Program, PlanError> {
     let mut variables = fixed(settings, home);
     let passed = from_host(settings, host);
@@ -51,10 +56,11 @@ pub(super) fn program(
     }
     let argv = if image.has_shell {
         script_variables(&mut variables, settings, &passed);
+        file_variables(&mut variables, settings, host, warnings);
         script_argv(settings)
     } else {
         let Action::Exec(command) = &settings.action else { return Err(PlanError::NoShell(settings.action.name())) };
-        plain_variables(&mut variables, settings, image, passed);
+        plain_variables(&mut variables, settings, image, host, passed);
         command.clone()
     };
     Ok(Program { argv, environment: variables.into_iter().collect() })
@@ -80,7 +86,7 @@ fn fixed(settings: &RunSettings, home: &Path) -> Variables {
             set("INSTANCE", name.into());
         }
     }
-    if !settings.evaluate {
+    if !settings.variables.evaluate {
         // Runscripts that were made from OCI images ask for it.
         variables.insert("APPTAINER_NO_EVAL".into(), "1".into());
         variables.insert("SINGULARITY_NO_EVAL".into(), "1".into());
@@ -96,7 +102,8 @@ fn from_host(settings: &RunSettings, host: &HostFacts) -> Variables {
         let Some(text) = name.to_str() else { return !settings.clean_env };
         let clean = CLEAN.contains(&text) || PROXIES.contains(&text.to_ascii_lowercase().as_str());
         let runtimes = RUNTIME_PREFIXES.iter().any(|prefix| text.starts_with(prefix));
-        !runtimes && !NEVER.contains(&text) && (clean || !settings.clean_env)
+        let blocked = settings.variables.blocked.contains(text);
+        !runtimes && !blocked && !NEVER.contains(&text) && (clean || !settings.clean_env)
     };
     let passed = host.environment.variables().filter(|(name, _)| passes(name));
     passed.map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
@@ -128,13 +135,13 @@ fn script_variables(variables: &mut Variables, settings: &RunSettings, passed: &
     }
     variables.insert("SIPHON_HOST_NAMES".into(), host_names.join(" ").into());
     let mut set_names = Vec::new();
-    for (name, value) in &settings.injected {
+    for (name, value) in &settings.variables.injected {
         let Some(text) = identifier(name) else { continue };
-        if ["PATH", "PREPEND_PATH", "APPEND_PATH"].contains(&text) {
+        if EDITS.contains(&text) {
             variables.insert(format!("SIPHON_{text}").into(), value.clone());
             continue;
         }
-        let mut value = if settings.evaluate { escape_quotes(value) } else { value.clone() };
+        let mut value = if settings.variables.evaluate { escape_quotes(value) } else { value.clone() };
         if text == "LD_LIBRARY_PATH" && !value.is_empty() {
             value.push(format!(":{LIBRARIES}"));
         }
@@ -144,7 +151,7 @@ fn script_variables(variables: &mut Variables, settings: &RunSettings, passed: &
     variables.insert("SIPHON_SET_NAMES".into(), set_names.join(" ").into());
     let mut order = |name: &str, value: &OsStr| variables.insert(format!("SIPHON_{name}").into(), value.to_owned());
     order("ACTION", OsStr::new(settings.action.name()));
-    order("EVALUATE", OsStr::new(if settings.evaluate { "1" } else { "" }));
+    order("EVALUATE", OsStr::new(if settings.variables.evaluate { "1" } else { "" }));
     order("QUIET", OsStr::new(if settings.quiet { "1" } else { "" }));
     order("LIBRARIES", OsStr::new(if settings.nv { LIBRARIES } else { "" }));
     if let Action::Shell { program: Some(program), .. } = &settings.action {
@@ -152,13 +159,33 @@ fn script_variables(variables: &mut Variables, settings: &RunSettings, passed: &
     }
 }
 
+/// Hands the script the files of variables, and what to take over from them.
+fn file_variables(variables: &mut Variables, settings: &RunSettings, host: &HostFacts, warnings: &mut Vec<String>) {
+    let text: String = host.env_files.iter().map(|text| format!("{text}\n")).collect();
+    let (ignored, names): (Vec<_>, Vec<_>) =
+        file::assigned_names(&text).into_iter().partition(|name| settings.variables.by_flag.contains(OsStr::new(name)));
+    let warning = |name: &str| format!("Ignored environment file variable {name}: override from --env");
+    warnings.extend(ignored.into_iter().map(warning));
+    variables.insert("SIPHON_FILE_NAMES".into(), names.join(" ").into());
+    variables.insert("SIPHON_FILE".into(), text.into());
+}
+
 /// What an image without a shell gets: the host's variables, the image's plain exports over them, the user's over all.
-fn plain_variables(variables: &mut Variables, settings: &RunSettings, image: &Facts, passed: Variables) {
+fn plain_variables(
+    variables: &mut Variables,
+    settings: &RunSettings,
+    image: &Facts,
+    host: &HostFacts,
+    passed: Variables,
+) {
     variables.extend(passed);
     for script in &image.env_scripts {
         variables.extend(script.text.lines().filter_map(plain_export));
     }
-    variables.extend(settings.injected.iter().map(|(name, value)| (name.clone(), value.clone())));
+    let assignments = host.env_files.iter().flat_map(|text| text.lines()).map(str::trim_start);
+    let plain = assignments.map(|line| format!("export {}", line.strip_prefix("export ").unwrap_or(line)));
+    variables.extend(plain.filter_map(|line| plain_export(&line)));
+    variables.extend(settings.variables.injected.iter().map(|(name, value)| (name.clone(), value.clone())));
     if settings.nv {
         variables.insert("LD_LIBRARY_PATH".into(), LIBRARIES.into());
     }

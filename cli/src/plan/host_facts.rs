@@ -28,6 +28,8 @@ pub struct HostFacts {
     pub terminal: Option<PathBuf>,
     /// The process environment.
     pub environment: Environment,
+    /// The content of the files that set variables.
+    pub env_files: Vec<String>,
     /// The content of `/etc/resolv.conf`.
     pub resolv_conf: Option<Vec<u8>>,
     /// The NVIDIA driver, if it was asked for.
@@ -93,6 +95,7 @@ impl HostFacts {
             cwd: "/work".into(),
             terminal: None,
             environment,
+            env_files: Vec::new(),
             resolv_conf: Some(Vec::new()),
             nvidia: None,
             kinds: directories.chain(files).collect(),

@@ -1,9 +1,9 @@
 //! What a plan holds, for made-up hosts and images.
 
 use super::*;
-use crate::settings::{Action, Bind, Contain, Environment, Home};
+use crate::settings::{Action, Bind, Contain, Environment, Home, Variables};
 use siphon_image::open::Script;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 fn settings() -> RunSettings {
     RunSettings {
@@ -16,8 +16,8 @@ fn settings() -> RunSettings {
         cwd: None,
         writes: Writes::Refused,
         clean_env: false,
-        injected: BTreeMap::new(),
-        evaluate: true,
+        variables: Variables::default(),
+        less_for_root: Vec::new(),
         contain: Contain::default(),
         namespaces: Namespaces::default(),
         nv: false,
@@ -130,8 +130,9 @@ fn a_chosen_home_that_the_host_lacks_is_empty() {
 #[test]
 fn chosen_library_paths_keep_the_hosts_libraries_reachable() {
     let injected = BTreeMap::from([("LD_LIBRARY_PATH".into(), "/x".into())]);
+    let variables = Variables { injected, ..Variables::default() };
 
-    let plan = plan(&RunSettings { injected, ..settings() }, &image(), &host()).unwrap();
+    let plan = plan(&RunSettings { variables, ..settings() }, &image(), &host()).unwrap();
 
     assert_eq!(variable(&plan, "SIPHON_SET_LD_LIBRARY_PATH"), Some("/x:/.singularity.d/libs"));
 }
@@ -210,6 +211,37 @@ fn chosen_name_servers_take_the_place_of_the_hosts() {
     let plan = plan(&RunSettings { contain, ..settings() }, &image(), &host()).unwrap();
 
     assert_eq!(plan.files[0].what, What::File(b"nameserver 1.2.3.4\n".to_vec()));
+}
+
+#[test]
+fn root_does_not_keep_what_it_asked_to_lose() {
+    let asked = RunSettings { less_for_root: vec!["--no-privs"], ..settings() };
+    let root = HostFacts { uid: 0, ..host() };
+
+    assert!(plan(&asked, &image(), &host()).is_ok());
+    assert_eq!(plan(&asked, &image(), &root), Err(PlanError::LessForRoot("--no-privs")));
+}
+
+#[test]
+fn files_of_variables_name_what_they_assign() {
+    let by_flag = BTreeSet::from(["B".into()]);
+    let variables = Variables { by_flag, ..Variables::default() };
+    let with_file = HostFacts { env_files: vec!["A=1\n".into(), "export B=2; C=3".into()], ..host() };
+
+    let plan = plan(&RunSettings { variables, ..settings() }, &image(), &with_file).unwrap();
+
+    assert_eq!(variable(&plan, "SIPHON_FILE_NAMES"), Some("A C"));
+    assert_eq!(variable(&plan, "SIPHON_FILE"), Some("A=1\n\nexport B=2; C=3\n"));
+    assert_eq!(plan.warnings, ["Ignored environment file variable B: override from --env"]);
+}
+
+#[test]
+fn blocked_variables_of_the_host_stay_outside() {
+    let variables = Variables { blocked: BTreeSet::from(["LANG".into()]), ..Variables::default() };
+
+    let plan = plan(&RunSettings { variables, ..settings() }, &image(), &host()).unwrap();
+
+    assert_eq!(variable(&plan, "SIPHON_HOST_NAMES"), Some(""));
 }
 
 #[test]

@@ -24,6 +24,14 @@ pub enum BindError {
         "bind option {0} (a bind out of another image) is not supported yet; mount that image with \"siphon mount\" and bind the directory"
     )]
     ImageBind(String),
+    /// A `--mount` that cannot be read.
+    #[error("while parsing mount {line:?}: {reason}")]
+    Mount {
+        /// The specification.
+        line: String,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// No source.
     #[error("bind {0:?} has no source path")]
     NoSource(String),

@@ -92,7 +92,7 @@ mod tests {
             assert!(settings.contain.contained && settings.clean_env && settings.namespaces.ipc);
             assert_eq!(settings.namespaces.processes, Processes::Own);
             assert_eq!(settings.writes, Writes::Refused);
-            assert!(settings.evaluate && !settings.contain.default_umask);
+            assert!(settings.variables.evaluate && !settings.contain.default_umask);
         }
     }
 
@@ -103,7 +103,7 @@ mod tests {
         assert!(settings.contain.contained && settings.clean_env && settings.contain.default_umask);
         assert_eq!(settings.namespaces.processes, Processes::OwnWithoutInit);
         assert_eq!(settings.writes, Writes::Temporary);
-        assert!(!settings.evaluate);
+        assert!(!settings.variables.evaluate);
     }
 
     #[test]

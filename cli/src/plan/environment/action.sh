@@ -15,9 +15,86 @@ siphon_complete_path() {
     done
 }
 
+# Prints TEXT with each FROM replaced by TO.
+siphon_replace() {
+    siphon_rest=$1
+    while :; do
+        case $siphon_rest in
+            *"$2"*)
+                printf '%s%s' "${siphon_rest%%"$2"*}" "$3"
+                siphon_rest=${siphon_rest#*"$2"}
+                ;;
+            *)
+                printf '%s' "$siphon_rest"
+                return
+                ;;
+        esac
+    done
+}
+
+# Evaluates the user's files of variables in a shell of their own, which sees the host's variables, and prints the
+# assignments that hand their values to siphon_inject.
+siphon_evaluate_files() {
+    for siphon_name in $SIPHON_HOST_NAMES; do
+        eval "export $siphon_name=\"\$SIPHON_HOST_$siphon_name\""
+    done
+    eval "$SIPHON_FILE" >&2
+    for siphon_name in $SIPHON_FILE_NAMES; do
+        eval "[ -n \"\${$siphon_name+x}\" ]" || continue
+        eval "siphon_value=\$$siphon_name"
+        case $siphon_name in
+            PATH | PREPEND_PATH | APPEND_PATH | PREPEND_LD_LIBRARY_PATH | APPEND_LD_LIBRARY_PATH)
+                printf "SIPHON_%s='" "$siphon_name"
+                ;;
+            *)
+                printf "SIPHON_SET_NAMES=\"\$SIPHON_SET_NAMES %s\"\nSIPHON_SET_%s='" "$siphon_name" "$siphon_name"
+                if [ -n "$SIPHON_EVALUATE" ]; then
+                    # A dot keeps line ends at the end from being lost.
+                    siphon_value=$(siphon_replace "$siphon_value" '"' '\"'; echo .)
+                    siphon_value=${siphon_value%.}
+                fi
+                ;;
+        esac
+        siphon_replace "$siphon_value" "'" "'\\''"
+        printf "'\n"
+    done
+}
+
+# The directories of the container's own libraries, in the order of its cache: siphon_directories.
+siphon_list_directories() {
+    siphon_directories=
+    siphon_cache=$(/sbin/ldconfig -p 2>/dev/null) || return 0
+    while read -r siphon_line; do
+        case $siphon_line in
+            */glibc-hwcaps/* | */tls/*) continue ;;
+            *' => '/*) siphon_line=${siphon_line##* => } ;;
+            *) continue ;;
+        esac
+        siphon_line=${siphon_line%/*}
+        case :$siphon_directories: in
+            *":$siphon_line:"*) ;;
+            *) siphon_directories=${siphon_directories:+$siphon_directories:}$siphon_line ;;
+        esac
+    done <<END
+$siphon_cache
+END
+}
+
+# Libraries of the host come behind the container's own of the same name.
+siphon_order_libraries() {
+    [ "$LD_LIBRARY_PATH" = /.singularity.d/libs ] || return 0
+    set -- /.singularity.d/libs/*
+    if [ -e "$1" ] || [ -n "$SIPHON_PREPEND_LD_LIBRARY_PATH$SIPHON_APPEND_LD_LIBRARY_PATH" ]; then
+        siphon_list_directories
+        LD_LIBRARY_PATH=${siphon_directories:+$siphon_directories:}$LD_LIBRARY_PATH
+    fi
+}
+
 # The user's variables come between 99-base.sh and 99-runtimevars.sh, so that they win over the image's.
 siphon_inject() {
     for siphon_name in $SIPHON_SET_NAMES; do
+        # A name that the environment and a file set is listed twice.
+        eval "[ -n \"\${SIPHON_SET_$siphon_name+x}\" ]" || continue
         eval "siphon_value=\$SIPHON_SET_$siphon_name"
         if [ -n "$SIPHON_EVALUATE" ]; then
             eval "export $siphon_name=\"$siphon_value\""
@@ -61,6 +138,13 @@ siphon_check() {
 # Some shells count themselves; the program gets the caller's count.
 unset SHLVL
 
+if [ -n "$SIPHON_FILE_NAMES" ]; then
+    siphon_values=$(siphon_evaluate_files) ||
+        siphon_fatal "while setting environment: the shell of the container cannot evaluate the file of --env-file"
+    eval "$siphon_values"
+fi
+unset SIPHON_FILE SIPHON_FILE_NAMES siphon_values
+
 if [ -d /.singularity.d/env ]; then
     for siphon_script in /.singularity.d/env/*.sh; do
         [ -f "$siphon_script" ] || continue
@@ -90,11 +174,18 @@ if [ -n "$SIPHON_LIBRARIES" ]; then
     esac
     export LD_LIBRARY_PATH
 fi
+siphon_order_libraries
+if [ -n "$SIPHON_PREPEND_LD_LIBRARY_PATH" ]; then
+    export LD_LIBRARY_PATH="$SIPHON_PREPEND_LD_LIBRARY_PATH${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
+fi
+if [ -n "$SIPHON_APPEND_LD_LIBRARY_PATH" ]; then
+    export LD_LIBRARY_PATH="${LD_LIBRARY_PATH:+$LD_LIBRARY_PATH:}$SIPHON_APPEND_LD_LIBRARY_PATH"
+fi
 siphon_action=$SIPHON_ACTION
 siphon_shell=$SIPHON_SHELL
 siphon_quiet=$SIPHON_QUIET
 unset SIPHON_HOST_NAMES SIPHON_SET_NAMES SIPHON_EVALUATE SIPHON_PATH SIPHON_PREPEND_PATH SIPHON_APPEND_PATH \
-    SIPHON_LIBRARIES SIPHON_ACTION SIPHON_SHELL SIPHON_QUIET
+    SIPHON_PREPEND_LD_LIBRARY_PATH SIPHON_APPEND_LD_LIBRARY_PATH SIPHON_LIBRARIES SIPHON_ACTION SIPHON_SHELL SIPHON_QUIET
 PS1='Apptainer> '
 PROMPT_COMMAND='PS1="Apptainer> "; unset PROMPT_COMMAND'
 export PS1 PROMPT_COMMAND
