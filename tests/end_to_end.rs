@@ -12,6 +12,8 @@ mod end_to_end {
     mod apps;
     /// Sandboxes and what is built from them.
     mod build;
+    /// What is kept of remote images.
+    mod cache;
     /// Directories and devices in place of the host's.
     mod contain;
     /// One daemon per image: joined, replaced, gone.
@@ -22,12 +24,18 @@ mod end_to_end {
     mod exec;
     /// Looking into an image without mounting it.
     mod inspect;
+    /// Containers in the background.
+    mod instance;
     /// What a container does not share with the host.
     mod isolation;
+    /// Processes killed at any moment.
+    mod kill;
     /// Mounts in the host's tree.
     mod mount;
     /// Images behind a web server.
     mod remote;
+    /// What a program finds when it starts: descriptors and mounts.
+    mod surroundings;
     /// Variables, and options that have no effect.
     mod variables;
 }

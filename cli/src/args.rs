@@ -1,11 +1,15 @@
 //! What is typed: clap types whose doc comments are the help.
 
+mod cache;
 #[cfg(test)]
 mod compatibility;
 mod images;
+mod instance;
 mod run;
 
+pub use cache::{CacheCleanArgs, CacheKind, CacheListArgs, CacheVerb};
 pub use images::{BuildArgs, CatArgs, CommitArgs, InspectArgs, LsArgs, MountArgs, RunHelpArgs, StatusArgs, UmountArgs};
+pub use instance::{InstanceListArgs, InstanceStartArgs, InstanceStatsArgs, InstanceStopArgs, InstanceVerb};
 pub use run::{ContainFlags, ExecArgs, NamespaceFlags, OtherFlags, RunArgs, RunFlags, ShellArgs, TestArgs};
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
@@ -55,6 +59,9 @@ impl Verb {
             Self::Shell(args) => args.image_and_args.first(),
             Self::Run(args) => args.image_and_args.first(),
             Self::Test(args) => args.image_and_args.first(),
+            Self::Instance { verb: InstanceVerb::Start(args) | InstanceVerb::Run(args) } => {
+                args.image_name_and_args.first()
+            }
             _ => None,
         }
     }
@@ -67,6 +74,7 @@ impl Verb {
             Self::Run(args) => Some(&args.flags.daemon),
             Self::Test(args) => Some(&args.flags.daemon),
             Self::Mount(args) => Some(&args.daemon),
+            Self::Instance { verb: InstanceVerb::Start(args) | InstanceVerb::Run(args) } => Some(&args.flags.daemon),
             _ => None,
         }
     }
@@ -135,6 +143,18 @@ pub enum Verb {
     Inspect(InspectArgs),
     /// Show the daemons, their mounts and how much was read and fetched
     Status(StatusArgs),
+    /// Run containers in the background
+    Instance {
+        /// What to do
+        #[command(subcommand)]
+        verb: InstanceVerb,
+    },
+    /// Show and clean what was kept of remote images
+    Cache {
+        /// What to do
+        #[command(subcommand)]
+        verb: CacheVerb,
+    },
     /// Print completions for a shell
     Completion {
         /// The shell to print them for

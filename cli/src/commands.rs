@@ -1,11 +1,13 @@
 //! The verbs, one file each.
 
 pub mod build;
+pub mod cache;
 pub mod cat;
 pub mod commit;
 pub mod completion;
 pub mod daemon;
 pub mod inspect;
+pub mod instance;
 pub mod ls;
 pub mod mount;
 pub mod run;

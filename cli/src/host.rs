@@ -116,6 +116,35 @@ pub fn runtime_dir(common: &Common) -> PathBuf {
     set.or_else(xdg).unwrap_or_else(|| PathBuf::from(format!("/tmp/siphon-{uid}")))
 }
 
+/// Where this user's instances on this host are written down: as set, else `~/.local/state/siphon`, else beside the
+/// sockets. The sockets' own directory may go when the user logs out, which instances outlive.
+pub fn instances_dir(common: &Common) -> PathBuf {
+    let home = || Some(state_below(&User::from_uid(Uid::effective()).ok()??.dir));
+    let state = common.state_dir.clone().or_else(home).unwrap_or_else(|| runtime_dir(common));
+    of_this_host(&state)
+}
+
+/// Where the instances of another user are written down, unless that user has set another place.
+///
+/// # Errors
+/// If there is no such user.
+pub fn instances_dir_of(user: &str) -> anyhow::Result<PathBuf> {
+    let user = User::from_name(user)?.with_context(|| format!("there is no user {user}"))?;
+    Ok(of_this_host(&state_below(&user.dir)))
+}
+
+fn state_below(home: &Path) -> PathBuf {
+    home.join(".local/state/siphon")
+}
+
+/// Homes are shared by the hosts of a cluster.
+fn of_this_host(state: &Path) -> PathBuf {
+    let host = nix::unistd::gethostname().unwrap_or_default();
+    // A name without an end of its own never leads out of the directory.
+    let name = host.to_string_lossy().replace('/', "_");
+    state.join("instances").join(if name.trim_matches('.').is_empty() { "localhost".into() } else { name })
+}
+
 /// Where remote bytes are kept: as set, else `~/.cache/siphon`, else beside the sockets.
 pub fn cache_dir(common: &Common) -> PathBuf {
     let home = || Some(User::from_uid(Uid::effective()).ok()??.dir.join(".cache/siphon"));

@@ -12,6 +12,7 @@ mod build;
 mod commands;
 mod host;
 mod inspection;
+mod instance;
 mod plan;
 mod report;
 mod runtime;
@@ -35,10 +36,13 @@ fn main() -> ExitCode {
     match run(cli.verb, environment, report) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
-        Err(error) => {
-            report.fatal(&error);
-            ExitCode::from(EXIT_FATAL)
-        }
+        Err(error) => match error.downcast_ref::<clap::Error>() {
+            Some(error) => usage(error),
+            None => {
+                report.fatal(&error);
+                ExitCode::from(EXIT_FATAL)
+            }
+        },
     }
 }
 
@@ -62,6 +66,8 @@ fn run(verb: Verb, environment: Environment, report: Report) -> anyhow::Result<(
         Verb::Cat(args) => commands::cat::cat(&args, &common, report),
         Verb::Inspect(args) => commands::inspect::inspect(&args, &common, report),
         Verb::Status(args) => commands::status::status(&args, &common, report),
+        Verb::Instance { verb } => commands::instance::instance(verb, &common, environment, report),
+        Verb::Cache { verb } => commands::cache::cache(&verb, &common, report),
         Verb::Completion { shell } => commands::completion::completion(shell, Cli::command(), report),
         Verb::Version => Ok(report.line(env!("CARGO_PKG_VERSION"))?),
         Verb::Daemon { state, .. } => commands::daemon::daemon(&state),

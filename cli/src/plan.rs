@@ -182,15 +182,11 @@ pub fn plan(settings: &RunSettings, image: &Facts, host: &HostFacts) -> Result<P
     }
     contain::check(settings, host)?;
     let mut warnings = settings.warnings.clone();
-    let home = mounts::container_home(settings, host);
+    let home = home(settings, host);
     let files = mounts::files(settings, image, host, &home, &mut warnings);
     let mounts = mounts::mounts(settings, host, &home, &mut warnings)?;
     let Program { argv, environment } = environment::program(settings, image, host, &home, &mut warnings)?;
-    let start = match &settings.cwd {
-        Some(directory) => Start::At(directory.clone()),
-        None if settings.contain.contained => Start::FirstOf(vec![home, PathBuf::from("/")]),
-        None => Start::FirstOf(vec![host.cwd.clone(), home, PathBuf::from("/")]),
-    };
+    let start = first_directory(settings, host, &home);
     Ok(Plan {
         namespaces: settings.namespaces.clone(),
         writable_root: settings.writes != Writes::Refused,
@@ -204,6 +200,40 @@ pub fn plan(settings: &RunSettings, image: &Facts, host: &HostFacts) -> Result<P
         no_new_privileges: host.uid != 0,
         warnings,
     })
+}
+
+/// Makes the plan of a run in an instance, which mounts nothing: the instance has its mounts, and its `home`.
+///
+/// # Errors
+/// [`PlanError::NoShell`].
+pub fn plan_inside(settings: &RunSettings, image: &Facts, host: &HostFacts, home: &Path) -> Result<Plan, PlanError> {
+    let mut warnings = settings.warnings.clone();
+    let Program { argv, environment } = environment::program(settings, image, host, home, &mut warnings)?;
+    Ok(Plan {
+        namespaces: Namespaces::default(),
+        writable_root: settings.writes != Writes::Refused,
+        files: Vec::new(),
+        mounts: Vec::new(),
+        environment,
+        argv,
+        start: first_directory(settings, host, home),
+        umask: settings.contain.default_umask.then_some(DEFAULT_UMASK),
+        no_new_privileges: host.uid != 0,
+        warnings,
+    })
+}
+
+fn first_directory(settings: &RunSettings, host: &HostFacts, home: &Path) -> Start {
+    match &settings.cwd {
+        Some(directory) => Start::At(directory.clone()),
+        None if settings.contain.contained => Start::FirstOf(vec![home.to_owned(), PathBuf::from("/")]),
+        None => Start::FirstOf(vec![host.cwd.clone(), home.to_owned(), PathBuf::from("/")]),
+    }
+}
+
+/// The home directory inside.
+pub fn home(settings: &RunSettings, host: &HostFacts) -> PathBuf {
+    mounts::container_home(settings, host)
 }
 
 impl Plan {

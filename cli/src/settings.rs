@@ -16,7 +16,7 @@ pub use contain::Contain;
 pub use namespaces::{Namespaces, Processes};
 pub use variables::Variables;
 
-use crate::args::{DaemonFlags, ExecArgs, GlobalFlags, RunArgs, RunFlags, ShellArgs, TestArgs};
+use crate::args::{DaemonFlags, ExecArgs, GlobalFlags, InstanceStartArgs, RunArgs, RunFlags, ShellArgs, TestArgs};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
@@ -79,7 +79,8 @@ impl Environment {
         self.setting(keys).map(|value| value.to_string_lossy().into_owned())
     }
 
-    fn switch(&self, keys: &[&str]) -> bool {
+    /// Whether one of `keys` is set, and not to a word for no.
+    pub fn switch(&self, keys: &[&str]) -> bool {
         self.setting(keys).is_some_and(|value| {
             !matches!(value.as_bytes().to_ascii_lowercase().as_slice(), b"0" | b"false" | b"no" | b"off" | b"f" | b"n")
         })
@@ -93,6 +94,8 @@ pub struct Common {
     pub runtime_dir: Option<PathBuf>,
     /// `XDG_RUNTIME_DIR`, used if it is ours.
     pub xdg_runtime_dir: Option<PathBuf>,
+    /// Where instances are written down: `*_CONFIGDIR/siphon` if set, else `$XDG_STATE_HOME/siphon`.
+    pub state_dir: Option<PathBuf>,
     /// Where remote bytes are kept: `*_CACHEDIR/siphon`, else `$XDG_CACHE_HOME/siphon`, else `~/.cache/siphon`.
     pub cache_dir: Option<PathBuf>,
     /// Bytes of decoded content to keep at most: `--block-cache`, else `SIPHON_BLOCK_CACHE`.
@@ -113,6 +116,10 @@ impl Common {
             .setting(&["CACHEDIR"])
             .or_else(|| environment.get("XDG_CACHE_HOME"))
             .map(|dir| PathBuf::from(dir).join("siphon"));
+        let state_dir = environment
+            .setting(&["CONFIGDIR"])
+            .or_else(|| environment.get("XDG_STATE_HOME"))
+            .map(|dir| PathBuf::from(dir).join("siphon"));
         let idle = environment
             .get("SIPHON_IDLE_SECONDS")
             .and_then(|text| text.to_str()?.parse().ok())
@@ -121,6 +128,7 @@ impl Common {
         Ok(Self {
             runtime_dir: environment.get("SIPHON_RUNTIME_DIR").map(PathBuf::from),
             xdg_runtime_dir: environment.get("XDG_RUNTIME_DIR").map(PathBuf::from),
+            state_dir,
             cache_dir,
             cache_bytes: cache_bytes(flags, environment)?,
             idle,
@@ -183,6 +191,8 @@ pub enum Action {
     Run(Vec<OsString>),
     /// The test script with these arguments.
     Test(Vec<OsString>),
+    /// The startscript with these arguments.
+    Start(Vec<OsString>),
 }
 
 impl Action {
@@ -193,6 +203,7 @@ impl Action {
             Self::Shell { .. } => "shell",
             Self::Run(_) => "run",
             Self::Test(_) => "test",
+            Self::Start(_) => "start",
         }
     }
 }
@@ -233,6 +244,8 @@ impl LeftOut {
 pub struct RunSettings {
     /// The image as typed; absolute once a run knows where it was typed.
     pub image: String,
+    /// The instance that it is, or is in.
+    pub instance: Option<String>,
     /// What runs.
     pub action: Action,
     /// The SCIF app of the image that runs.
@@ -350,6 +363,25 @@ impl RunSettings {
         Self::resolve(image, Action::Test(words.collect()), args.flags, environment)
     }
 
+    /// Settings of `instance start`, or of `instance run` with `runscript`. An instance always has processes of its own.
+    ///
+    /// # Errors
+    /// [`SettingsError`] for what cannot be understood.
+    pub fn instance(
+        args: InstanceStartArgs,
+        runscript: bool,
+        environment: &Environment,
+    ) -> Result<Self, SettingsError> {
+        let mut words = args.image_name_and_args.into_iter();
+        let (image, name) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
+        let arguments = words.collect();
+        let action = if runscript { Action::Run(arguments) } else { Action::Start(arguments) };
+        let mut settings = Self::resolve(image, action, args.flags, environment)?;
+        settings.instance = Some(name.to_string_lossy().into_owned());
+        settings.namespaces.processes = Processes::Own;
+        Ok(settings)
+    }
+
     fn resolve(
         image: OsString,
         action: Action,
@@ -377,6 +409,7 @@ impl RunSettings {
         }
         Ok(Self {
             image: image.into_string().map_err(|_| SettingsError::ImageName)?,
+            instance: None,
             action,
             app: flags.app.clone().or_else(|| environment.text(&["APP", "APPNAME"])),
             binds,

@@ -83,7 +83,7 @@ impl TestEnvironment {
         let user = user.unwrap().expect("the account is missing: run tests/setup first");
         let directory = open_directory("siphon-test-");
         let environment = Self { directory, shared: Shared::get(), user };
-        for name in ["home", "work", "cache", "run"] {
+        for name in ["home", "work", "cache", "run", "state"] {
             let path = environment.directory.path().join(name);
             std::fs::create_dir(&path).unwrap();
             environment.give(&path);
@@ -161,6 +161,7 @@ impl TestEnvironment {
             .env("USER", &self.user.name)
             .env("TERM", "dumb")
             .env("SIPHON_CACHEDIR", self.directory.path().join("cache"))
+            .env("SIPHON_CONFIGDIR", self.directory.path().join("state"))
             .env("SIPHON_RUNTIME_DIR", self.runtime_directory())
             .env("SIPHON_IDLE_SECONDS", "1")
             .current_dir(self.work());

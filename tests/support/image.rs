@@ -14,6 +14,16 @@ const ENVIRONMENT: &str = "#!/bin/sh\nexport FROM_IMAGE=image\nexport EMPTY_IN_I
 /// Ends the image's own environment: what the caller asks for is set after this file, as apptainer does.
 const BASE_ENVIRONMENT: &str = "#!/bin/sh\nLD_LIBRARY_PATH=\"${LD_LIBRARY_PATH:+$LD_LIBRARY_PATH:}/.singularity.d/libs\"\nexport LD_LIBRARY_PATH\n";
 const RUNSCRIPT: &str = "#!/bin/sh\necho \"runscript: $FROM_IMAGE: $*\"\n";
+/// Runs until it is told to end, unless its first argument says otherwise.
+const STARTSCRIPT: &str = "#!/bin/sh
+echo \"startscript: $FROM_IMAGE: $APPTAINER_INSTANCE: $*\"
+echo 'startscript: to stderr' >&2
+trap 'echo caught INT; exit 0' INT
+trap 'echo caught TERM; exit 0' TERM
+[ \"$1\" != stubborn ] || trap '' INT TERM
+[ \"$1\" != short ] || exit 3
+while :; do sleep 1; done
+";
 const DEFFILE: &str = "bootstrap: scratch\n\n%labels\n    maker siphon tests\n";
 const LABELS: &str = "{\"maker\": \"siphon tests\", \"org.label-schema.schema-version\": \"1.0\"}\n";
 
@@ -103,6 +113,7 @@ fn make_root(root: &Path) {
         (".singularity.d/env/90-environment.sh", ENVIRONMENT, 0o755),
         (".singularity.d/env/99-base.sh", BASE_ENVIRONMENT, 0o755),
         (".singularity.d/runscript", RUNSCRIPT, 0o755),
+        (".singularity.d/startscript", STARTSCRIPT, 0o755),
         (".singularity.d/labels.json", LABELS, 0o644),
         (".singularity.d/Singularity", DEFFILE, 0o644),
     ];

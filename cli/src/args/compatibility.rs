@@ -36,7 +36,8 @@ fn flags(cell: &str) -> Vec<String> {
 fn parsed(command: &str) -> BTreeSet<String> {
     let mut cli = Cli::command();
     cli.build();
-    let command = cli.find_subcommand(command).expect("the command exists");
+    let words = command.split(' ');
+    let command = words.fold(&cli, |command, word| command.find_subcommand(word).expect("the command exists"));
     let mut flags = BTreeSet::new();
     for argument in command.get_arguments() {
         flags
@@ -51,7 +52,8 @@ fn parsed(command: &str) -> BTreeSet<String> {
 fn the_page_and_the_parser_have_the_same_flags() {
     let page = include_str!("../../../docs/COMPATIBILITY.md");
     let rows = rows(page, "Flags of `exec`, `shell`, `run`");
-    let parsed: BTreeSet<_> = ["exec", "shell", "run", "test"].into_iter().flat_map(parsed).collect();
+    let commands = ["exec", "shell", "run", "test", "instance start"];
+    let parsed: BTreeSet<_> = commands.into_iter().flat_map(parsed).collect();
 
     let mut wrong = Vec::new();
     for row in &rows {

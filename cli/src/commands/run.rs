@@ -1,15 +1,16 @@
 //! `siphon exec`, `shell` and `run`: join the image's daemon, make the plan, become the program.
 
+use super::instance::enter::{INSTANCE, enter};
 use crate::host::{cache_dir, gather, runtime_dir};
-use crate::plan::{PlanError, SourceKind, plan};
+use crate::plan::{Plan, PlanError, SourceKind, home, plan};
 use crate::report::Report;
 use crate::runtime::{Place, apply};
 use crate::settings::{Common, Environment, RunSettings, Writes};
 use anyhow::{Context, bail};
-use siphon_fsd::daemon::{self, Ids, Layer, MountPointKind, Placement, Spec};
+use siphon_fsd::daemon::{self, Ids, Joined, Layer, MountPointKind, Placement, Spec};
 use siphon_fsd::locator::Locator;
 use std::convert::Infallible;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// Runs. Returns only if that fails.
@@ -22,14 +23,39 @@ pub fn run(
     environment: Environment,
     report: Report,
 ) -> anyhow::Result<Infallible> {
+    if let Some(name) = settings.image.strip_prefix(INSTANCE) {
+        let name = name.to_owned();
+        return enter(&name, settings, common, environment);
+    }
+    let prepared = prepare(&mut settings, common, environment)?;
+    let place = enter_daemon(&prepared)?;
+    apply(&prepared.plan, &place, report)
+}
+
+/// A run that only has to be started.
+pub(super) struct Prepared {
+    /// What to do.
+    pub(super) plan: Plan,
+    /// The daemon, which counts this process among its clients.
+    pub(super) joined: Joined,
+    /// The home directory inside.
+    pub(super) home: PathBuf,
+}
+
+/// Joins the daemon of the image, or starts it, and plans the run. The image's name becomes absolute.
+pub(super) fn prepare(
+    settings: &mut RunSettings,
+    common: &Common,
+    environment: Environment,
+) -> anyhow::Result<Prepared> {
     let locator =
         Locator::parse(&settings.image).with_context(|| format!("could not open image {}", settings.image))?;
-    let layer = layer(&settings, &locator)?;
-    let host = gather(&settings, environment)?;
+    let layer = layer(settings, &locator)?;
+    let host = gather(settings, environment)?;
     if !matches!(locator, Locator::Url(_)) {
         settings.image = host.cleaned(Path::new(&settings.image)).display().to_string();
     }
-    let (scope, idle) = sharing(&settings, common);
+    let (scope, idle) = sharing(settings, common);
     let spec = Spec {
         image: locator.to_string(),
         layer,
@@ -46,7 +72,12 @@ pub fn run(
     if let (Writes::Sandbox, Err(reason)) = (settings.writes, &joined.writable) {
         bail!("cannot write to {}: {reason}", settings.image);
     }
-    let plan = plan(&settings, &joined.facts, &host)?;
+    let plan = plan(settings, &joined.facts, &host)?;
+    Ok(Prepared { plan, joined, home: home(settings, &host) })
+}
+
+/// Has the places made that the plan mounts on, and joins the namespaces of the daemon.
+pub(super) fn enter_daemon(Prepared { plan, joined, .. }: &Prepared) -> anyhow::Result<Place> {
     let points: Vec<_> = plan
         .mount_points()
         .into_iter()
@@ -56,9 +87,8 @@ pub fn run(
         })
         .collect();
     joined.make_mount_points(&points).context("cannot make the mount points")?;
-    let place = Place { root: joined.root.clone(), session: joined.session.clone() };
     joined.enter().context("cannot join the namespaces of the image's daemon")?;
-    apply(&plan, &place, report)
+    Ok(Place { root: joined.root.clone(), session: joined.session.clone() })
 }
 
 /// Who shares the daemon, and how long it waits for more. Changes that are to be forgotten belong to one run alone.

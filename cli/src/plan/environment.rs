@@ -82,6 +82,9 @@ fn fixed(settings: &RunSettings, home: &Path) -> Variables {
         set("NAME", name.clone());
         set("BIND", binds.join(",").into());
         set("ENVIRONMENT", "/.singularity.d/env/91-environment.sh".into());
+        if let Some(name) = &settings.instance {
+            set("INSTANCE", name.into());
+        }
     }
     if !settings.variables.evaluate {
         // Runscripts that were made from OCI images ask for it.
@@ -113,7 +116,10 @@ fn from_host(settings: &RunSettings, host: &HostFacts) -> Variables {
 fn script_argv(settings: &RunSettings) -> Vec<OsString> {
     let arguments = match &settings.action {
         Action::Exec(command) => command,
-        Action::Shell { arguments, .. } | Action::Run(arguments) | Action::Test(arguments) => arguments,
+        Action::Shell { arguments, .. }
+        | Action::Run(arguments)
+        | Action::Test(arguments)
+        | Action::Start(arguments) => arguments,
     };
     let mut argv: Vec<OsString> = ["/bin/sh", "-c", ACTION_SCRIPT, "siphon"].map(OsString::from).to_vec();
     argv.extend(arguments.iter().cloned());

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 fn settings() -> RunSettings {
     RunSettings {
+        instance: None,
         image: "/images/a.sif".into(),
         action: Action::Exec(vec!["true".into()]),
         app: None,

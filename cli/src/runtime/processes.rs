@@ -40,21 +40,50 @@ pub(super) struct First {
 pub(super) fn enter_own() -> anyhow::Result<First> {
     let signals = Signals::hold().context("cannot hold signals back")?;
     let (notices, stops) = std::io::pipe().context("cannot make a pipe")?;
-    let outside = pidfd_open(rustix::process::getpid(), PidfdFlags::empty()).context("cannot watch siphon itself")?;
+    match fork_first()? {
+        Some(child) => {
+            drop(stops);
+            stand_for(child, &signals, Some(notices))
+        }
+        None => Ok(First { signals, stops }),
+    }
+}
+
+/// Returns in a child, which is in the PID namespace that the calling process joined, with signals as they were. The
+/// calling process, which must have one thread, never returns: it stands for the child, and ends with its exit code.
+///
+/// # Errors
+/// If the kernel refuses one of the steps.
+pub(super) fn enter_joined() -> anyhow::Result<()> {
+    let signals = Signals::hold().context("cannot hold signals back")?;
+    match fork_bound()? {
+        Some(child) => stand_for(child, &signals, None),
+        None => signals.release().context("cannot let signals through"),
+    }
+}
+
+/// Makes a PID namespace and its process 1: gives that one's id, and nothing there.
+///
+/// # Errors
+/// If the kernel refuses one of the steps.
+pub(super) fn fork_first() -> anyhow::Result<Option<Pid>> {
     unshare(CloneFlags::CLONE_NEWPID).context("cannot make a PID namespace")?;
+    fork_bound()
+}
+
+/// Makes a process that is killed when this one ends: gives its id, and nothing there.
+fn fork_bound() -> anyhow::Result<Option<Pid>> {
+    let outside = pidfd_open(rustix::process::getpid(), PidfdFlags::empty()).context("cannot watch siphon itself")?;
     // SAFETY: there is a single thread, or the daemon's user namespace could not have been joined: the child's memory
     // is whole.
-    match unsafe { fork() }.context("cannot start the first process of the container")? {
-        ForkResult::Parent { child } => {
-            drop(stops);
-            stand_for(child, &signals, notices)
-        }
+    match unsafe { fork() }.context("cannot start a process of the container")? {
+        ForkResult::Parent { child } => Ok(Some(child)),
         ForkResult::Child => {
             prctl::set_pdeathsig(Signal::SIGKILL).context("cannot bind the container to siphon")?;
             if has_ended(&outside) {
                 exit(128 + libc::SIGKILL);
             }
-            Ok(First { signals, stops })
+            Ok(None)
         }
     }
 }
@@ -80,7 +109,7 @@ impl First {
             ForkResult::Parent { child } => {
                 // What is sent to the program's group reaches the program by itself. Both calls are conveniences.
                 let _ = setpgid(Pid::from_raw(0), Pid::from_raw(0));
-                let _ = prctl::set_name(c"siphon-init");
+                let _ = prctl::set_name(INIT_NAME);
                 close_standard();
                 let Self { signals, stops } = &mut self;
                 let code = signals.stand_by(child, None, || drop(stops.write(&[0])));
@@ -90,23 +119,26 @@ impl First {
     }
 }
 
+/// What `ps` shows of an init.
+pub(super) const INIT_NAME: &std::ffi::CStr = c"siphon-init";
+
 /// Exit code where the end of the program cannot be learnt.
-const FAILED: i32 = 255;
+pub(super) const FAILED: i32 = 255;
 
 /// Does outside what happens to the program inside: stops, and ends with its exit code.
-fn stand_for(first: Pid, signals: &Signals, notices: PipeReader) -> ! {
+fn stand_for(first: Pid, signals: &Signals, notices: Option<PipeReader>) -> ! {
     close_standard();
     // The caller's shell sees this process stop, takes the terminal back, and continues it in the end.
     let stop = || {
         // A process may always stop itself.
         let _ = raise(Signal::SIGSTOP);
     };
-    let code = signals.stand_by(first, Some(notices), stop);
+    let code = signals.stand_by(first, notices, stop);
     exit(code.unwrap_or(FAILED))
 }
 
 /// Leaves standard input, output and error to the program: who reads what it writes waits for the last copy to close.
-fn close_standard() {
+pub(super) fn close_standard() {
     for descriptor in [libc::STDIN_FILENO, libc::STDOUT_FILENO, libc::STDERR_FILENO] {
         let _ = nix::unistd::close(descriptor);
     }

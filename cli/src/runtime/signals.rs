@@ -6,12 +6,17 @@ use nix::libc;
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::unistd::Pid;
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::io::{self, PipeReader, Read};
 
 /// Signals that say that this very process did something wrong: they cannot be put off.
 const FAULTS: [Signal; 7] =
     [Signal::SIGSEGV, Signal::SIGBUS, Signal::SIGFPE, Signal::SIGILL, Signal::SIGTRAP, Signal::SIGSYS, Signal::SIGABRT];
+
+/// Signals that say nothing about ending.
+const NO_ENDS: [i32; 6] = [libc::SIGCONT, libc::SIGWINCH, libc::SIGURG, libc::SIGTSTP, libc::SIGTTIN, libc::SIGTTOU];
+/// How often it is looked whether all have ended, some of whom are nobody's children here.
+const LOOK_AGAIN: Timespec = Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
 
 /// All signals, held back from the process and readable one by one. Held back they also reach a process 1, which the
 /// kernel otherwise spares them.
@@ -82,6 +87,47 @@ impl Signals {
             }
         }
     }
+
+    /// What signals were held back before.
+    pub(super) fn before(&self) -> SigSet {
+        self.before
+    }
+
+    /// Stands by as process 1 until a signal asked for the end and nobody else is left in the PID namespace. Each signal
+    /// is passed on to all, and children are reaped.
+    ///
+    /// # Errors
+    /// If the kernel refuses to wait.
+    pub(super) fn keep(&self) -> io::Result<()> {
+        let mut ending = false;
+        loop {
+            let mut waiting = [PollFd::new(&self.descriptor, PollFlags::IN)];
+            match poll(&mut waiting, ending.then_some(&LOOK_AGAIN)) {
+                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                Err(errno) => return Err(errno.into()),
+            }
+            while let Some(signal) = self.descriptor.read_signal()? {
+                let number = signal.ssi_signo.cast_signed();
+                if number == libc::SIGCHLD {
+                    reap(Pid::this(), &mut || ());
+                } else {
+                    to_all(number);
+                    ending |= !NO_ENDS.contains(&number);
+                }
+            }
+            // Nothing is sent: only asked whether there is anybody.
+            if ending && !to_all(0) {
+                return Ok(());
+            }
+        }
+    }
+}
+
+/// Sends a signal to all processes of this PID namespace but its first, which this is. Whether there is one.
+fn to_all(number: i32) -> bool {
+    // SAFETY: it touches no memory.
+    let sent = unsafe { libc::kill(-1, number) };
+    sent == 0 || io::Error::last_os_error().raw_os_error() != Some(libc::ESRCH)
 }
 
 /// Takes notice of all children that changed. Gives the exit code of `main` if it ended.

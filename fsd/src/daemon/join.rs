@@ -73,6 +73,7 @@ fn attach(state: &StateDirectory) -> Result<Joined, DaemonError> {
 }
 
 fn start(spec: &Spec, state: &StateDirectory, lock: &Lock, executable: &Path) -> Result<(), DaemonError> {
+    state.sweep();
     state.clear()?;
     state.write_spec(spec)?;
     for path in [state.root(), state.session()] {

@@ -4,7 +4,10 @@ use super::{DaemonError, Layer, Spec};
 use crate::control::SOCKET;
 use crate::locator::Locator;
 use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with};
 use sha2::{Digest, Sha256};
+use std::ffi::OsStr;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
@@ -12,6 +15,9 @@ use std::path::{Path, PathBuf};
 
 /// Raised with every change of the control messages or of what a daemon promises.
 const PROTOCOL_VERSION: u32 = 2;
+
+/// Bytes of a key: enough to tell the few daemons of a user apart.
+const KEY_BYTES: usize = 8;
 
 /// The files of one daemon.
 #[derive(Debug, Clone)]
@@ -49,7 +55,7 @@ impl StateDirectory {
         let text = serde_json::to_vec(&distinguishing)
             .map_err(|error| DaemonError::Process { step: "name the state of the daemon", source: error.into() })?;
         let digest = Sha256::digest(&text);
-        let key: String = digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+        let key: String = digest.iter().take(KEY_BYTES).map(|byte| format!("{byte:02x}")).collect();
         Ok(Self { path: runtime_dir.join(key) })
     }
 
@@ -111,8 +117,8 @@ impl StateDirectory {
         loop {
             match flock(&file, operation) {
                 Ok(()) => break,
-                Err(rustix::io::Errno::INTR) => {}
-                Err(rustix::io::Errno::WOULDBLOCK) => return Ok(None),
+                Err(Errno::INTR) => {}
+                Err(Errno::WOULDBLOCK) => return Ok(None),
                 Err(errno) => return Err(failed(errno.into())),
             }
         }
@@ -130,6 +136,25 @@ impl StateDirectory {
             ignore_missing(fs::remove_dir(&path)).map_err(|source| DaemonError::State { path, source })?;
         }
         Ok(())
+    }
+
+    /// Takes away what killed daemons left beside this one. Where no two runs have the same mount, as with writes that
+    /// are forgotten, nobody comes by who would replace them. What cannot be taken away is left to the next start.
+    pub(super) fn sweep(&self) {
+        let Some(Ok(entries)) = self.path.parent().map(fs::read_dir) else { return };
+        for path in entries.filter_map(|entry| Some(entry.ok()?.path())).filter(|path| *path != self.path) {
+            let sibling = Self::at(&path);
+            if !path.is_dir() || !path.file_name().is_some_and(is_key) || is_listened_to(&sibling.socket()) {
+                continue;
+            }
+            // Whoever is just starting a daemon there has the lock, until that listens.
+            if let Ok(Some(lock)) = sibling.try_lock()
+                && !is_listened_to(&sibling.socket())
+                && let Err(error) = sibling.remove(&lock)
+            {
+                tracing::debug!("left {}: {error}", path.display());
+            }
+        }
     }
 
     /// Takes everything away, the lock last. The lock must be held.
@@ -162,6 +187,21 @@ impl StateDirectory {
         let tail = &log[log.len().saturating_sub(2000)..];
         String::from_utf8_lossy(tail).trim().replace('\n', " | ")
     }
+}
+
+/// Whether a name is one that [`StateDirectory::of`] gives.
+fn is_key(name: &OsStr) -> bool {
+    name.len() == 2 * KEY_BYTES && name.as_encoded_bytes().iter().all(u8::is_ascii_hexdigit)
+}
+
+/// Whether a daemon lives that listens at `socket`. It is not waited for, however busy it is.
+fn is_listened_to(socket: &Path) -> bool {
+    let connect = || -> rustix::io::Result<()> {
+        let stream =
+            socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC, None)?;
+        rustix::net::connect(&stream, &SocketAddrUnix::new(socket)?)
+    };
+    !matches!(connect(), Err(Errno::CONNREFUSED | Errno::NOENT))
 }
 
 /// Makes `path` with mode 0700 if it is missing, and makes sure that it is ours and nobody else can enter it.

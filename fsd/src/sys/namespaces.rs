@@ -5,6 +5,16 @@ use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 
+/// Namespaces of a container, in the order in which they are joined: that of users gives the right to the others.
+const JOINED: [(&str, CloneFlags); 6] = [
+    ("user", CloneFlags::CLONE_NEWUSER),
+    ("ipc", CloneFlags::CLONE_NEWIPC),
+    ("uts", CloneFlags::CLONE_NEWUTS),
+    ("net", CloneFlags::CLONE_NEWNET),
+    ("pid", CloneFlags::CLONE_NEWPID),
+    ("mnt", CloneFlags::CLONE_NEWNS),
+];
+
 /// A namespace could not be had.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -75,6 +85,29 @@ pub fn join(pidfd: BorrowedFd<'_>, pid: i32) -> Result<(), Error> {
         let _ = nix::unistd::fchdir(directory.as_fd());
     }
     Ok(())
+}
+
+/// Joins all namespaces of the process that `pidfd` and `pid` name, as far as they are others than ours. Children of
+/// this process are in its PID namespace then, and the working directory is the root. The process must have one thread.
+///
+/// # Errors
+/// [`Error::Step`].
+pub fn join_all(pidfd: BorrowedFd<'_>, pid: i32) -> Result<(), Error> {
+    let failed = |source| Error::Step { step: "join the namespaces of the instance", source };
+    let mut others = Vec::new();
+    for (name, flag) in JOINED {
+        let theirs = format!("/proc/{pid}/ns/{name}");
+        if fs::read_link(format!("/proc/self/ns/{name}")).ok() != Some(fs::read_link(&theirs).map_err(failed)?) {
+            others.push((File::open(&theirs).map_err(failed)?, flag));
+        }
+    }
+    let flags = others.iter().fold(CloneFlags::empty(), |flags, (_, flag)| flags | *flag);
+    match setns(pidfd, flags) {
+        // Kernels before 5.8 know namespaces by their files only, which are open: after the first, /proc may be another.
+        Err(nix::errno::Errno::EINVAL) => others.into_iter().try_for_each(|(file, flag)| setns(file, flag)),
+        joined => joined,
+    }
+    .map_err(|errno| failed(errno.into()))
 }
 
 fn join_by_files(pid: i32, own_user: bool) -> io::Result<()> {

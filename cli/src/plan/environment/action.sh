@@ -237,4 +237,9 @@ case $siphon_action in
         [ -n "$siphon_quiet" ] || echo "INFO:    No test script found in container, exiting" >&2
         exit 0
         ;;
+    start)
+        [ -x /.singularity.d/startscript ] && exec /.singularity.d/startscript "$@"
+        [ -n "$siphon_quiet" ] || echo "INFO:    No instance start script found in container" >&2
+        exit 0
+        ;;
 esac

@@ -1,0 +1,36 @@
+//! Runs in an instance: `siphon exec instance://NAME` and its like.
+
+use crate::host::{gather, instances_dir};
+use crate::instance::{Registry, RegistryError};
+use crate::plan::plan_inside;
+use crate::runtime::become_program_inside;
+use crate::settings::{Common, Environment, RunSettings};
+use anyhow::Context;
+use siphon_fsd::sys::namespaces;
+use std::convert::Infallible;
+use std::os::fd::AsFd;
+
+/// What an instance is named by, where an image could stand.
+pub(crate) const INSTANCE: &str = "instance://";
+
+/// Becomes the program of `settings` in the instance `name`, with its namespaces, mounts and root. Options that would
+/// change those have no effect. Returns only if that fails.
+///
+/// # Errors
+/// If there is no such instance, or the program cannot be started in it.
+pub(crate) fn enter(
+    name: &str,
+    mut settings: RunSettings,
+    common: &Common,
+    environment: Environment,
+) -> anyhow::Result<Infallible> {
+    let record = Registry::new(instances_dir(common)).find(name).context("While setting image/instance")?;
+    settings.image.clone_from(&record.image);
+    settings.instance = Some(record.name.clone());
+    settings.binds.clear();
+    let host = gather(&settings, environment)?;
+    let plan = plan_inside(&settings, &record.facts, &host, &record.home)?;
+    let first = record.process.open().map_err(|_| RegistryError::NotFound(name.to_owned()))?;
+    namespaces::join_all(first.as_fd(), record.process.pid)?;
+    become_program_inside(&plan)
+}
