@@ -2,6 +2,7 @@
 //!
 //! Everything here is pure: no system call, no file, no environment.
 
+mod accounts;
 pub mod environment;
 pub mod gpu;
 mod host_facts;
@@ -32,6 +33,8 @@ pub struct Plan {
     pub start: Start,
     /// Whether setuid programs and file capabilities stop counting, for this program and its children.
     pub no_new_privileges: bool,
+    /// Whether programs may be any user by their own words, and give files to anyone, without any of it being so.
+    pub pretends_ids: bool,
     /// What the user should know.
     pub warnings: Vec<String>,
 }
@@ -133,6 +136,8 @@ pub enum PlanError {
 /// # Errors
 /// [`PlanError`] for what cannot work.
 pub fn plan(settings: &RunSettings, image: &Facts, host: &HostFacts) -> Result<Plan, PlanError> {
+    let inside = settings.fakeroot.map(|_| accounts::as_root(host));
+    let host = inside.as_ref().unwrap_or(host);
     let mut warnings = settings.warnings.clone();
     let home = mounts::container_home(settings, host);
     let files = mounts::files(settings, image, host, &home, &mut warnings);
@@ -151,6 +156,7 @@ pub fn plan(settings: &RunSettings, image: &Facts, host: &HostFacts) -> Result<P
         start,
         // Root loses nothing by them, and its programs may well drop privileges and take them up again.
         no_new_privileges: host.uid != 0,
+        pretends_ids: accounts::are_pretended(settings.fakeroot, host),
         warnings,
     })
 }

@@ -12,6 +12,7 @@ use anyhow::{Context, bail};
 use nix::mount::{MntFlags, umount2};
 use nix::sched::{CloneFlags, unshare};
 use nix::unistd::{chdir, fchdir, pivot_root};
+use siphon_fsd::daemon::Pretence;
 use std::ffi::{OsStr, OsString};
 use std::io::ErrorKind;
 use std::os::unix::ffi::OsStrExt;
@@ -20,19 +21,21 @@ use std::path::PathBuf;
 use std::process::Command;
 
 /// Where the image lies and where files can be kept, both as the joined namespaces name them.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Place {
     /// The mounted image.
     pub root: PathBuf,
     /// An existing directory of our own, over which a temporary filesystem is mounted.
     pub session: PathBuf,
+    /// Who pretends ids, where the plan says so.
+    pub pretence: Option<Pretence>,
 }
 
 /// Mounts, enters and executes. Returns only if that fails.
 ///
 /// # Errors
 /// What failed, with the mount or program that it failed on.
-pub fn apply(plan: &Plan, place: &Place, report: Report) -> anyhow::Result<std::convert::Infallible> {
+pub fn apply(plan: &Plan, place: Place, report: Report) -> anyhow::Result<std::convert::Infallible> {
     unshare(CloneFlags::CLONE_NEWNS).context("cannot make a mount namespace")?;
     let root = mount::root(&place.root, plan.writable_root)?;
     let session = mount::Session::new(&place.session)?;
@@ -51,6 +54,9 @@ pub fn apply(plan: &Plan, place: &Place, report: Report) -> anyhow::Result<std::
     start(&plan.start)?;
     if plan.no_new_privileges {
         nix::sys::prctl::set_no_new_privs().context("cannot give up gaining privileges")?;
+    }
+    if let Some(pretence) = place.pretence {
+        pretence.begin().context("cannot pretend users and owners; --ignore-fakeroot-command runs without them")?;
     }
     execute(&plan.argv, &plan.environment)
 }

@@ -16,6 +16,7 @@
 
 mod join;
 mod mount_points;
+mod pretence;
 mod serve;
 mod state;
 
@@ -28,10 +29,12 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::control::{self, Reply, Request};
+use crate::sys::subordinate_ids::SubordinateIds;
 use crate::sys::{mounts, namespaces};
 
 pub use crate::control::MountPointKind;
 pub use join::join;
+pub use pretence::Pretence;
 pub use serve::serve;
 
 /// What a daemon serves, and how. Everything but `idle`, `cache_dir` and `cache_bytes` is part of its
@@ -69,11 +72,14 @@ pub enum Layer {
 }
 
 /// Which ids exist in the daemon's namespace.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Ids {
     /// The caller's own only, in a user namespace: everything belongs to the caller.
     Caller,
-    /// All of the host's, for real root: no user namespace.
+    /// The caller is root in a user namespace, and these are the other users and groups, from 1 on. Without any, or
+    /// where the host does not let them be mapped, root is alone and everything belongs to it.
+    Root(SubordinateIds),
+    /// All that the starting process has, for root: no user namespace.
     Host,
 }
 
@@ -158,6 +164,8 @@ pub struct Joined {
     pub facts: Facts,
     /// Whether writes are taken; if not, why.
     pub writable: Result<(), String>,
+    /// Whether there are other ids than the caller's; if not, why.
+    pub other_ids: Result<(), String>,
     /// The daemon's process id.
     pub pid: i32,
     /// The daemon's process: readable when it ends.
@@ -174,6 +182,17 @@ impl Joined {
     pub fn make_mount_points(&self, points: &[(PathBuf, MountPointKind)]) -> Result<Vec<PathBuf>, DaemonError> {
         match control::ask(&self.socket, &Request::MountPoints(points.to_vec()))? {
             Reply::MountPoints(paths) => Ok(paths),
+            _ => Err(control::Error::Refused("the daemon answered something else".to_owned()).into()),
+        }
+    }
+
+    /// Has the daemon wait for this run's system calls that concern ids. To be called before [`Joined::enter`].
+    ///
+    /// # Errors
+    /// [`DaemonError::Control`].
+    pub fn pretence(&self) -> Result<Pretence, DaemonError> {
+        match control::begin(&self.socket, &Request::Pretend)? {
+            (Reply::Pretending, stream) => Ok(Pretence::new(stream)),
             _ => Err(control::Error::Refused("the daemon answered something else".to_owned()).into()),
         }
     }

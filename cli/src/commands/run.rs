@@ -1,13 +1,14 @@
 //! `siphon exec`, `shell` and `run`: join the image's daemon, make the plan, become the program.
 
 use crate::host::{cache_dir, gather, runtime_dir};
-use crate::plan::{PlanError, SourceKind, plan};
+use crate::plan::{HostFacts, PlanError, SourceKind, plan};
 use crate::report::Report;
 use crate::runtime::{Place, apply};
 use crate::settings::{Common, Environment, RunSettings, Writes};
 use anyhow::{Context, bail};
 use siphon_fsd::daemon::{self, Ids, Layer, MountPointKind, Placement, Spec};
 use siphon_fsd::locator::Locator;
+use siphon_fsd::sys::subordinate_ids::SubordinateIds;
 use std::convert::Infallible;
 use std::path::Path;
 use std::time::Duration;
@@ -25,7 +26,7 @@ pub fn run(
     let locator =
         Locator::parse(&settings.image).with_context(|| format!("could not open image {}", settings.image))?;
     let layer = layer(&settings, &locator)?;
-    let host = gather(&settings, environment)?;
+    let mut host = gather(&settings, environment)?;
     if !matches!(locator, Locator::Url(_)) {
         settings.image = host.cleaned(Path::new(&settings.image)).display().to_string();
     }
@@ -33,7 +34,7 @@ pub fn run(
     let spec = Spec {
         image: locator.to_string(),
         layer,
-        ids: if host.uid == 0 { Ids::Host } else { Ids::Caller },
+        ids: ids(&settings, &host, report)?,
         scope,
         cache_dir: cache_dir(common),
         cache_bytes: common.cache_bytes,
@@ -46,6 +47,12 @@ pub fn run(
     if let (Writes::Sandbox, Err(reason)) = (settings.writes, &joined.writable) {
         bail!("cannot write to {}: {reason}", settings.image);
     }
+    if let (Ids::Root(others), Err(reason)) = (&spec.ids, &joined.other_ids)
+        && !others.is_empty()
+    {
+        report.info(format_args!("{reason}, trying root-mapped namespace"));
+    }
+    host.other_ids = joined.other_ids.is_ok();
     let plan = plan(&settings, &joined.facts, &host)?;
     let points: Vec<_> = plan
         .mount_points()
@@ -56,9 +63,29 @@ pub fn run(
         })
         .collect();
     joined.make_mount_points(&points).context("cannot make the mount points")?;
-    let place = Place { root: joined.root.clone(), session: joined.session.clone() };
+    let pretence =
+        plan.pretends_ids.then(|| joined.pretence()).transpose().context("cannot pretend users and owners")?;
+    let place = Place { root: joined.root.clone(), session: joined.session.clone(), pretence };
     joined.enter().context("cannot join the namespaces of the image's daemon")?;
-    apply(&plan, &place, report)
+    apply(&plan, place, report)
+}
+
+/// The ids of the container. Root has its own already: all of the host's, or those of the user namespace that it is in.
+fn ids(settings: &RunSettings, host: &HostFacts, report: Report) -> anyhow::Result<Ids> {
+    let Some(fakeroot) = settings.fakeroot.filter(|_| host.uid != 0) else {
+        return Ok(if host.uid == 0 { Ids::Host } else { Ids::Caller });
+    };
+    let others = match fakeroot.subordinate_ids {
+        true => SubordinateIds::of_user(host.uid, &host.user_name),
+        false => SubordinateIds::default(),
+    };
+    if others.is_empty() {
+        report.info("User not listed in /etc/subuid, trying root-mapped namespace");
+        if !fakeroot.alone {
+            bail!("--fakeroot requires either being in /etc/subuid or unprivileged user namespaces");
+        }
+    }
+    Ok(Ids::Root(others))
 }
 
 /// Who shares the daemon, and how long it waits for more. Changes that are to be forgotten belong to one run alone.

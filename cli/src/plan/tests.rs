@@ -14,6 +14,7 @@ fn settings() -> RunSettings {
         left_out: Default::default(),
         cwd: None,
         writes: Writes::Refused,
+        fakeroot: None,
         clean_env: false,
         injected: BTreeMap::new(),
         evaluate: true,

@@ -66,10 +66,10 @@ fn attach(state: &StateDirectory) -> Result<Joined, DaemonError> {
     let Reply::Attached(attached) = control::ask(&socket, &Request::Attach)? else {
         return Err(control::Error::Refused("the daemon answered something else".to_owned()).into());
     };
-    let Attached { pid, root, facts, writable } = *attached;
+    let Attached { pid, root, facts, writable, other_ids } = *attached;
     let pidfd =
         open_process(pid).map_err(|source| DaemonError::Process { step: "watch the process of the daemon", source })?;
-    Ok(Joined { root, session: state.session(), facts, writable, pid, pidfd, socket })
+    Ok(Joined { root, session: state.session(), facts, writable, other_ids, pid, pidfd, socket })
 }
 
 fn start(spec: &Spec, state: &StateDirectory, lock: &Lock, executable: &Path) -> Result<(), DaemonError> {

@@ -3,6 +3,7 @@
 use super::{DaemonError, Layer, Spec};
 use crate::control::SOCKET;
 use crate::locator::Locator;
+use crate::sys::namespaces;
 use rustix::fs::{FlockOperation, flock};
 use sha2::{Digest, Sha256};
 use std::fs::{self, DirBuilder, File, OpenOptions};
@@ -11,7 +12,7 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 /// Raised with every change of the control messages or of what a daemon promises.
-const PROTOCOL_VERSION: u32 = 2;
+const PROTOCOL_VERSION: u32 = 3;
 
 /// The files of one daemon.
 #[derive(Debug, Clone)]
@@ -35,19 +36,21 @@ impl Lock {
 impl StateDirectory {
     /// Where the daemon for `spec` has its state.
     pub(super) fn of(spec: &Spec, runtime_dir: &Path) -> Result<Self, DaemonError> {
+        let failed = |source| DaemonError::Process { step: "name the state of the daemon", source };
         let locator = Locator::parse(&spec.image)?;
         // A sandbox that was moved is the same sandbox, and its daemon still writes to it.
         let (name, layer) = match (&locator, &spec.layer) {
             (Locator::Sandbox(_), Layer::Directory(_)) => (String::new(), None),
             (_, layer) => (locator.to_string(), Some(layer)),
         };
+        // A daemon that was started in another container sees other files under the same names.
+        let namespaces = namespaces::identity().map_err(failed)?;
         let distinguishing = (
-            (PROTOCOL_VERSION, env!("CARGO_PKG_VERSION")),
+            (PROTOCOL_VERSION, env!("CARGO_PKG_VERSION"), namespaces),
             (name, locator.identity()?),
             (layer, &spec.ids, &spec.scope, &spec.placement),
         );
-        let text = serde_json::to_vec(&distinguishing)
-            .map_err(|error| DaemonError::Process { step: "name the state of the daemon", source: error.into() })?;
+        let text = serde_json::to_vec(&distinguishing).map_err(|error| failed(error.into()))?;
         let digest = Sha256::digest(&text);
         let key: String = digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
         Ok(Self { path: runtime_dir.join(key) })

@@ -4,14 +4,17 @@ use crate::control::{self, Attached, Reply, Request, Status};
 use crate::daemon::mount_points::{self, Extended, Places};
 use crate::fs::FileSystem;
 use crate::fuse::Notifier;
+use crate::identity;
 use crate::locator::Opened;
 use crate::metrics::Snapshot;
+use crate::sys::descriptors;
 use crate::sys::processes::open_process;
+use crate::sys::seccomp::Listener;
 use parking_lot::Mutex;
 use siphon_image::open;
 use siphon_image::tree::{self, Tree};
 use siphon_overlay::view::View;
-use std::io::{PipeWriter, Write};
+use std::io::{self, PipeWriter, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
@@ -77,10 +80,12 @@ impl Shared {
     fn answer(&self, mut stream: UnixStream) {
         let result = control::accept(&mut stream).and_then(|(pid, request)| {
             let reply = self.reply(pid, request);
-            control::send(&mut stream, &reply)
+            control::send(&mut stream, &reply).map(|()| reply)
         });
-        if let Err(error) = result {
-            tracing::debug!("a client went away: {error}");
+        match result {
+            Ok(Reply::Pretending) => pretend(stream),
+            Ok(_) => {}
+            Err(error) => tracing::debug!("a client went away: {error}"),
         }
     }
 
@@ -93,6 +98,7 @@ impl Shared {
                     points.iter().map(|(path, kind)| mount_points::make(places, path, *kind)).collect();
                 made.map_or_else(|error| Reply::Failed(super::chain(&error)), Reply::MountPoints)
             }
+            Request::Pretend => Reply::Pretending,
             Request::Status => Reply::Status(Box::new(self.status())),
         }
     }
@@ -134,4 +140,26 @@ impl Shared {
             ..self.status.clone()
         }
     }
+}
+
+/// Answers the system calls of one run, on a thread of its own: it lasts as long as the run.
+fn pretend(stream: UnixStream) {
+    let spawned = std::thread::Builder::new().name("identity".to_owned()).spawn(move || {
+        if let Err(error) = pretend_for(stream) {
+            tracing::error!("the users of a run are pretended no more: {error}");
+        }
+    });
+    if let Err(error) = spawned {
+        tracing::error!("cannot pretend the users of a run: {error}");
+    }
+}
+
+fn pretend_for(mut stream: UnixStream) -> io::Result<()> {
+    // The client makes its mounts first.
+    stream.set_read_timeout(None)?;
+    // It ended instead.
+    let Some(listener) = descriptors::receive(&stream)? else { return Ok(()) };
+    stream.write_all(&[0])?;
+    drop(stream);
+    identity::supervise(&Listener::from(listener))
 }
