@@ -16,10 +16,14 @@ mod end_to_end {
     mod errors;
     /// Running programs: environment, mounts, signals, terminals.
     mod exec;
+    /// Being root inside.
+    mod fakeroot;
     /// Looking into an image without mounting it.
     mod inspect;
     /// Mounts in the host's tree.
     mod mount;
+    /// Containers within containers.
+    mod nested;
     /// Images behind a web server.
     mod remote;
 }

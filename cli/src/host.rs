@@ -6,6 +6,7 @@ use crate::plan::{HostFacts, Nvidia, SourceKind};
 use crate::settings::{Common, Environment, RunSettings};
 use nix::unistd::{Gid, Group, Uid, User, getegid, geteuid};
 use siphon_fsd::sys::namespaces::outer_uid;
+use siphon_fsd::sys::subordinate_ids::SubordinateIds;
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStringExt;
@@ -61,6 +62,14 @@ fn source_kinds(settings: &RunSettings, host: &HostFacts) -> BTreeMap<PathBuf, S
         Some((path, if directory { SourceKind::Directory } else { SourceKind::File }))
     });
     existing.collect()
+}
+
+/// Ids that the caller may give to users inside.
+pub fn subordinate_ids() -> SubordinateIds {
+    let uid = geteuid();
+    // A user that has no name may have ids by its number.
+    let name = User::from_uid(uid).ok().flatten().map_or_else(|| uid.to_string(), |user| user.name);
+    SubordinateIds::of_user(uid.as_raw(), &name)
 }
 
 fn groups(gid: Gid) -> anyhow::Result<Vec<(u32, String)>> {

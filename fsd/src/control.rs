@@ -72,6 +72,8 @@ pub(crate) enum Request {
     MountPoints(Vec<(PathBuf, MountPointKind)>),
     /// How it goes.
     Status,
+    /// To leave now rather than later, if nobody uses it: someone else wants its layer.
+    Leave,
     /// To have the identities of a run's processes pretended: a listener for their system calls follows the reply, and
     /// one byte back when it has arrived.
     Pretend,
@@ -85,6 +87,8 @@ pub(crate) enum Reply {
     MountPoints(Vec<PathBuf>),
     Status(Box<Status>),
     Pretending,
+    /// It will, unless a program that a container left running uses the mount; this is its process id.
+    Leaving(i32),
     Failed(String),
 }
 

@@ -1,6 +1,6 @@
 //! `siphon exec`, `shell` and `run`: join the image's daemon, make the plan, become the program.
 
-use crate::host::{cache_dir, gather, runtime_dir};
+use crate::host::{cache_dir, gather, runtime_dir, subordinate_ids};
 use crate::plan::{HostFacts, PlanError, SourceKind, plan};
 use crate::report::Report;
 use crate::runtime::{Place, apply};
@@ -76,7 +76,7 @@ fn ids(settings: &RunSettings, host: &HostFacts, report: Report) -> anyhow::Resu
         return Ok(if host.uid == 0 { Ids::Host } else { Ids::Caller });
     };
     let others = match fakeroot.subordinate_ids {
-        true => SubordinateIds::of_user(host.uid, &host.user_name),
+        true => subordinate_ids(),
         false => SubordinateIds::default(),
     };
     if others.is_empty() {

@@ -5,6 +5,7 @@ use super::{DaemonError, Joined, Layer, Placement, Spec};
 use crate::control::{self, Attached, Reply, Request};
 use crate::locator::Locator;
 use crate::sys::processes::open_process;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde::{Deserialize, Serialize};
 use std::ffi::OsStr;
 use std::fs::{DirBuilder, File, OpenOptions};
@@ -15,6 +16,9 @@ use std::process::{Command, Stdio};
 
 /// How many daemons are started, each dying under our hands, before that is reported.
 const ATTEMPTS: u32 = 3;
+
+/// How long a daemon may take to leave that said it would.
+const LEAVE_PATIENCE_SECONDS: i64 = 2;
 
 /// The first and only line of a started daemon.
 #[derive(Debug, Serialize, Deserialize)]
@@ -73,6 +77,9 @@ fn attach(state: &StateDirectory) -> Result<Joined, DaemonError> {
 }
 
 fn start(spec: &Spec, state: &StateDirectory, lock: &Lock, executable: &Path) -> Result<(), DaemonError> {
+    if let Layer::Directory(layer) = &spec.layer {
+        free(layer, state);
+    }
     state.clear()?;
     state.write_spec(spec)?;
     for path in [state.root(), state.session()] {
@@ -84,6 +91,20 @@ fn start(spec: &Spec, state: &StateDirectory, lock: &Lock, executable: &Path) ->
         state.remove(lock)?;
     }
     result
+}
+
+/// Has daemons leave that hold `layer` for runs with other ids or of another batch job, and have none. One that cannot
+/// leave keeps it, and the started daemon says so where it matters.
+fn free(layer: &Path, own: &StateDirectory) {
+    for other in own.siblings() {
+        let has_it = other.read_spec().is_ok_and(|spec| spec.layer == Layer::Directory(layer.into()));
+        if let (true, Ok(Reply::Leaving(pid))) = (has_it, control::ask(&other.socket(), &Request::Leave)) {
+            // Without such a process there is nothing to wait for.
+            let Ok(process) = open_process(pid) else { continue };
+            let patience = Timespec { tv_sec: LEAVE_PATIENCE_SECONDS, tv_nsec: 0 };
+            let _ = poll(&mut [PollFd::new(&process, PollFlags::IN)], Some(&patience));
+        }
+    }
 }
 
 fn run(spec: &Spec, state: &StateDirectory, lock: &Lock, executable: &Path, log: File) -> Result<(), DaemonError> {

@@ -60,6 +60,13 @@ impl StateDirectory {
         Self { path: path.into() }
     }
 
+    /// Those of the user's other daemons.
+    pub(super) fn siblings(&self) -> Vec<Self> {
+        let entries = self.path.parent().and_then(|parent| fs::read_dir(parent).ok());
+        let paths = entries.into_iter().flatten().filter_map(|entry| Some(entry.ok()?.path()));
+        paths.filter(|path| *path != self.path).map(|path| Self { path }).collect()
+    }
+
     pub(super) fn path(&self) -> &Path {
         &self.path
     }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! chown, fchown, lchown, fchownat    to root or to nobody in particular: as usual; to others: done, it says
-//! mknod, mknodat                     of a device: done, it says; of anything else: as usual
+//! mknod, mknodat                     of a device but 0:0: done, it says; of anything else: as usual
 //! calls that are to be answered      wait for the process that holds the listener
 //! all others, and other machines'    as usual
 //! ```
@@ -51,7 +51,7 @@ const CHOWN: &[(c_long, u32)] = &[
     (libc::SYS_fchownat, 2),
 ];
 
-/// Calls that make nodes, and which of their arguments is the mode.
+/// Calls that make nodes, and which of their arguments is the mode; the device follows it.
 const MKNOD: &[(c_long, u32)] = &[
     #[cfg(target_arch = "x86_64")]
     (libc::SYS_mknod, 1),
@@ -205,12 +205,16 @@ fn chown(user: u32) -> Vec<sock_filter> {
     ]
 }
 
+/// Devices are said to be made, but for the number 0: that is how overlays, of a container inside too, mark what was
+/// removed, and the kernel lets everyone make it.
 fn mknod(mode: u32) -> Vec<sock_filter> {
     vec![
         load(ARGUMENTS + 8 * mode + LOW_HALF),
         instruction(libc::BPF_ALU | libc::BPF_AND | libc::BPF_K, 0, 0, libc::S_IFMT),
-        jump(libc::S_IFCHR, 2, 0),
-        jump(libc::S_IFBLK, 1, 0),
+        jump(libc::S_IFCHR, 1, 0),
+        jump(libc::S_IFBLK, 0, 2),
+        load(ARGUMENTS + 8 * (mode + 1) + LOW_HALF),
+        jump(0, 0, 1),
         give(libc::SECCOMP_RET_ALLOW),
         give(SUCCEED),
     ]
@@ -313,6 +317,7 @@ mod tests {
             let mode = u64::from(kind | 0o644);
 
             assert_eq!(native(libc::SYS_mknodat, [3, 0, mode, 0x501, 0, 0]), expected, "{kind:o}");
+            assert_eq!(native(libc::SYS_mknodat, [3, 0, mode, 0, 0, 0]), ALLOW, "{kind:o}");
         }
     }
 

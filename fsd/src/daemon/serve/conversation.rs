@@ -18,7 +18,7 @@ use std::io::{self, PipeWriter, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 /// What conversations may use. The client list is the only lock, held for list operations.
 #[derive(Debug)]
@@ -35,6 +35,7 @@ pub(super) struct Shared {
     /// Processes that use the mount, each as a pidfd.
     pub(super) clients: Mutex<Vec<Arc<OwnedFd>>>,
     pub(super) conversations: AtomicUsize,
+    pub(super) asked_to_leave: AtomicBool,
     pub(super) wake: PipeWriter,
 }
 
@@ -98,6 +99,7 @@ impl Shared {
                     points.iter().map(|(path, kind)| mount_points::make(places, path, *kind)).collect();
                 made.map_or_else(|error| Reply::Failed(super::chain(&error)), Reply::MountPoints)
             }
+            Request::Leave => self.leave(),
             Request::Pretend => Reply::Pretending,
             Request::Status => Reply::Status(Box::new(self.status())),
         }
@@ -115,6 +117,20 @@ impl Shared {
         };
         self.clients.lock().push(Arc::new(pidfd));
         Reply::Attached(Box::new(attached))
+    }
+
+    /// The main thread does it, once this conversation is over.
+    fn leave(&self) -> Reply {
+        if !self.clients.lock().is_empty() {
+            return Reply::Failed("there are clients".to_owned());
+        }
+        self.asked_to_leave.store(true, Ordering::SeqCst);
+        Reply::Leaving(self.attached.pid)
+    }
+
+    /// Whether someone asked since this was last called.
+    pub(super) fn take_request_to_leave(&self) -> bool {
+        self.asked_to_leave.swap(false, Ordering::SeqCst)
     }
 
     /// What the image says of itself is read once, but anew for each client where an earlier one may have changed it.

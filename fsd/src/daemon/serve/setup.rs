@@ -94,6 +94,7 @@ pub(super) fn set_up(state: StateDirectory) -> Result<Server, DaemonError> {
         status,
         clients: Mutex::default(),
         conversations: 0.into(),
+        asked_to_leave: false.into(),
         wake,
     });
     let (session_over, over) = io::pipe().map_err(failed("make a pipe"))?;
