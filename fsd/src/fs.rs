@@ -354,3 +354,23 @@ fn fit(value: Vec<u8>, capacity: usize) -> Result<XattrReply, Error> {
         _ => Ok(XattrReply::Data(value)),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_that_do_not_exist_here_have_the_kernels_stand_in_or_are_roots() {
+        for (id, end, expected) in [
+            (0, 1, 0),
+            (33, 1, 0),
+            (33, 65537, 33),
+            (65536, 65537, 65536),
+            (65537, 65537, OVERFLOW_ID),
+            (70_000, 1000, 0),
+            (u32::MAX - 1, u32::MAX, u32::MAX - 1),
+        ] {
+            assert_eq!(existing(id, end), expected, "{id} of {end}");
+        }
+    }
+}
