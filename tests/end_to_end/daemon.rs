@@ -237,3 +237,21 @@ fn the_block_cache_follows_the_memory_unless_a_variable_says_its_size() {
     assert_eq!(measured(mount().env("SIPHON_BLOCK_CACHE", "2048K")), 2 << 20);
     assert!((16 << 20..=64 << 20).contains(&measured(mount())));
 }
+
+#[test]
+fn what_a_killed_daemon_leaves_is_cleared_by_the_next_one_of_another_image() {
+    let environment = TestEnvironment::new();
+    environment.siphon(&["exec", environment.images().sif(), "true"]).stdout();
+    for daemon in environment.daemons() {
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(daemon), nix::sys::signal::Signal::SIGKILL).unwrap();
+    }
+    // The kernel takes a moment to end them.
+    while !environment.daemons().is_empty() {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let other = environment.images().squashfs("zstd");
+
+    environment.siphon(&["exec", other.to_str().unwrap(), "true"]).stdout();
+
+    assert_eq!(std::fs::read_dir(environment.runtime_directory()).unwrap().count(), 1);
+}

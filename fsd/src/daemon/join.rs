@@ -11,6 +11,7 @@ use std::ffi::OsStr;
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Read};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -77,6 +78,7 @@ fn attach(state: &StateDirectory) -> Result<Joined, DaemonError> {
 }
 
 fn start(spec: &Spec, state: &StateDirectory, lock: &Lock, executable: &Path) -> Result<(), DaemonError> {
+    clear_dead(state);
     if let Layer::Directory(layer) = &spec.layer {
         free(layer, state);
     }
@@ -91,6 +93,19 @@ fn start(spec: &Spec, state: &StateDirectory, lock: &Lock, executable: &Path) ->
         state.remove(lock)?;
     }
     result
+}
+
+/// Takes away what daemons left that were killed: one of a container that is gone has no successor to do it.
+fn clear_dead(own: &StateDirectory) {
+    let is_dead = |other: &StateDirectory| other.spec().exists() && UnixStream::connect(other.socket()).is_err();
+    for other in own.siblings().into_iter().filter(is_dead) {
+        // Under the lock nobody starts it; what cannot be taken away stays for another time.
+        if let Ok(Some(lock)) = other.try_lock()
+            && is_dead(&other)
+        {
+            let _ = other.remove(&lock);
+        }
+    }
 }
 
 /// Has daemons leave that hold `layer` for runs with other ids or of another batch job, and have none. One that cannot

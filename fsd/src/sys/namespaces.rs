@@ -78,13 +78,25 @@ pub fn enter_user_namespace_as_root(uid: u32, gid: u32, others: &SubordinateIds)
         Some(Err(reason)) => Mapped::RootAlone { reason },
         None => Mapped::RootAlone { reason: "there are no subordinate ids".to_owned() },
     };
-    if mapped != Mapped::All {
-        write_map("/proc/self/setgroups", "deny")?;
-        write_map("/proc/self/uid_map", &format!("0 {uid} 1"))?;
-        write_map("/proc/self/gid_map", &format!("0 {gid} 1"))?;
+    if let Mapped::RootAlone { reason } = &mapped {
+        map_root_alone(uid, gid).map_err(|error| half_mapped(error, reason))?;
     }
     follow_host_mounts()?;
     Ok(mapped)
+}
+
+fn map_root_alone(uid: u32, gid: u32) -> Result<(), Error> {
+    write_map("/proc/self/setgroups", "deny")?;
+    write_map("/proc/self/uid_map", &format!("0 {uid} 1"))?;
+    write_map("/proc/self/gid_map", &format!("0 {gid} 1"))
+}
+
+/// A map is written once: after one kind of ids was mapped and the other refused, what was refused is what matters.
+fn half_mapped(error: Error, reason: &str) -> Error {
+    match error {
+        Error::Step { step, source } => Error::Step { step, source: io::Error::other(format!("{source}; {reason}")) },
+        other => other,
+    }
 }
 
 /// How many user and group ids exist in this namespace, counted from 0 on without a gap.
