@@ -22,6 +22,8 @@ mod end_to_end {
     mod errors;
     /// Running programs: environment, mounts, signals, terminals.
     mod exec;
+    /// Being root inside.
+    mod fakeroot;
     /// Looking into an image without mounting it.
     mod inspect;
     /// Containers in the background.
@@ -32,6 +34,8 @@ mod end_to_end {
     mod kill;
     /// Mounts in the host's tree.
     mod mount;
+    /// Containers within containers.
+    mod nested;
     /// Images behind a web server.
     mod remote;
     /// What a program finds when it starts: descriptors and mounts.

@@ -7,6 +7,8 @@ use crate::plan::{HostFacts, Nvidia, SourceKind};
 use crate::settings::{Common, Environment, RunSettings};
 use anyhow::{Context, bail};
 use nix::unistd::{Gid, Group, Uid, User, getegid, geteuid};
+use siphon_fsd::sys::namespaces::outer_uid;
+use siphon_fsd::sys::subordinate_ids::SubordinateIds;
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::io::Read;
@@ -35,6 +37,8 @@ pub fn gather(settings: &RunSettings, environment: Environment) -> anyhow::Resul
     let mut host = HostFacts {
         uid: uid.as_raw(),
         gid: gid.as_raw(),
+        // The image's daemon knows.
+        other_ids: false,
         groups: groups(gid)?,
         user_name: user.as_ref().map_or_else(|| uid.to_string(), |user| user.name.clone()),
         gecos: user.as_ref().map(|user| user.gecos.to_string_lossy().into_owned()).unwrap_or_default(),
@@ -82,6 +86,14 @@ fn source_kinds(settings: &RunSettings, host: &HostFacts) -> BTreeMap<PathBuf, S
     existing.collect()
 }
 
+/// Ids that the caller may give to users inside.
+pub fn subordinate_ids() -> SubordinateIds {
+    let uid = geteuid();
+    // A user that has no name may have ids by its number.
+    let name = User::from_uid(uid).ok().flatten().map_or_else(|| uid.to_string(), |user| user.name);
+    SubordinateIds::of_user(uid.as_raw(), &name)
+}
+
 fn groups(gid: Gid) -> anyhow::Result<Vec<(u32, String)>> {
     let mut ids = vec![gid];
     ids.extend(nix::unistd::getgroups()?.into_iter().filter(|id| *id != gid));
@@ -107,13 +119,13 @@ fn nvidia(environment: &Environment) -> Nvidia {
 }
 
 /// Where this user's daemons keep their sockets: as set, else `$XDG_RUNTIME_DIR/siphon` if that is ours, else
-/// `/tmp/siphon-UID`.
+/// `/tmp/siphon-UID`, by the id that the user has outside of its user namespace: there the directory may be another's.
 pub fn runtime_dir(common: &Common) -> PathBuf {
     let uid = geteuid().as_raw();
     let ours = |dir: &&PathBuf| std::fs::metadata(dir).is_ok_and(|metadata| metadata.is_dir() && metadata.uid() == uid);
     let set = common.runtime_dir.clone();
     let xdg = || common.xdg_runtime_dir.as_ref().filter(ours).map(|dir| dir.join("siphon"));
-    set.or_else(xdg).unwrap_or_else(|| PathBuf::from(format!("/tmp/siphon-{uid}")))
+    set.or_else(xdg).unwrap_or_else(|| PathBuf::from(format!("/tmp/siphon-{}", outer_uid(uid).unwrap_or(uid))))
 }
 
 /// Where this user's instances on this host are written down: as set, else `~/.local/state/siphon`, else beside the

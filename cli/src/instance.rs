@@ -40,6 +40,10 @@ pub struct Record {
     pub facts: Facts,
     /// The home directory inside.
     pub home: PathBuf,
+    /// Whether its user is root inside.
+    pub as_root: bool,
+    /// The socket of the daemon that pretends users and owners for it, if they are pretended.
+    pub pretends_at: Option<PathBuf>,
     /// Where its standard output goes.
     pub output: PathBuf,
     /// Where its standard error goes.

@@ -2,6 +2,7 @@
 //!
 //! Everything here is pure: no system call, no file, no environment.
 
+mod accounts;
 pub mod contain;
 pub mod environment;
 pub mod gpu;
@@ -41,6 +42,8 @@ pub struct Plan {
     pub umask: Option<u32>,
     /// Whether setuid programs and file capabilities stop counting, for this program and its children.
     pub no_new_privileges: bool,
+    /// Whether programs may be any user by their own words, and give files to anyone, without any of it being so.
+    pub pretends_ids: bool,
     /// What the user should know.
     pub warnings: Vec<String>,
 }
@@ -165,7 +168,7 @@ pub enum PlanError {
         image: String,
     },
     /// Root would keep what it asked to lose.
-    #[error("{0} is not supported for root; run siphon as another user, who has nothing to lose")]
+    #[error("{0} is not supported for root; run siphon as another user and without --fakeroot, with nothing to lose")]
     LessForRoot(&'static str),
     /// `shell` or `run` in an image without `/bin/sh`.
     #[error("the image has no /bin/sh, which \"{0}\" needs; \"exec\" works without one")]
@@ -177,6 +180,8 @@ pub enum PlanError {
 /// # Errors
 /// [`PlanError`] for what cannot work.
 pub fn plan(settings: &RunSettings, image: &Facts, host: &HostFacts) -> Result<Plan, PlanError> {
+    let inside = settings.fakeroot.map(|_| accounts::as_root(host));
+    let host = inside.as_ref().unwrap_or(host);
     if let Some(option) = settings.less_for_root.first().filter(|_| host.uid == 0) {
         return Err(PlanError::LessForRoot(option));
     }
@@ -195,20 +200,37 @@ pub fn plan(settings: &RunSettings, image: &Facts, host: &HostFacts) -> Result<P
         environment,
         argv,
         start,
-        // Root loses nothing by them, and its programs may well drop privileges and take them up again.
         umask: settings.contain.default_umask.then_some(DEFAULT_UMASK),
+        // Root loses nothing by them, and its programs may well drop privileges and take them up again.
         no_new_privileges: host.uid != 0,
+        pretends_ids: accounts::are_pretended(settings.fakeroot, host),
         warnings,
     })
 }
 
-/// Makes the plan of a run in an instance, which mounts nothing: the instance has its mounts, and its `home`.
+/// A container that runs already, as far as a run in it has to know it.
+#[derive(Debug, Clone, Copy)]
+pub struct Running<'a> {
+    /// What its image says of itself.
+    pub image: &'a Facts,
+    /// The home directory inside.
+    pub home: &'a Path,
+    /// Whether the caller is root inside.
+    pub as_root: bool,
+    /// Whether it pretends users and owners.
+    pub pretends_ids: bool,
+}
+
+/// Makes the plan of a run in an instance, which mounts nothing: the instance has its mounts, its ids and its home.
 ///
 /// # Errors
 /// [`PlanError::NoShell`].
-pub fn plan_inside(settings: &RunSettings, image: &Facts, host: &HostFacts, home: &Path) -> Result<Plan, PlanError> {
+pub fn plan_inside(settings: &RunSettings, running: Running<'_>, host: &HostFacts) -> Result<Plan, PlanError> {
+    let inside = running.as_root.then(|| accounts::as_root(host));
+    let host = inside.as_ref().unwrap_or(host);
     let mut warnings = settings.warnings.clone();
-    let Program { argv, environment } = environment::program(settings, image, host, home, &mut warnings)?;
+    let Program { argv, environment } =
+        environment::program(settings, running.image, host, running.home, &mut warnings)?;
     Ok(Plan {
         namespaces: Namespaces::default(),
         writable_root: settings.writes != Writes::Refused,
@@ -216,9 +238,10 @@ pub fn plan_inside(settings: &RunSettings, image: &Facts, host: &HostFacts, home
         mounts: Vec::new(),
         environment,
         argv,
-        start: first_directory(settings, host, home),
+        start: first_directory(settings, host, running.home),
         umask: settings.contain.default_umask.then_some(DEFAULT_UMASK),
         no_new_privileges: host.uid != 0,
+        pretends_ids: running.pretends_ids,
         warnings,
     })
 }

@@ -19,6 +19,7 @@ use nix::mount::{MntFlags, umount2};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::stat::{Mode, umask};
 use nix::unistd::{chdir, fchdir, pivot_root};
+use siphon_fsd::daemon::Pretence;
 use std::ffi::{OsStr, OsString};
 use std::io::{self, ErrorKind};
 use std::os::unix::ffi::OsStrExt;
@@ -27,31 +28,33 @@ use std::path::PathBuf;
 use std::process::Command;
 
 /// Where the image lies and where files can be kept, both as the joined namespaces name them.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Place {
     /// The mounted image.
     pub root: PathBuf,
     /// An existing directory of our own, over which a temporary filesystem is mounted.
     pub session: PathBuf,
+    /// Who pretends ids, where the plan says so.
+    pub pretence: Option<Pretence>,
 }
 
 /// Mounts, enters and executes. Returns only if that fails.
 ///
 /// # Errors
 /// What failed, with the mount or program that it failed on.
-pub fn apply(plan: &Plan, place: &Place, report: Report) -> anyhow::Result<std::convert::Infallible> {
+pub fn apply(plan: &Plan, place: Place, report: Report) -> anyhow::Result<std::convert::Infallible> {
     // What follows happens in the container's first process, where there is one: only such a one can mount its /proc.
     let first = match plan.namespaces.processes {
         Processes::Shared => None,
         Processes::Own | Processes::OwnWithoutInit => Some(processes::enter_own()?),
     };
-    build(plan, place, report)?;
+    build(plan, &place, report)?;
     match first {
         Some(first) if plan.namespaces.processes == Processes::Own => first.become_init()?,
         Some(first) => first.become_program()?,
         None => {}
     }
-    give_up_privileges(plan)?;
+    settle_privileges(plan, place.pretence)?;
     execute(plan)
 }
 
@@ -80,9 +83,13 @@ fn build(plan: &Plan, place: &Place, report: Report) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn give_up_privileges(plan: &Plan) -> anyhow::Result<()> {
+/// What the program may do: nothing by setuid programs, or whatever it asks for, by word only.
+fn settle_privileges(plan: &Plan, pretence: Option<Pretence>) -> anyhow::Result<()> {
     if plan.no_new_privileges {
         nix::sys::prctl::set_no_new_privs().context("cannot give up gaining privileges")?;
+    }
+    if let Some(pretence) = pretence {
+        pretence.begin().context("cannot pretend users and owners; --ignore-fakeroot-command runs without them")?;
     }
     Ok(())
 }

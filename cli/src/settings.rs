@@ -219,6 +219,17 @@ pub enum Writes {
     Temporary,
 }
 
+/// How the caller is root inside.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Fakeroot {
+    /// Whether subordinate ids become the other users and groups, if the caller has any.
+    pub subordinate_ids: bool,
+    /// Whether, without them, other users and owners are pretended.
+    pub pretend: bool,
+    /// Whether root may be alone.
+    pub alone: bool,
+}
+
 /// The home directory inside and what stands behind it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Home {
@@ -260,6 +271,8 @@ pub struct RunSettings {
     pub cwd: Option<PathBuf>,
     /// Where writes go.
     pub writes: Writes,
+    /// Whether and how the caller is root inside.
+    pub fakeroot: Option<Fakeroot>,
     /// Keep the host's variables out.
     pub clean_env: bool,
     /// Variables to set inside.
@@ -425,6 +438,11 @@ impl RunSettings {
                 flags.writable_tmpfs || environment.switch(&["WRITABLE_TMPFS"]),
                 &mut warnings,
             ),
+            fakeroot: (flags.fakeroot || environment.switch(&["FAKEROOT"])).then(|| Fakeroot {
+                subordinate_ids: !(flags.ignore_subuid || environment.switch(&["IGNORE_SUBUID"])),
+                pretend: !(flags.ignore_fakeroot_command || environment.switch(&["IGNORE_FAKEROOT_COMMAND"])),
+                alone: !(flags.ignore_userns || environment.switch(&["IGNORE_USERNS"])),
+            }),
             clean_env: flags.cleanenv || environment.switch(&["CLEANENV"]),
             variables: Variables::resolve(&flags, environment, &mut warnings)?,
             contain: Contain::resolve(&flags.contain, environment)?,

@@ -16,6 +16,7 @@
 
 mod join;
 mod mount_points;
+mod pretence;
 mod serve;
 mod state;
 
@@ -28,10 +29,12 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::control::{self, Reply, Request};
+use crate::sys::subordinate_ids::SubordinateIds;
 use crate::sys::{mounts, namespaces};
 
 pub use crate::control::MountPointKind;
 pub use join::join;
+pub use pretence::Pretence;
 pub use serve::serve;
 
 /// What a daemon serves, and how. Everything but `idle`, `cache_dir` and `cache_bytes` is part of its
@@ -69,11 +72,14 @@ pub enum Layer {
 }
 
 /// Which ids exist in the daemon's namespace.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Ids {
     /// The caller's own only, in a user namespace: everything belongs to the caller.
     Caller,
-    /// All of the host's, for real root: no user namespace.
+    /// The caller is root in a user namespace, and these are the other users and groups, from 1 on. Without any, or
+    /// where the host does not let them be mapped, root is alone and everything belongs to it.
+    Root(SubordinateIds),
+    /// All that the starting process has, for root: no user namespace.
     Host,
 }
 
@@ -158,11 +164,14 @@ pub struct Joined {
     pub facts: Facts,
     /// Whether writes are taken; if not, why.
     pub writable: Result<(), String>,
+    /// Whether there are other ids than the caller's; if not, why.
+    pub other_ids: Result<(), String>,
     /// The daemon's process id.
     pub pid: i32,
     /// The daemon's process: readable when it ends.
     pub pidfd: OwnedFd,
-    socket: PathBuf,
+    /// Where it is asked.
+    pub socket: PathBuf,
 }
 
 impl Joined {
@@ -186,6 +195,18 @@ impl Joined {
     pub fn enter(&self) -> Result<(), DaemonError> {
         use std::os::fd::AsFd;
         Ok(namespaces::join(self.pidfd.as_fd(), self.pid)?)
+    }
+}
+
+/// Has the daemon that is asked at `socket` wait for a run's system calls that concern ids. To be called before the run
+/// joins any namespace.
+///
+/// # Errors
+/// [`DaemonError::Control`].
+pub fn pretence(socket: &Path) -> Result<Pretence, DaemonError> {
+    match control::begin(socket, &Request::Pretend)? {
+        (Reply::Pretending, stream) => Ok(Pretence::new(stream)),
+        _ => Err(control::Error::Refused("the daemon answered something else".to_owned()).into()),
     }
 }
 

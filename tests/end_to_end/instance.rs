@@ -356,3 +356,29 @@ fn of_many_starts_of_one_name_one_wins() {
     assert_eq!(names(&environment), ["web"]);
     instance(&environment, &["stop", "web"]);
 }
+
+#[test]
+fn the_ids_of_an_instance_are_those_of_the_runs_in_it() {
+    let environment = TestEnvironment::new();
+    let image = environment.images().sif();
+    // Changes of owners need other users, real or pretended.
+    let line =
+        "id -u; echo $HOME; touch /tmp/of-another; chown 42:42 /tmp/of-another && echo given; rm /tmp/of-another";
+
+    for options in [&["--fakeroot"][..], &["--fakeroot", "--ignore-subuid"]] {
+        let started = instance(&environment, &[&["start", "--contain"], options, &[image, "root"]].concat());
+        assert_eq!(started.code, 0, "{started}");
+
+        // The option of the run is of no importance.
+        let inside = exec(&environment, "root", line);
+        let again = environment.siphon(&["exec", "--fakeroot", "instance://root", "sh", "-c", line]).run();
+
+        assert_eq!((inside.code, inside.stdout.as_str()), (0, "0\n/root\ngiven\n"), "{inside}");
+        assert_eq!(again.stdout, inside.stdout, "{again}");
+        instance(&environment, &["stop", "root"]);
+    }
+    start(&environment, "mine", &[]);
+    let inside = environment.siphon(&["exec", "--fakeroot", "instance://mine", "id", "-u"]).run();
+    assert_ne!(inside.stdout, "0\n", "{inside}");
+    instance(&environment, &["stop", "mine"]);
+}

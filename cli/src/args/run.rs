@@ -98,6 +98,18 @@ pub struct RunFlags {
     /// Allow writes, and forget them at the end
     #[arg(long, help_heading = "Writing")]
     pub writable_tmpfs: bool,
+    /// Be root inside, with the subordinate ids of /etc/subuid and /etc/subgid if there are any
+    #[arg(short = 'f', long, help_heading = "Users")]
+    pub fakeroot: bool,
+    /// With --fakeroot, use no subordinate ids
+    #[arg(long, hide = true)]
+    pub ignore_subuid: bool,
+    /// With --fakeroot and without subordinate ids, pretend no other users and owners
+    #[arg(long, hide = true)]
+    pub ignore_fakeroot_command: bool,
+    /// With --fakeroot and without subordinate ids, fail
+    #[arg(long, hide = true)]
+    pub ignore_userns: bool,
     /// Do not pass the host's environment on
     #[arg(short = 'e', long, help_heading = "Environment")]
     pub cleanenv: bool,

@@ -1,14 +1,15 @@
 //! `siphon exec`, `shell` and `run`: join the image's daemon, make the plan, become the program.
 
 use super::instance::enter::{INSTANCE, enter};
-use crate::host::{cache_dir, gather, runtime_dir};
-use crate::plan::{Plan, PlanError, SourceKind, home, plan};
+use crate::host::{cache_dir, gather, runtime_dir, subordinate_ids};
+use crate::plan::{HostFacts, Plan, PlanError, SourceKind, home, plan};
 use crate::report::Report;
 use crate::runtime::{Place, apply};
 use crate::settings::{Common, Environment, RunSettings, Writes};
 use anyhow::{Context, bail};
 use siphon_fsd::daemon::{self, Ids, Joined, Layer, MountPointKind, Placement, Spec};
 use siphon_fsd::locator::Locator;
+use siphon_fsd::sys::subordinate_ids::SubordinateIds;
 use std::convert::Infallible;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -27,9 +28,9 @@ pub fn run(
         let name = name.to_owned();
         return enter(&name, settings, common, environment);
     }
-    let prepared = prepare(&mut settings, common, environment)?;
+    let prepared = prepare(&mut settings, common, environment, report)?;
     let place = enter_daemon(&prepared)?;
-    apply(&prepared.plan, &place, report)
+    apply(&prepared.plan, place, report)
 }
 
 /// A run that only has to be started.
@@ -47,11 +48,12 @@ pub(super) fn prepare(
     settings: &mut RunSettings,
     common: &Common,
     environment: Environment,
+    report: Report,
 ) -> anyhow::Result<Prepared> {
     let locator =
         Locator::parse(&settings.image).with_context(|| format!("could not open image {}", settings.image))?;
     let layer = layer(settings, &locator)?;
-    let host = gather(settings, environment)?;
+    let mut host = gather(settings, environment)?;
     if !matches!(locator, Locator::Url(_)) {
         settings.image = host.cleaned(Path::new(&settings.image)).display().to_string();
     }
@@ -59,7 +61,7 @@ pub(super) fn prepare(
     let spec = Spec {
         image: locator.to_string(),
         layer,
-        ids: if host.uid == 0 { Ids::Host } else { Ids::Caller },
+        ids: ids(settings, &host, report)?,
         scope,
         cache_dir: cache_dir(common),
         cache_bytes: common.cache_bytes,
@@ -72,6 +74,12 @@ pub(super) fn prepare(
     if let (Writes::Sandbox, Err(reason)) = (settings.writes, &joined.writable) {
         bail!("cannot write to {}: {reason}", settings.image);
     }
+    if let (Ids::Root(others), Err(reason)) = (&spec.ids, &joined.other_ids)
+        && !others.is_empty()
+    {
+        report.info(format_args!("{reason}, trying root-mapped namespace"));
+    }
+    host.other_ids = joined.other_ids.is_ok();
     let plan = plan(settings, &joined.facts, &host)?;
     Ok(Prepared { plan, joined, home: home(settings, &host) })
 }
@@ -87,8 +95,28 @@ pub(super) fn enter_daemon(Prepared { plan, joined, .. }: &Prepared) -> anyhow::
         })
         .collect();
     joined.make_mount_points(&points).context("cannot make the mount points")?;
+    let pretence = plan.pretends_ids.then(|| daemon::pretence(&joined.socket)).transpose();
+    let pretence = pretence.context("cannot pretend users and owners")?;
     joined.enter().context("cannot join the namespaces of the image's daemon")?;
-    Ok(Place { root: joined.root.clone(), session: joined.session.clone() })
+    Ok(Place { root: joined.root.clone(), session: joined.session.clone(), pretence })
+}
+
+/// The ids of the container. Root has its own already: all of the host's, or those of the user namespace that it is in.
+fn ids(settings: &RunSettings, host: &HostFacts, report: Report) -> anyhow::Result<Ids> {
+    let Some(fakeroot) = settings.fakeroot.filter(|_| host.uid != 0) else {
+        return Ok(if host.uid == 0 { Ids::Host } else { Ids::Caller });
+    };
+    let others = match fakeroot.subordinate_ids {
+        true => subordinate_ids(),
+        false => SubordinateIds::default(),
+    };
+    if others.is_empty() {
+        report.info("User not listed in /etc/subuid, trying root-mapped namespace");
+        if !fakeroot.alone {
+            bail!("--fakeroot requires either being in /etc/subuid or unprivileged user namespaces");
+        }
+    }
+    Ok(Ids::Root(others))
 }
 
 /// Who shares the daemon, and how long it waits for more. Changes that are to be forgotten belong to one run alone.

@@ -45,6 +45,15 @@ impl Process {
         Ok(Self { pid, started, boot: boot()?, namespace: namespace()?, uid: owner(pid)? })
     }
 
+    /// The living process `pid`, which has the same user as this one. In a user namespace that was joined meanwhile the
+    /// user may go by another number.
+    ///
+    /// # Errors
+    /// As [`Process::of`].
+    pub fn of_same_user(&self, pid: i32) -> io::Result<Self> {
+        Ok(Self { uid: self.uid, ..Self::of(pid)? })
+    }
+
     /// Whether it lives. A process that is of another user than `owner` is none that `owner` may have written down.
     pub fn life(&self, owner: u32) -> Life {
         let elsewhere = namespace().map_or(true, |here| here != self.namespace);

@@ -223,6 +223,8 @@ mod tests {
             ready: true,
             facts: Facts::default(),
             home: "/home/me".into(),
+            as_root: false,
+            pretends_at: None,
             output: "/out".into(),
             error: "/err".into(),
         }

@@ -12,6 +12,8 @@ pub struct HostFacts {
     pub uid: u32,
     /// The caller's group.
     pub gid: u32,
+    /// Whether users besides the caller exist in the container.
+    pub other_ids: bool,
     /// The caller's groups with their names, the first one `gid`.
     pub groups: Vec<(u32, String)>,
     /// Login name, or the uid as text.
@@ -87,6 +89,7 @@ impl HostFacts {
         Self {
             uid: 1000,
             gid: 1000,
+            other_ids: false,
             groups: vec![(1000, "me".into())],
             user_name: "me".into(),
             gecos: String::new(),

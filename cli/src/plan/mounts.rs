@@ -1,6 +1,7 @@
 //! Which mounts a run gets, in order: files made for it, the system's, the home, the driver, the user's binds by depth,
 //! the working directory. The defaults are singularity's.
 
+use super::accounts::ROOT_HOME;
 use super::{Failure, HostFacts, Mount, Nvidia, PlanError, Processes, SourceKind, What, contain, gpu};
 use crate::settings::RunSettings;
 use siphon_image::open::Facts;
@@ -17,6 +18,7 @@ const LIBRARIES: &str = "/.singularity.d/libs";
 pub(super) fn container_home(settings: &RunSettings, host: &HostFacts) -> PathBuf {
     match &settings.home {
         Some(home) => home.destination.clone().unwrap_or_else(|| host.absolute(&home.source)),
+        None if settings.fakeroot.is_some() => ROOT_HOME.into(),
         None => host.home.clone(),
     }
 }

@@ -1,7 +1,7 @@
 //! What a plan holds, for made-up hosts and images.
 
 use super::*;
-use crate::settings::{Action, Bind, Contain, Environment, Home, Variables};
+use crate::settings::{Action, Bind, Contain, Environment, Fakeroot, Home, Variables};
 use siphon_image::open::Script;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -16,6 +16,7 @@ fn settings() -> RunSettings {
         left_out: Default::default(),
         cwd: None,
         writes: Writes::Refused,
+        fakeroot: None,
         clean_env: false,
         variables: Variables::default(),
         less_for_root: Vec::new(),
@@ -311,4 +312,38 @@ fn an_image_is_known_by_the_name_that_was_typed() {
     for (typed, name) in [("a.sif", "/work/a.sif"), ("../b/./c.sif", "/b/c.sif"), ("/x/../../y", "/y")] {
         assert_eq!(host().cleaned(Path::new(typed)), Path::new(name));
     }
+}
+
+/// A run as root, alone or not.
+fn as_root(writes: Writes, other_ids: bool) -> Plan {
+    let fakeroot = Some(Fakeroot { subordinate_ids: true, pretend: true, alone: true });
+    plan(&RunSettings { fakeroot, writes, ..settings() }, &image(), &HostFacts { other_ids, ..host() }).unwrap()
+}
+
+#[test]
+fn root_inside_has_the_callers_home_as_its_own() {
+    let plan = as_root(Writes::Refused, true);
+
+    let home = plan.mounts.iter().find(|mount| mount.target == Path::new("/root")).unwrap();
+    assert!(matches!(&home.what, What::Bind { source, .. } if source == Path::new("/home/me")));
+    assert_eq!(variable(&plan, "HOME"), Some("/root"));
+    assert!(!plan.no_new_privileges);
+    let passwd = plan.files.iter().find(|mount| mount.target == Path::new("/etc/passwd")).unwrap();
+    assert_eq!(passwd.what, What::File(b"root:x:0:0:root:/root:/bin/bash\n".to_vec()));
+}
+
+#[test]
+fn root_inside_keeps_the_accounts_of_an_image_that_it_writes_to() {
+    for writes in [Writes::Sandbox, Writes::Temporary] {
+        let plan = as_root(writes, true);
+
+        assert!(!targets(&plan).contains(&"/etc/passwd") && !targets(&plan).contains(&"/etc/group"));
+    }
+}
+
+#[test]
+fn other_users_are_pretended_only_where_root_is_alone() {
+    assert!(as_root(Writes::Refused, false).pretends_ids);
+    assert!(!as_root(Writes::Refused, true).pretends_ids);
+    assert!(!plan(&settings(), &image(), &host()).unwrap().pretends_ids);
 }

@@ -12,13 +12,14 @@
 
 use super::processes::{FAILED, INIT_NAME, close_standard, enter_joined, fork_first};
 use super::signals::Signals;
-use super::{Place, build, execute, give_up_privileges, start, start_by};
+use super::{Place, build, execute, settle_privileges, start, start_by};
 use crate::plan::Plan;
 use crate::report::Report;
 use anyhow::Context;
 use nix::sys::prctl;
 use nix::sys::stat::{Mode, umask};
 use nix::unistd::{ForkResult, Pid, fork, setsid};
+use siphon_fsd::daemon::Pretence;
 use std::convert::Infallible;
 use std::fs::File;
 use std::io::{PipeReader, PipeWriter, Read, Write};
@@ -148,7 +149,7 @@ impl Keeper {
 
 impl First {
     /// Mounts, enters, starts the program and stays as the init of the instance until a signal asks for its end.
-    pub fn run(mut self, plan: &Plan, place: &Place, logs: Logs, report: Report) -> ! {
+    pub fn run(mut self, plan: &Plan, place: Place, logs: Logs, report: Report) -> ! {
         let told = match self.start(plan, place, logs, report) {
             Ok(()) => self.tell.write_all(STARTED).is_ok(),
             Err(error) => {
@@ -168,9 +169,9 @@ impl First {
         }
     }
 
-    fn start(&self, plan: &Plan, place: &Place, logs: Logs, report: Report) -> anyhow::Result<()> {
-        build(plan, place, report)?;
-        give_up_privileges(plan)?;
+    fn start(&self, plan: &Plan, place: Place, logs: Logs, report: Report) -> anyhow::Result<()> {
+        build(plan, &place, report)?;
+        settle_privileges(plan, place.pretence)?;
         // A convenience for readers of a list of processes.
         let _ = prctl::set_name(INIT_NAME);
         let before = self.signals.before();
@@ -189,12 +190,12 @@ impl First {
 ///
 /// # Errors
 /// What failed.
-pub fn become_program_inside(plan: &Plan) -> anyhow::Result<Infallible> {
+pub fn become_program_inside(plan: &Plan, pretence: Option<Pretence>) -> anyhow::Result<Infallible> {
     enter_joined()?;
     start(&plan.start)?;
     if let Some(mask) = plan.umask {
         umask(Mode::from_bits_truncate(mask));
     }
-    give_up_privileges(plan)?;
+    settle_privileges(plan, pretence)?;
     execute(plan)
 }

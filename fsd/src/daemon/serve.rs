@@ -128,6 +128,9 @@ impl Server {
             if events.session_over {
                 return self.finish();
             }
+            if !self.shared.is_in_use() && self.shared.take_request_to_leave() {
+                quiet.patience = Duration::ZERO;
+            }
             let told = events.told_to_leave;
             if (told || self.is_idle(quiet)) && self.leave(told)? {
                 drop(self.listener);

@@ -3,6 +3,7 @@
 use super::{DaemonError, Layer, Spec};
 use crate::control::SOCKET;
 use crate::locator::Locator;
+use crate::sys::namespaces;
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with};
@@ -14,7 +15,7 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 /// Raised with every change of the control messages or of what a daemon promises.
-const PROTOCOL_VERSION: u32 = 2;
+const PROTOCOL_VERSION: u32 = 3;
 
 /// Bytes of a key: enough to tell the few daemons of a user apart.
 const KEY_BYTES: usize = 8;
@@ -41,19 +42,21 @@ impl Lock {
 impl StateDirectory {
     /// Where the daemon for `spec` has its state.
     pub(super) fn of(spec: &Spec, runtime_dir: &Path) -> Result<Self, DaemonError> {
+        let failed = |source| DaemonError::Process { step: "name the state of the daemon", source };
         let locator = Locator::parse(&spec.image)?;
         // A sandbox that was moved is the same sandbox, and its daemon still writes to it.
         let (name, layer) = match (&locator, &spec.layer) {
             (Locator::Sandbox(_), Layer::Directory(_)) => (String::new(), None),
             (_, layer) => (locator.to_string(), Some(layer)),
         };
+        // A daemon that was started in another container sees other files under the same names.
+        let namespaces = namespaces::identity().map_err(failed)?;
         let distinguishing = (
-            (PROTOCOL_VERSION, env!("CARGO_PKG_VERSION")),
+            (PROTOCOL_VERSION, env!("CARGO_PKG_VERSION"), namespaces),
             (name, locator.identity()?),
             (layer, &spec.ids, &spec.scope, &spec.placement),
         );
-        let text = serde_json::to_vec(&distinguishing)
-            .map_err(|error| DaemonError::Process { step: "name the state of the daemon", source: error.into() })?;
+        let text = serde_json::to_vec(&distinguishing).map_err(|error| failed(error.into()))?;
         let digest = Sha256::digest(&text);
         let key: String = digest.iter().take(KEY_BYTES).map(|byte| format!("{byte:02x}")).collect();
         Ok(Self { path: runtime_dir.join(key) })
@@ -61,6 +64,14 @@ impl StateDirectory {
 
     pub(super) fn at(path: &Path) -> Self {
         Self { path: path.into() }
+    }
+
+    /// Those of the user's other daemons.
+    pub(super) fn siblings(&self) -> Vec<Self> {
+        let entries = self.path.parent().and_then(|parent| fs::read_dir(parent).ok());
+        let paths = entries.into_iter().flatten().filter_map(|entry| Some(entry.ok()?.path()));
+        let is_state = |path: &PathBuf| path.is_dir() && path.file_name().is_some_and(is_key);
+        paths.filter(|path| *path != self.path && is_state(path)).map(|path| Self { path }).collect()
     }
 
     pub(super) fn path(&self) -> &Path {
@@ -139,12 +150,11 @@ impl StateDirectory {
     }
 
     /// Takes away what killed daemons left beside this one. Where no two runs have the same mount, as with writes that
-    /// are forgotten, nobody comes by who would replace them. What cannot be taken away is left to the next start.
+    /// are forgotten or in a container that is gone, nobody comes by who would replace them. What cannot be taken away
+    /// is left to the next start.
     pub(super) fn sweep(&self) {
-        let Some(Ok(entries)) = self.path.parent().map(fs::read_dir) else { return };
-        for path in entries.filter_map(|entry| Some(entry.ok()?.path())).filter(|path| *path != self.path) {
-            let sibling = Self::at(&path);
-            if !path.is_dir() || !path.file_name().is_some_and(is_key) || is_listened_to(&sibling.socket()) {
+        for sibling in self.siblings() {
+            if is_listened_to(&sibling.socket()) {
                 continue;
             }
             // Whoever is just starting a daemon there has the lock, until that listens.
@@ -152,7 +162,7 @@ impl StateDirectory {
                 && !is_listened_to(&sibling.socket())
                 && let Err(error) = sibling.remove(&lock)
             {
-                tracing::debug!("left {}: {error}", path.display());
+                tracing::debug!("left {}: {error}", sibling.path.display());
             }
         }
     }

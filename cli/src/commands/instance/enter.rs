@@ -2,10 +2,11 @@
 
 use crate::host::{gather, instances_dir};
 use crate::instance::{Registry, RegistryError};
-use crate::plan::plan_inside;
+use crate::plan::{Running, plan_inside};
 use crate::runtime::become_program_inside;
 use crate::settings::{Common, Environment, RunSettings};
 use anyhow::Context;
+use siphon_fsd::daemon;
 use siphon_fsd::sys::namespaces;
 use std::convert::Infallible;
 use std::os::fd::AsFd;
@@ -29,8 +30,16 @@ pub(crate) fn enter(
     settings.instance = Some(record.name.clone());
     settings.binds.clear();
     let host = gather(&settings, environment)?;
-    let plan = plan_inside(&settings, &record.facts, &host, &record.home)?;
+    let running = Running {
+        image: &record.facts,
+        home: &record.home,
+        as_root: record.as_root,
+        pretends_ids: record.pretends_at.is_some(),
+    };
+    let plan = plan_inside(&settings, running, &host)?;
     let first = record.process.open().map_err(|_| RegistryError::NotFound(name.to_owned()))?;
+    let pretence = record.pretends_at.as_deref().map(daemon::pretence).transpose();
+    let pretence = pretence.context("cannot pretend users and owners")?;
     namespaces::join_all(first.as_fd(), record.process.pid)?;
-    become_program_inside(&plan)
+    become_program_inside(&plan, pretence)
 }

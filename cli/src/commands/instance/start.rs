@@ -105,12 +105,14 @@ fn keep(
         ready: false,
         facts: Facts::default(),
         home: PathBuf::new(),
+        as_root: settings.fakeroot.is_some(),
+        pretends_at: None,
         output: output_path,
         error: error_path,
     };
     registry.claim(&record)?;
     let logs = Logs { input, output, error };
-    let result = prepare(&mut settings, common, environment).and_then(|prepared| {
+    let result = prepare(&mut settings, common, environment, report).and_then(|prepared| {
         record.image.clone_from(&settings.image);
         serve(&registry, &mut record, prepared, logs, caller, report)
     });
@@ -132,13 +134,14 @@ fn serve(
         Part::First(first) => {
             // Only the keeper speaks: the caller waits until nobody can any more.
             drop(caller.0.take());
-            first.run(&prepared.plan, &place, logs, report)
+            first.run(&prepared.plan, place, logs, report)
         }
         Part::Keeper(keeper) => keeper,
     };
     drop(logs);
     keeper.wait_for_start()?;
-    let process = Process::of(keeper.first()).context("the instance ended as soon as it had started")?;
+    let process =
+        record.process.of_same_user(keeper.first()).context("the instance ended as soon as it had started")?;
     let claimed = std::mem::replace(&mut record.process, process);
     let facts = &prepared.joined.facts;
     record.facts = Facts {
@@ -148,6 +151,7 @@ fn serve(
         ..Facts::default()
     };
     record.home = prepared.home;
+    record.pretends_at = prepared.plan.pretends_ids.then(|| prepared.joined.socket.clone());
     record.ready = true;
     if let Err(error) = registry.update(record) {
         record.process = claimed;
