@@ -20,6 +20,7 @@ mod serve;
 mod state;
 
 use serde::{Deserialize, Serialize};
+use siphon_image::libraries::Wanted;
 use siphon_image::open::Facts;
 use siphon_overlay::error::Error as OverlayError;
 use std::io;
@@ -174,6 +175,17 @@ impl Joined {
     pub fn make_mount_points(&self, points: &[(PathBuf, MountPointKind)]) -> Result<Vec<PathBuf>, DaemonError> {
         match control::ask(&self.socket, &Request::MountPoints(points.to_vec()))? {
             Reply::MountPoints(paths) => Ok(paths),
+            _ => Err(control::Error::Refused("the daemon answered something else".to_owned()).into()),
+        }
+    }
+
+    /// Of each library, whether the programs of the image find it in there, as it is now.
+    ///
+    /// # Errors
+    /// [`DaemonError::Control`] if the daemon does not answer.
+    pub fn libraries(&self, wanted: &[Wanted]) -> Result<Vec<bool>, DaemonError> {
+        match control::ask(&self.socket, &Request::Libraries(wanted.to_vec()))? {
+            Reply::Libraries(present) => Ok(present),
             _ => Err(control::Error::Refused("the daemon answered something else".to_owned()).into()),
         }
     }

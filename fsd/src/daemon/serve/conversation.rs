@@ -8,8 +8,8 @@ use crate::locator::Opened;
 use crate::metrics::Snapshot;
 use crate::sys::processes::open_process;
 use parking_lot::Mutex;
-use siphon_image::open;
 use siphon_image::tree::{self, Tree};
+use siphon_image::{libraries, open};
 use siphon_overlay::view::View;
 use std::io::{PipeWriter, Write};
 use std::os::fd::OwnedFd;
@@ -93,6 +93,7 @@ impl Shared {
                     points.iter().map(|(path, kind)| mount_points::make(places, path, *kind)).collect();
                 made.map_or_else(|error| Reply::Failed(super::chain(&error)), Reply::MountPoints)
             }
+            Request::Libraries(wanted) => Reply::Libraries(libraries::present(self.view.as_ref(), &wanted)),
             Request::Status => Reply::Status(Box::new(self.status())),
         }
     }
