@@ -16,6 +16,8 @@ mod end_to_end {
     mod errors;
     /// Running programs: environment, mounts, signals, terminals.
     mod exec;
+    /// Drivers of GPUs, and devices by CDI.
+    mod gpu;
     /// Looking into an image without mounting it.
     mod inspect;
     /// Mounts in the host's tree.

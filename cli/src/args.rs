@@ -1,8 +1,10 @@
 //! What is typed: clap types whose doc comments are the help.
 
+mod gpu;
 mod images;
 mod run;
 
+pub use gpu::GpuFlags;
 pub use images::{BuildArgs, CatArgs, CommitArgs, InspectArgs, LsArgs, MountArgs, StatusArgs, UmountArgs};
 pub use run::{ExecArgs, RunArgs, RunFlags, ShellArgs};
 
@@ -160,7 +162,7 @@ mod tests {
         let Verb::Exec(args) = Cli::try_parse_from(words).unwrap().verb else { panic!("exec is exec") };
 
         assert_eq!(args.image_and_command, ["a.sif", "ls", "--help", "-B", "x"]);
-        assert!(args.flags.cleanenv && args.flags.nv && args.flags.bind.is_empty());
+        assert!(args.flags.cleanenv && args.flags.gpu.nv && args.flags.bind.is_empty());
     }
 
     #[test]

@@ -1,27 +1,21 @@
 //! Facts of the host that a plan needs, gathered before it is made.
 
-use crate::plan::environment::DEFAULT_PATH;
-use crate::plan::gpu::{NVIDIA_BINARIES, NVIDIA_FILES};
-use crate::plan::{HostFacts, Nvidia, SourceKind};
+pub mod gpu;
+
+use crate::plan::{HostFacts, SourceKind};
 use crate::settings::{Common, Environment, RunSettings};
 use nix::unistd::{Gid, Group, Uid, User, getegid, geteuid};
 use std::collections::BTreeMap;
-use std::ffi::{OsStr, OsString};
-use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
 
 /// Paths that default mounts may come from.
 const DEFAULT_SOURCES: [&str; 4] = ["/etc/localtime", "/etc/hosts", "/tmp", "/var/tmp"];
-/// Where ldconfig lies, whatever the PATH; Ubuntu's /sbin/ldconfig is a wrapper around ldconfig.real.
-const LDCONFIG: [&str; 4] =
-    ["/sbin/ldconfig.real", "/sbin/ldconfig", "/usr/sbin/ldconfig", "/run/current-system/sw/bin/ldconfig"];
 
 /// Looks at what `settings` make relevant.
 ///
 /// # Errors
-/// If the user database cannot be read.
+/// If the user database cannot be read, or no CDI specification describes a device that is asked for.
 pub fn gather(settings: &RunSettings, environment: Environment) -> anyhow::Result<HostFacts> {
     let (uid, gid) = (geteuid(), getegid());
     let user = User::from_uid(uid)?;
@@ -36,15 +30,12 @@ pub fn gather(settings: &RunSettings, environment: Environment) -> anyhow::Resul
         // A directory that was removed meanwhile has no name to be found by inside.
         cwd: std::env::current_dir().unwrap_or_else(|_| home.clone()),
         home,
+        gpu: gpu::gather(&settings.gpu, &environment)?,
         environment,
         resolv_conf: std::fs::read("/etc/resolv.conf").ok(),
-        nvidia: None,
         kinds: BTreeMap::new(),
     };
     host.kinds = source_kinds(settings, &host);
-    if settings.nv {
-        host.nvidia = Some(nvidia(&host.environment));
-    }
     Ok(host)
 }
 
@@ -68,20 +59,6 @@ fn groups(gid: Gid) -> anyhow::Result<Vec<(u32, String)>> {
         Some((id.as_raw(), group.name))
     });
     Ok(named.collect())
-}
-
-fn nvidia(environment: &Environment) -> Nvidia {
-    let ldconfig = LDCONFIG.iter().find_map(|program| {
-        let output = Command::new(program).arg("-p").stdin(Stdio::null()).stderr(Stdio::null()).output().ok()?;
-        output.status.success().then(|| OsString::from_vec(output.stdout).to_string_lossy().into_owned())
-    });
-    let path = environment.get("PATH").unwrap_or(OsStr::new(DEFAULT_PATH));
-    let binary = |name: &str| std::env::split_paths(path).map(|dir| dir.join(name)).find(|file| file.is_file());
-    Nvidia {
-        ldconfig: ldconfig.unwrap_or_default(),
-        binaries: NVIDIA_BINARIES.iter().filter_map(|name| binary(name)).collect(),
-        files: NVIDIA_FILES.iter().map(PathBuf::from).filter(|path| path.exists()).collect(),
-    }
 }
 
 /// Where this user's daemons keep their sockets: as set, else `$XDG_RUNTIME_DIR/siphon` if that is ours, else

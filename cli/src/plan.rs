@@ -8,7 +8,9 @@ mod host_facts;
 mod mounts;
 
 use environment::Program;
-pub use host_facts::{HostFacts, Nvidia};
+use gpu::Library;
+use gpu::cdi::CdiError;
+pub use host_facts::HostFacts;
 
 use crate::settings::{RunSettings, Writes};
 use siphon_image::open::Facts;
@@ -73,7 +75,7 @@ pub enum What {
     /// A file with this content.
     File(Vec<u8>),
     /// A directory that holds these files of the host, each under its own name, read-only.
-    Libraries(Vec<PathBuf>),
+    Libraries(Vec<Library>),
     /// An empty directory of this run alone, which takes writes and forgets them.
     Empty,
 }
@@ -126,6 +128,9 @@ pub enum PlanError {
     /// `shell` or `run` in an image without `/bin/sh`.
     #[error("the image has no /bin/sh, which \"{0}\" needs; \"exec\" works without one")]
     NoShell(&'static str),
+    /// A device of a CDI specification.
+    #[error(transparent)]
+    Cdi(#[from] CdiError),
 }
 
 /// Makes the plan.
@@ -136,7 +141,8 @@ pub fn plan(settings: &RunSettings, image: &Facts, host: &HostFacts) -> Result<P
     let mut warnings = settings.warnings.clone();
     let home = mounts::container_home(settings, host);
     let files = mounts::files(settings, image, host, &home, &mut warnings);
-    let mounts = mounts::mounts(settings, host, &home)?;
+    let mounts = mounts::mounts(settings, host, &home, &mut warnings)?;
+    let settings = &gpu::with_variables(settings, &host.gpu);
     let Program { argv, environment } = environment::program(settings, image, host, &home)?;
     let start = match &settings.cwd {
         Some(directory) => Start::At(directory.clone()),

@@ -4,9 +4,11 @@
 //! command line wins, except that binds add up.
 
 mod binds;
+mod gpu;
 mod size;
 
 pub use binds::{Bind, BindError};
+pub use gpu::GpuSettings;
 
 use crate::args::{DaemonFlags, ExecArgs, GlobalFlags, RunArgs, RunFlags, ShellArgs};
 use std::collections::{BTreeMap, BTreeSet};
@@ -228,8 +230,8 @@ pub struct RunSettings {
     pub injected: BTreeMap<OsString, OsString>,
     /// Whether the shell evaluates their values.
     pub evaluate: bool,
-    /// NVIDIA driver.
-    pub nv: bool,
+    /// GPUs.
+    pub gpu: GpuSettings,
     /// Whether the container's script leaves INFO messages out.
     pub quiet: bool,
     /// What was asked for and is not done.
@@ -313,6 +315,7 @@ impl RunSettings {
         if flags.no_home || environment.switch(&["NO_HOME"]) {
             left_out.insert("home".into());
         }
+        let gpu = GpuSettings::resolve(flags.gpu, environment, &mut warnings);
         Ok(Self {
             image: image.into_string().map_err(|_| SettingsError::ImageName)?,
             action,
@@ -328,7 +331,7 @@ impl RunSettings {
             clean_env: flags.cleanenv || environment.switch(&["CLEANENV"]),
             injected: injected(&flags.env, environment)?,
             evaluate: !(flags.no_eval || environment.switch(&["NO_EVAL"])),
-            nv: flags.nv || environment.switch(&["NV"]),
+            gpu,
             quiet: false,
             warnings,
         })

@@ -1,6 +1,6 @@
 //! Arguments of `exec`, `shell` and `run`.
 
-use super::DaemonFlags;
+use super::{DaemonFlags, GpuFlags};
 use clap::Args;
 use std::ffi::OsString;
 
@@ -79,9 +79,9 @@ pub struct RunFlags {
     /// Do not let the shell evaluate the values of --env
     #[arg(long, help_heading = "Environment")]
     pub no_eval: bool,
-    /// Make the host's NVIDIA driver usable inside
-    #[arg(long, help_heading = "GPU")]
-    pub nv: bool,
+    /// GPUs
+    #[command(flatten)]
+    pub gpu: GpuFlags,
     /// How the image is served
     #[command(flatten)]
     pub daemon: DaemonFlags,

@@ -25,7 +25,7 @@ pub fn run(
     let locator =
         Locator::parse(&settings.image).with_context(|| format!("could not open image {}", settings.image))?;
     let layer = layer(&settings, &locator)?;
-    let host = gather(&settings, environment)?;
+    let mut host = gather(&settings, environment)?;
     if !matches!(locator, Locator::Url(_)) {
         settings.image = host.cleaned(Path::new(&settings.image)).display().to_string();
     }
@@ -45,6 +45,11 @@ pub fn run(
         .with_context(|| format!("could not open image {}", settings.image))?;
     if let (Writes::Sandbox, Err(reason)) = (settings.writes, &joined.writable) {
         bail!("cannot write to {}: {reason}", settings.image);
+    }
+    let wanted = host.gpu.replaceable(&settings.gpu);
+    if !wanted.is_empty() {
+        let present = joined.libraries(&wanted).context("cannot tell which libraries the image has")?;
+        host.gpu.leave_to_image(wanted.into_iter().zip(present).filter_map(|(wanted, has)| has.then_some(wanted)));
     }
     let plan = plan(&settings, &joined.facts, &host)?;
     let points: Vec<_> = plan

@@ -3,6 +3,8 @@
 //! An image with `/bin/sh` gets a script that sources the image's own environment files and then becomes the program.
 //! An image without one runs `exec` directly, with the variables that its files plainly export.
 
+use super::gpu::cdi::Compatibility;
+use super::gpu::{self, LIBRARIES};
 use super::{HostFacts, PlanError};
 use crate::settings::{Action, RunSettings};
 use siphon_image::open::Facts;
@@ -15,8 +17,6 @@ use std::path::Path;
 const ACTION_SCRIPT: &str = include_str!("environment/action.sh");
 /// The PATH inside, as singularity has it; the host's is kept as USER_PATH.
 pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-/// Where libraries of the host appear.
-const LIBRARIES: &str = "/.singularity.d/libs";
 /// What passes through `--cleanenv`, besides proxies.
 const CLEAN: [&str; 1] = ["TERM"];
 /// Proxy variables pass through `--cleanenv`, in both cases.
@@ -51,6 +51,10 @@ pub(super) fn program(
     }
     let argv = if image.has_shell {
         script_variables(&mut variables, settings, &passed);
+        if let Some(Compatibility { directory, driver }) = &host.gpu.injection.compatibility {
+            variables.insert("SIPHON_CUDA_COMPAT".into(), directory.into());
+            variables.insert("SIPHON_CUDA_DRIVER".into(), driver.to_string().into());
+        }
         script_argv(settings)
     } else {
         let Action::Exec(command) = &settings.action else { return Err(PlanError::NoShell(settings.action.name())) };
@@ -138,7 +142,7 @@ fn script_variables(variables: &mut Variables, settings: &RunSettings, passed: &
     order("ACTION", OsStr::new(settings.action.name()));
     order("EVALUATE", OsStr::new(if settings.evaluate { "1" } else { "" }));
     order("QUIET", OsStr::new(if settings.quiet { "1" } else { "" }));
-    order("LIBRARIES", OsStr::new(if settings.nv { LIBRARIES } else { "" }));
+    order("LIBRARIES", OsStr::new(&gpu::library_path(&settings.gpu)));
     if let Action::Shell { program: Some(program), .. } = &settings.action {
         order("SHELL", program);
     }
@@ -151,8 +155,14 @@ fn plain_variables(variables: &mut Variables, settings: &RunSettings, image: &Fa
         variables.extend(script.text.lines().filter_map(plain_export));
     }
     variables.extend(settings.injected.iter().map(|(name, value)| (name.clone(), value.clone())));
-    if settings.nv {
-        variables.insert("LD_LIBRARY_PATH".into(), LIBRARIES.into());
+    let libraries = gpu::library_path(&settings.gpu);
+    if !libraries.is_empty() {
+        let name = OsString::from("LD_LIBRARY_PATH");
+        let value = match variables.get(&name).filter(|value| !value.is_empty()) {
+            Some(present) => [present, OsStr::new(":"), OsStr::new(&libraries)].into_iter().collect(),
+            None => OsString::from(libraries),
+        };
+        variables.insert(name, value);
     }
 }
 

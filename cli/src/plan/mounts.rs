@@ -1,7 +1,7 @@
 //! Which mounts a run gets, in order: files made for it, the system's, the home, the driver, the user's binds by depth,
 //! the working directory. The defaults are singularity's.
 
-use super::{Failure, HostFacts, Mount, Nvidia, PlanError, SourceKind, What, gpu};
+use super::{Failure, HostFacts, Mount, PlanError, SourceKind, What, gpu};
 use crate::settings::RunSettings;
 use siphon_image::open::Facts;
 use std::path::{Path, PathBuf};
@@ -10,8 +10,6 @@ use std::path::{Path, PathBuf};
 const IMAGE_DIRECTORIES: [&str; 10] = ["/", "/etc", "/bin", "/mnt", "/usr", "/var", "/opt", "/sbin", "/lib", "/lib64"];
 /// Trees whose directories are there already.
 const SYSTEM_TREES: [&str; 3] = ["/sys", "/proc", "/dev"];
-/// Where libraries of the host appear.
-const LIBRARIES: &str = "/.singularity.d/libs";
 
 /// The home directory inside.
 pub(super) fn container_home(settings: &RunSettings, host: &HostFacts) -> PathBuf {
@@ -31,20 +29,21 @@ pub(super) fn files(
 ) -> Vec<Mount> {
     let mut files = accounts(settings, image, host, home, warnings);
     files.extend(empty_home(settings, host, home, warnings));
-    if let Some(driver) = host.nvidia.as_ref().filter(|_| settings.nv) {
-        files.extend(libraries(driver, warnings));
-    }
+    files.extend(gpu::directories(&settings.gpu, &host.gpu, warnings));
     files
 }
 
 /// What the host has and the container sees.
-pub(super) fn mounts(settings: &RunSettings, host: &HostFacts, home: &Path) -> Result<Vec<Mount>, PlanError> {
+pub(super) fn mounts(
+    settings: &RunSettings,
+    host: &HostFacts,
+    home: &Path,
+    warnings: &mut Vec<String>,
+) -> Result<Vec<Mount>, PlanError> {
     let mut mounts = system(settings, host);
     mounts.extend(home_mount(settings, host, home));
     mounts.extend(temporary(settings, host));
-    if let Some(driver) = host.nvidia.as_ref().filter(|_| settings.nv) {
-        mounts.extend(driver_files(driver));
-    }
+    mounts.extend(gpu::mounts(&host.gpu, warnings)?);
     mounts.extend(user_binds(settings, host)?);
     mounts.extend(working_directory(settings, host, &mounts));
     Ok(mounts)
@@ -157,37 +156,6 @@ fn with_groups(group: &str, host: &HostFacts) -> String {
 /// Whether the third field of a passwd or group line is `id`.
 fn names_id(line: &str, id: u32) -> bool {
     line.split(':').nth(2).is_some_and(|field| field == id.to_string())
-}
-
-fn libraries(driver: &Nvidia, warnings: &mut Vec<String>) -> Option<Mount> {
-    let libraries = gpu::libraries(&driver.ldconfig, gpu::nvidia_names());
-    if libraries.is_empty() && driver.binaries.is_empty() {
-        warnings.push("Could not find any nv files on this host!".into());
-    } else if libraries.is_empty() {
-        warnings.push("Could not find any nv libraries on this host!".into());
-    }
-    (!libraries.is_empty()).then(|| Mount {
-        target: LIBRARIES.into(),
-        what: What::Libraries(libraries),
-        failure: Failure::Warning,
-    })
-}
-
-/// Programs and data files of the driver.
-fn driver_files(driver: &Nvidia) -> Vec<Mount> {
-    let mut mounts = Vec::new();
-    let read_only = |source: &PathBuf, target: PathBuf, kind| Mount {
-        target,
-        what: What::Bind { source: source.clone(), kind, read_only: true, trusted: false },
-        failure: Failure::Warning,
-    };
-    for source in &driver.binaries {
-        if let Some(name) = source.file_name() {
-            mounts.push(read_only(source, Path::new("/usr/bin").join(name), SourceKind::File));
-        }
-    }
-    mounts.extend(driver.files.iter().map(|source| read_only(source, source.clone(), SourceKind::File)));
-    mounts
 }
 
 fn user_binds(settings: &RunSettings, host: &HostFacts) -> Result<Vec<Mount>, PlanError> {

@@ -1,7 +1,8 @@
 //! What a plan holds, for made-up hosts and images.
 
 use super::*;
-use crate::settings::{Action, Bind, Environment, Home};
+use crate::settings::{Action, Bind, Environment, GpuSettings, Home};
+use siphon_image::elf::X86_64;
 use siphon_image::open::Script;
 use std::collections::BTreeMap;
 
@@ -17,7 +18,7 @@ fn settings() -> RunSettings {
         clean_env: false,
         injected: BTreeMap::new(),
         evaluate: true,
-        nv: false,
+        gpu: Default::default(),
         quiet: false,
         warnings: Vec::new(),
     }
@@ -176,21 +177,35 @@ fn an_image_without_a_shell_runs_commands_only() {
 
 #[test]
 fn the_driver_is_bound_where_it_was_asked_for() {
-    let driver = Nvidia {
-        ldconfig: "\tlibcuda.so.1 (libc6,x86-64,AArch64) => /lib/libcuda.so.1\n".into(),
-        binaries: vec!["/opt/nv/nvidia-smi".into()],
-        files: Vec::new(),
+    let candidate =
+        gpu::Candidate { name: "libcuda.so.1".into(), path: "/lib/libcuda.so.1".into(), kind: Some(X86_64) };
+    let driver = gpu::Gpu {
+        own: Some(X86_64),
+        candidates: vec![candidate],
+        programs: vec!["/opt/nv/nvidia-smi".into()],
+        ..gpu::Gpu::default()
     };
-    let with_driver = HostFacts { nvidia: Some(driver), ..host() };
+    let asked = RunSettings { gpu: GpuSettings { nv: true, ..GpuSettings::default() }, ..settings() };
 
-    let found = plan(&RunSettings { nv: true, ..settings() }, &image(), &with_driver).unwrap();
-    let missing = HostFacts { nvidia: Some(Nvidia::default()), ..host() };
-    let missing = plan(&RunSettings { nv: true, ..settings() }, &image(), &missing).unwrap();
+    let found = plan(&asked, &image(), &HostFacts { gpu: driver, ..host() }).unwrap();
+    let missing = plan(&asked, &image(), &host()).unwrap();
 
     assert!(targets(&found).contains(&"/.singularity.d/libs"));
     assert!(targets(&found).contains(&"/usr/bin/nvidia-smi"));
     assert_eq!(variable(&found, "SIPHON_LIBRARIES"), Some("/.singularity.d/libs"));
     assert_eq!(missing.warnings, ["Could not find any nv files on this host!"]);
+}
+
+#[test]
+fn variables_of_a_device_pass_as_they_are_and_the_users_win() {
+    let mut devices = gpu::Gpu::default();
+    devices.injection.variables = vec![("A".into(), "$x".into()), ("B".into(), "device".into())];
+    let injected = BTreeMap::from([("B".into(), "user".into())]);
+
+    let plan = plan(&RunSettings { injected, ..settings() }, &image(), &HostFacts { gpu: devices, ..host() }).unwrap();
+
+    assert_eq!(variable(&plan, "SIPHON_SET_A"), Some("\\$x"));
+    assert_eq!(variable(&plan, "SIPHON_SET_B"), Some("user"));
 }
 
 #[test]

@@ -83,18 +83,35 @@ siphon_restore
 [ -z "$SIPHON_PREPEND_PATH" ] || PATH=$SIPHON_PREPEND_PATH:$PATH
 [ -z "$SIPHON_APPEND_PATH" ] || PATH=$PATH:$SIPHON_APPEND_PATH
 export PATH
-if [ -n "$SIPHON_LIBRARIES" ]; then
+siphon_rest=$SIPHON_LIBRARIES
+while [ -n "$siphon_rest" ]; do
+    siphon_dir=${siphon_rest%%:*}
+    case $siphon_rest in
+        *:*) siphon_rest=${siphon_rest#*:} ;;
+        *) siphon_rest= ;;
+    esac
     case ":$LD_LIBRARY_PATH:" in
-        *":$SIPHON_LIBRARIES:"*) ;;
-        *) LD_LIBRARY_PATH=${LD_LIBRARY_PATH:+$LD_LIBRARY_PATH:}$SIPHON_LIBRARIES ;;
+        *":$siphon_dir:"*) ;;
+        *) LD_LIBRARY_PATH=${LD_LIBRARY_PATH:+$LD_LIBRARY_PATH:}$siphon_dir ;;
     esac
     export LD_LIBRARY_PATH
+done
+# What a CDI specification's enable-cuda-compat asks for: the image's libraries for a newer driver than the host's.
+if [ -n "$SIPHON_CUDA_COMPAT" ]; then
+    for siphon_file in "$SIPHON_CUDA_COMPAT"/libcuda.so.*.*; do
+        siphon_version=${siphon_file##*/libcuda.so.}
+        if [ "${siphon_version%%.*}" -gt "$SIPHON_CUDA_DRIVER" ] 2>/dev/null; then
+            LD_LIBRARY_PATH=$SIPHON_CUDA_COMPAT${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
+            export LD_LIBRARY_PATH
+            break
+        fi
+    done
 fi
 siphon_action=$SIPHON_ACTION
 siphon_shell=$SIPHON_SHELL
 siphon_quiet=$SIPHON_QUIET
 unset SIPHON_HOST_NAMES SIPHON_SET_NAMES SIPHON_EVALUATE SIPHON_PATH SIPHON_PREPEND_PATH SIPHON_APPEND_PATH \
-    SIPHON_LIBRARIES SIPHON_ACTION SIPHON_SHELL SIPHON_QUIET
+    SIPHON_LIBRARIES SIPHON_CUDA_COMPAT SIPHON_CUDA_DRIVER SIPHON_ACTION SIPHON_SHELL SIPHON_QUIET
 PS1='Apptainer> '
 PROMPT_COMMAND='PS1="Apptainer> "; unset PROMPT_COMMAND'
 export PS1 PROMPT_COMMAND
