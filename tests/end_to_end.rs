@@ -12,6 +12,8 @@ mod end_to_end {
     mod build;
     /// One daemon per image: joined, replaced, gone.
     mod daemon;
+    /// What the machine has and lacks.
+    mod doctor;
     /// What goes wrong, and what is said about it.
     mod errors;
     /// Running programs: environment, mounts, signals, terminals.
@@ -20,6 +22,8 @@ mod end_to_end {
     mod gpu;
     /// Looking into an image without mounting it.
     mod inspect;
+    /// Manual pages and completions.
+    mod manual;
     /// Mounts in the host's tree.
     mod mount;
     /// Images behind a web server.

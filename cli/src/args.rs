@@ -1,9 +1,11 @@
 //! What is typed: clap types whose doc comments are the help.
 
+mod doctor;
 mod gpu;
 mod images;
 mod run;
 
+pub use doctor::DoctorArgs;
 pub use gpu::GpuFlags;
 pub use images::{BuildArgs, CatArgs, CommitArgs, InspectArgs, LsArgs, MountArgs, StatusArgs, UmountArgs};
 pub use run::{ExecArgs, RunArgs, RunFlags, ShellArgs};
@@ -128,10 +130,17 @@ pub enum Verb {
     Inspect(InspectArgs),
     /// Show the daemons, their mounts and how much was read and fetched
     Status(StatusArgs),
+    /// Check what this machine has of that which siphon needs
+    Doctor(DoctorArgs),
     /// Print completions for a shell
     Completion {
         /// The shell to print them for
         shell: clap_complete::Shell,
+    },
+    /// Print the manual page, or write one for each command
+    Man {
+        /// Where to write them, as NAME.1
+        directory: Option<PathBuf>,
     },
     /// Print the version
     Version,

@@ -138,14 +138,31 @@ pub enum DaemonError {
         source: io::Error,
     },
     /// A started daemon said why it cannot serve.
-    #[error("{0}")]
-    Start(String),
+    #[error("{message}")]
+    Start {
+        /// What it said.
+        message: String,
+        /// As [`DaemonError::is_the_machines`] there.
+        is_the_machines: bool,
+    },
     /// A started daemon ended without a word.
     #[error("the daemon ended before it was ready; its last words are: {log}")]
     Died {
         /// The end of its log.
         log: String,
     },
+}
+
+impl DaemonError {
+    /// Whether the machine does not let siphon do what every run needs, whatever the image.
+    pub fn is_the_machines(&self) -> bool {
+        match self {
+            Self::Namespace(_) => true,
+            Self::Mount(error) => error.is_the_machines(),
+            Self::Start { is_the_machines, .. } => *is_the_machines,
+            _ => false,
+        }
+    }
 }
 
 /// A running daemon that counts this process among its clients.

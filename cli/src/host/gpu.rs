@@ -80,7 +80,7 @@ impl Root<'_> {
 }
 
 /// The libraries with a name of the drivers: those of the loader's cache, then those that it does not know, then those
-/// that a container around this one was given.
+/// that a container around this one was given. Without its driver, nothing of a vendor is of use.
 fn candidates(root: Root<'_>, vendors: &[Vendor]) -> Vec<Candidate> {
     let listed = |name: &str| vendors.iter().any(|vendor| vendor.lists(name)) && !name.contains('/');
     let cache = fs::read(root.within(ld_cache::PATH)).ok().and_then(|bytes| ld_cache::parse(&bytes));
@@ -93,9 +93,12 @@ fn candidates(root: Root<'_>, vendors: &[Vendor]) -> Vec<Candidate> {
     for directory in directories {
         found.extend(files(&root.within(directory)).into_iter().filter(|(name, _)| listed(name)));
     }
-    for directory in [LIBRARIES, NARROW_LIBRARIES] {
-        found.extend(files(Path::new(directory)));
-    }
+    let nested: Vec<_> =
+        [LIBRARIES, NARROW_LIBRARIES].iter().flat_map(|directory| files(Path::new(directory))).collect();
+    let is_there = |vendor: &&Vendor| found.iter().chain(&nested).any(|(name, _)| vendor.is_shown_by(name));
+    let there: Vec<Vendor> = vendors.iter().filter(is_there).copied().collect();
+    found.retain(|(name, _)| there.iter().any(|vendor| vendor.lists(name)));
+    found.extend(nested);
     let candidate = |(name, path): (String, PathBuf)| Candidate { kind: library::kind(&path), name, path };
     found.into_iter().map(candidate).collect()
 }

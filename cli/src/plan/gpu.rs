@@ -100,7 +100,7 @@ impl Gpu {
     }
 
     fn has_libraries(&self, vendor: Vendor) -> bool {
-        self.candidates.iter().any(|candidate| vendor.lists(&candidate.name))
+        self.candidates.iter().any(|candidate| vendor.is_shown_by(&candidate.name))
     }
 
     fn has_programs(&self, vendor: Vendor) -> bool {

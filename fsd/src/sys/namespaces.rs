@@ -41,7 +41,11 @@ pub fn enter_own_user_namespace(uid: u32, gid: u32) -> Result<(), Error> {
     write_map("/proc/self/setgroups", "deny")?;
     write_map("/proc/self/uid_map", &format!("{uid} {uid} 1"))?;
     write_map("/proc/self/gid_map", &format!("{gid} {gid} 1"))?;
-    follow_host_mounts()
+    // AppArmor, as Ubuntu sets it, allows the namespace and then nothing that it is for.
+    follow_host_mounts().map_err(|error| match error {
+        Error::Step { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => forbidden(source),
+        other => other,
+    })
 }
 
 /// Makes a mount namespace that still sees what the host mounts later. Needs real root.

@@ -29,17 +29,29 @@ impl Vendor {
 
     /// Whether a library file is one of the driver's: its name up to `.so` is in the list.
     pub fn lists(self, file: &str) -> bool {
-        let list = match self {
-            Self::Nvidia => NVIDIA_LIBRARIES,
-            Self::Amd => AMD_LIBRARIES,
-        };
-        stem(file).is_some_and(|stem| list.lines().any(|name| name == stem))
+        stem(file).is_some_and(|stem| self.libraries().any(|name| name == stem))
+    }
+
+    /// The names of its libraries, up to `.so`.
+    pub fn libraries(self) -> impl Iterator<Item = &'static str> {
+        match self {
+            Self::Nvidia => NVIDIA_LIBRARIES.lines(),
+            Self::Amd => AMD_LIBRARIES.lines(),
+        }
     }
 
     /// Whether it has to be of the version that runs in the host's kernel, so that one of the image is of no use. Of
     /// NVIDIA's driver most are; the kernel's side of AMD's serves user spaces of any version.
     pub fn owns(self, file: &str) -> bool {
         self == Self::Nvidia && self.lists(file) && stem(file).is_some_and(|stem| !NEUTRAL.contains(&stem))
+    }
+
+    /// Whether a library of this name shows that the driver is there. Hosts without NVIDIA's have vendor-neutral ones.
+    pub fn is_shown_by(self, file: &str) -> bool {
+        match self {
+            Self::Nvidia => self.owns(file),
+            Self::Amd => self.lists(file),
+        }
     }
 
     /// Programs, found through PATH.
