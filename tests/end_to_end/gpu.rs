@@ -158,11 +158,12 @@ fn a_cdi_device_brings_files_variables_and_what_its_hooks_would_have_done() {
         let options = ["--cdi-dirs", &directory, "--device", "nvidia.com/gpu=all"];
         let finished = run(environment, &driver, &options, &line);
 
+        let files = format!("libGL.so.{VERSION} libcuda.so libcuda.so.{VERSION} libnvidia-ml.so.{VERSION}");
         let names = format!(
             "libGL.so.1 libGL.so.{VERSION} libcuda.so libcuda.so.1 libcuda.so.{VERSION} libnvidia-ml.so.1 \
              libnvidia-ml.so.{VERSION}"
         );
-        assert_eq!(finished.stdout, format!("{names}\n{names}\nvoid $5 /.singularity.d/libs\n"), "{finished}");
+        assert_eq!(finished.stdout, format!("{files}\n{names}\nvoid $5 /.singularity.d/libs\n"), "{finished}");
         let unknown = "hook is not run: /usr/bin/nvidia-ctk (nvidia-ctk hook tomorrows-hook)";
         assert!(finished.stderr.contains(unknown), "{finished}");
     });

@@ -226,8 +226,10 @@ impl Injection {
             mounts.push(mount(&bind.source, &bind.target, source.kind, bind.read_only));
         }
         let (names, unresolved) = self.names();
-        for (path, source) in names.iter().filter(|(path, _)| !self.binds.iter().any(|bind| bind.target == **path)) {
-            mounts.push(mount(source, path, SourceKind::File, true));
+        // What the loader is to find lies in the run's own directory. An empty file that such a name was once mounted on
+        // would be in the way of later runs, so in its own place appears only what a link was asked for.
+        for (_, link) in self.links.iter().filter(|(_, link)| !self.binds.iter().any(|bind| bind.target == *link)) {
+            mounts.extend(names.get(link).map(|source| mount(source, link, SourceKind::File, true)));
         }
         for (target, link) in unresolved {
             let (link, target) = (link.display(), target.display());

@@ -82,7 +82,7 @@ fn what_all_devices_need_is_taken_once() {
 }
 
 #[test]
-fn files_appear_under_all_the_names_that_hooks_would_have_given_them() {
+fn files_appear_where_they_belong_and_where_links_to_them_were_asked_for() {
     let mut warnings = Vec::new();
 
     let mounts = nvidia(&["nvidia.com/gpu=0"]).mounts(&mut warnings).unwrap();
@@ -96,14 +96,13 @@ fn files_appear_under_all_the_names_that_hooks_would_have_given_them() {
         .collect();
     for expected in [
         ("/host/lib64/libcuda.so.580.1", "/usr/lib64/libcuda.so.580.1"),
-        ("/host/lib64/libcuda.so.580.1", "/usr/lib64/libcuda.so.1"),
         ("/host/lib64/libcuda.so.580.1", "/usr/lib64/libcuda.so"),
         ("/host/lib64/libnvidia-allocator.so.580.1", "/usr/lib64/gbm/nvidia-drm_gbm.so"),
         ("/run/nvidia-persistenced/socket", "/run/nvidia-persistenced/socket"),
     ] {
         assert!(pairs.contains(&expected), "{expected:?} in {pairs:?}");
     }
-    assert!(!pairs.iter().any(|(_, target)| *target == "/usr/lib/libcuda.so.1"), "/usr/lib is no folder of the cache");
+    assert!(!pairs.iter().any(|(_, target)| target.ends_with("libcuda.so.1")), "that is for the loader's directory");
     assert_eq!(warnings, [""; 0]);
 }
 
