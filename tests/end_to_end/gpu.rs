@@ -39,6 +39,20 @@ fn the_nvidia_driver_is_there_inside() {
 }
 
 #[test]
+fn library_directories_of_the_user_come_before_and_after_the_hosts() {
+    let environment = TestEnvironment::new();
+    let driver = driver(&environment);
+
+    let output =
+        with(&environment, &driver, &["exec", "--nv", environment.images().sif(), "sh", "-c", "echo $LD_LIBRARY_PATH"])
+            .env("APPTAINERENV_PREPEND_LD_LIBRARY_PATH", "/first")
+            .env("SINGULARITYENV_APPEND_LD_LIBRARY_PATH", "/last")
+            .stdout();
+
+    assert_eq!(output, "/first:/.singularity.d/libs:/last");
+}
+
+#[test]
 fn libraries_are_those_for_the_hosts_own_programs() {
     let environment = TestEnvironment::new();
     let driver = driver(&environment);

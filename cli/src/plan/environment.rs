@@ -21,6 +21,9 @@ pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bi
 const CLEAN: [&str; 1] = ["TERM"];
 /// Proxy variables pass through `--cleanenv`, in both cases.
 const PROXIES: [&str; 5] = ["http_proxy", "https_proxy", "no_proxy", "all_proxy", "ftp_proxy"];
+/// Names that set or edit a path of the container, where the user sets them.
+const PATH_EDITS: [&str; 5] =
+    ["PATH", "PREPEND_PATH", "APPEND_PATH", "PREPEND_LD_LIBRARY_PATH", "APPEND_LD_LIBRARY_PATH"];
 /// Variables of the host that never pass: the container's own are used.
 const NEVER: [&str; 5] = ["PATH", "LD_LIBRARY_PATH", "HOME", "PWD", "PS1"];
 /// Variables that are orders to the runtime and not for the container.
@@ -126,7 +129,7 @@ fn script_variables(variables: &mut Variables, settings: &RunSettings, passed: &
     let mut set_names = Vec::new();
     for (name, value) in &settings.injected {
         let Some(text) = identifier(name) else { continue };
-        if ["PATH", "PREPEND_PATH", "APPEND_PATH"].contains(&text) {
+        if PATH_EDITS.contains(&text) {
             variables.insert(format!("SIPHON_{text}").into(), value.clone());
             continue;
         }

@@ -158,6 +158,14 @@ pub(super) fn mounts(gpu: &Gpu, warnings: &mut Vec<String>) -> Result<Vec<Mount>
     Ok(mounts)
 }
 
+/// What cannot be had where the whole `/dev` of the host is mounted: a node under another name.
+pub(super) fn renamed_devices(gpu: &Gpu) -> impl Iterator<Item = String> {
+    gpu.devices.iter().filter(|device| device.source != device.target).map(|Device { source, target, .. }| {
+        let (source, target) = (source.display(), target.display());
+        format!("the device {target} of the CDI specification keeps its name on the host, {source}")
+    })
+}
+
 fn read_only(source: &Path, target: &Path, kind: SourceKind) -> Mount {
     let what = What::Bind { source: source.to_owned(), kind, read_only: true, trusted: false };
     Mount { target: target.to_owned(), what, failure: Failure::Warning }

@@ -43,6 +43,9 @@ pub(super) fn mounts(
     let mut mounts = system(settings, host);
     mounts.extend(home_mount(settings, host, home));
     mounts.extend(temporary(settings, host));
+    if !settings.left_out.contains("dev") {
+        warnings.extend(gpu::renamed_devices(&host.gpu));
+    }
     mounts.extend(gpu::mounts(&host.gpu, warnings)?);
     mounts.extend(user_binds(settings, host)?);
     mounts.extend(working_directory(settings, host, &mounts));

@@ -84,6 +84,17 @@ fn what_a_host_lacks_is_said_for_each_vendor() {
 }
 
 #[test]
+fn a_node_under_another_name_is_not_had_from_the_hosts_dev() {
+    let device =
+        |source: &str, target: &str| Device { source: source.into(), target: target.into(), kind: SourceKind::File };
+    let devices = vec![device("/dev/nvidia0", "/dev/nvidia0"), device("/dev/nvidia1", "/dev/nvidia0")];
+
+    let warnings: Vec<_> = renamed_devices(&Gpu { devices, ..Gpu::default() }).collect();
+
+    assert_eq!(warnings, ["the device /dev/nvidia0 of the CDI specification keeps its name on the host, /dev/nvidia1"]);
+}
+
+#[test]
 fn a_value_survives_the_shells_evaluation() {
     assert_eq!(literal(r"a$b`c\d"), r"a\$b\`c\\d");
 }

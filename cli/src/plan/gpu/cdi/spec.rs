@@ -1,4 +1,4 @@
-//! The fields of a CDI specification that a run needs (https://github.com/cncf-tags/container-device-interface).
+//! The fields of a CDI specification that a run needs (<https://github.com/cncf-tags/container-device-interface>).
 
 use serde::Deserialize;
 use std::path::PathBuf;
