@@ -18,12 +18,16 @@ mod end_to_end {
     mod contain;
     /// One daemon per image: joined, replaced, gone.
     mod daemon;
+    /// What the machine has and lacks.
+    mod doctor;
     /// What goes wrong, and what is said about it.
     mod errors;
     /// Running programs: environment, mounts, signals, terminals.
     mod exec;
     /// Being root inside.
     mod fakeroot;
+    /// Drivers of GPUs, and devices by CDI.
+    mod gpu;
     /// Looking into an image without mounting it.
     mod inspect;
     /// Containers in the background.
@@ -32,6 +36,8 @@ mod end_to_end {
     mod isolation;
     /// Processes killed at any moment.
     mod kill;
+    /// Manual pages and completions.
+    mod manual;
     /// Mounts in the host's tree.
     mod mount;
     /// Containers within containers.

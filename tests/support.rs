@@ -1,5 +1,6 @@
 //! What the end-to-end tests stand on: an environment per test, small real images, a web server.
 
+pub(crate) mod driver;
 pub(crate) mod environment;
 pub(crate) mod image;
 pub(crate) mod server;

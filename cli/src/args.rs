@@ -3,11 +3,15 @@
 mod cache;
 #[cfg(test)]
 mod compatibility;
+mod doctor;
+mod gpu;
 mod images;
 mod instance;
 mod run;
 
 pub use cache::{CacheCleanArgs, CacheKind, CacheListArgs, CacheVerb};
+pub use doctor::DoctorArgs;
+pub use gpu::GpuFlags;
 pub use images::{BuildArgs, CatArgs, CommitArgs, InspectArgs, LsArgs, MountArgs, RunHelpArgs, StatusArgs, UmountArgs};
 pub use instance::{InstanceListArgs, InstanceStartArgs, InstanceStatsArgs, InstanceStopArgs, InstanceVerb};
 pub use run::{ContainFlags, ExecArgs, NamespaceFlags, OtherFlags, RunArgs, RunFlags, ShellArgs, TestArgs};
@@ -155,10 +159,17 @@ pub enum Verb {
         #[command(subcommand)]
         verb: CacheVerb,
     },
+    /// Check what this machine has of that which siphon needs
+    Doctor(DoctorArgs),
     /// Print completions for a shell
     Completion {
         /// The shell to print them for
         shell: clap_complete::Shell,
+    },
+    /// Print the manual page, or write one for each command
+    Man {
+        /// Where to write them, as NAME.1
+        directory: Option<PathBuf>,
     },
     /// Print the version
     Version,
@@ -189,7 +200,7 @@ mod tests {
         let Verb::Exec(args) = Cli::try_parse_from(words).unwrap().verb else { panic!("exec is exec") };
 
         assert_eq!(args.image_and_command, ["a.sif", "ls", "--help", "-B", "x"]);
-        assert!(args.flags.cleanenv && args.flags.nv && args.flags.bind.is_empty());
+        assert!(args.flags.cleanenv && args.flags.gpu.nv && args.flags.bind.is_empty());
     }
 
     #[test]
@@ -199,7 +210,7 @@ mod tests {
 
         let Verb::Exec(args) = Cli::try_parse_from(words).unwrap().verb else { panic!("exec is exec") };
 
-        assert!(args.flags.nv);
+        assert!(args.flags.gpu.nv);
         assert_eq!(
             (args.flags.cwd.as_deref(), args.flags.bind.as_slice()),
             (Some("/b"), &["x".into(), "y".into()][..])

@@ -1,27 +1,21 @@
 //! Facts of the host that a plan needs, gathered before it is made.
 
+pub mod gpu;
+
 use crate::plan::contain::DEVICES;
-use crate::plan::environment::DEFAULT_PATH;
-use crate::plan::gpu::{NVIDIA_BINARIES, NVIDIA_FILES};
-use crate::plan::{HostFacts, Nvidia, SourceKind};
+use crate::plan::{HostFacts, SourceKind};
 use crate::settings::{Common, Environment, RunSettings};
 use anyhow::{Context, bail};
 use nix::unistd::{Gid, Group, Uid, User, getegid, geteuid};
 use siphon_fsd::sys::namespaces::outer_uid;
 use siphon_fsd::sys::subordinate_ids::SubordinateIds;
 use std::collections::BTreeMap;
-use std::ffi::{OsStr, OsString};
 use std::io::Read;
-use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 
 /// Paths that default mounts may come from.
 const DEFAULT_SOURCES: [&str; 4] = ["/etc/localtime", "/etc/hosts", "/tmp", "/var/tmp"];
-/// Where ldconfig lies, whatever the PATH; Ubuntu's /sbin/ldconfig is a wrapper around ldconfig.real.
-const LDCONFIG: [&str; 4] =
-    ["/sbin/ldconfig.real", "/sbin/ldconfig", "/usr/sbin/ldconfig", "/run/current-system/sw/bin/ldconfig"];
 
 /// A variable is at most 128 KiB long (MAX_ARG_STRLEN of the kernel), and the file becomes one.
 const MAX_ENV_FILE_BYTES: u64 = 64 << 10;
@@ -29,7 +23,7 @@ const MAX_ENV_FILE_BYTES: u64 = 64 << 10;
 /// Looks at what `settings` make relevant.
 ///
 /// # Errors
-/// If the user database cannot be read.
+/// If the user database cannot be read, or no CDI specification describes a device that is asked for.
 pub fn gather(settings: &RunSettings, environment: Environment) -> anyhow::Result<HostFacts> {
     let (uid, gid) = (geteuid(), getegid());
     let user = User::from_uid(uid)?;
@@ -47,17 +41,14 @@ pub fn gather(settings: &RunSettings, environment: Environment) -> anyhow::Resul
         cwd: std::env::current_dir().unwrap_or_else(|_| home.clone()),
         home,
         terminal: nix::unistd::ttyname(std::io::stdin()).ok(),
+        gpu: gpu::gather(&settings.gpu, &environment)?,
         environment,
         env_files: Vec::new(),
         resolv_conf: std::fs::read("/etc/resolv.conf").ok(),
-        nvidia: None,
         kinds: BTreeMap::new(),
     };
     host.env_files = settings.variables.files.iter().map(|path| env_file(path)).collect::<Result<_, _>>()?;
     host.kinds = source_kinds(settings, &host);
-    if settings.nv {
-        host.nvidia = Some(nvidia(&host.environment));
-    }
     Ok(host)
 }
 
@@ -102,20 +93,6 @@ fn groups(gid: Gid) -> anyhow::Result<Vec<(u32, String)>> {
         Some((id.as_raw(), group.name))
     });
     Ok(named.collect())
-}
-
-fn nvidia(environment: &Environment) -> Nvidia {
-    let ldconfig = LDCONFIG.iter().find_map(|program| {
-        let output = Command::new(program).arg("-p").stdin(Stdio::null()).stderr(Stdio::null()).output().ok()?;
-        output.status.success().then(|| OsString::from_vec(output.stdout).to_string_lossy().into_owned())
-    });
-    let path = environment.get("PATH").unwrap_or(OsStr::new(DEFAULT_PATH));
-    let binary = |name: &str| std::env::split_paths(path).map(|dir| dir.join(name)).find(|file| file.is_file());
-    Nvidia {
-        ldconfig: ldconfig.unwrap_or_default(),
-        binaries: NVIDIA_BINARIES.iter().filter_map(|name| binary(name)).collect(),
-        files: NVIDIA_FILES.iter().map(PathBuf::from).filter(|path| path.exists()).collect(),
-    }
 }
 
 /// Where this user's daemons keep their sockets: as set, else `$XDG_RUNTIME_DIR/siphon` if that is ours, else

@@ -40,6 +40,8 @@ pub struct Record {
     pub facts: Facts,
     /// The home directory inside.
     pub home: PathBuf,
+    /// The directories inside that hold libraries of the host.
+    pub library_path: String,
     /// Whether its user is root inside.
     pub as_root: bool,
     /// The socket of the daemon that pretends users and owners for it, if they are pretended.

@@ -20,8 +20,10 @@ mod settings;
 
 use args::{Cli, Verb};
 use clap::CommandFactory;
-use report::{EXIT_FATAL, EXIT_USAGE, Report};
+use commands::doctor::Unfit;
+use report::{EXIT_FATAL, EXIT_UNFIT, EXIT_USAGE, Report};
 use settings::{Common, Environment, RunSettings};
+use siphon_fsd::daemon::DaemonError;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
@@ -36,10 +38,14 @@ fn main() -> ExitCode {
     match run(cli.verb, environment, report) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) if error.is::<Unfit>() => ExitCode::from(EXIT_UNFIT),
         Err(error) => match error.downcast_ref::<clap::Error>() {
             Some(error) => usage(error),
             None => {
                 report.fatal(&error);
+                if error.chain().any(is_the_machines) {
+                    report.info("\"siphon doctor\" shows what this machine lacks, and what mends it");
+                }
                 ExitCode::from(EXIT_FATAL)
             }
         },
@@ -68,6 +74,8 @@ fn run(verb: Verb, environment: Environment, report: Report) -> anyhow::Result<(
         Verb::Status(args) => commands::status::status(&args, &common, report),
         Verb::Instance { verb } => commands::instance::instance(verb, &common, environment, report),
         Verb::Cache { verb } => commands::cache::cache(&verb, &common, report),
+        Verb::Doctor(args) => commands::doctor::doctor(&args, &common, &environment, report),
+        Verb::Man { directory } => commands::man::man(directory.as_deref(), Cli::command(), report),
         Verb::Completion { shell } => commands::completion::completion(shell, Cli::command(), report),
         Verb::Version => Ok(report.line(env!("CARGO_PKG_VERSION"))?),
         Verb::Daemon { state, .. } => commands::daemon::daemon(&state),
@@ -79,6 +87,11 @@ fn usage(error: &clap::Error) -> ExitCode {
     // Nothing can be done where even the message cannot be printed.
     let _ = error.print();
     if error.use_stderr() { ExitCode::from(EXIT_USAGE) } else { ExitCode::SUCCESS }
+}
+
+/// Whether the machine stands in the way, and not the image or what was asked for.
+fn is_the_machines(error: &(dyn std::error::Error + 'static)) -> bool {
+    error.downcast_ref::<DaemonError>().is_some_and(DaemonError::is_the_machines)
 }
 
 /// `siphon ls image | head` is not a failure of siphon.

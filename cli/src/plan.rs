@@ -11,7 +11,9 @@ mod mounts;
 
 pub use crate::settings::{Namespaces, Processes};
 use environment::Program;
-pub use host_facts::{HostFacts, Nvidia};
+use gpu::Library;
+use gpu::cdi::CdiError;
+pub use host_facts::HostFacts;
 
 use crate::settings::{RunSettings, Writes};
 use siphon_image::open::Facts;
@@ -85,7 +87,7 @@ pub enum What {
     /// A file with this content.
     File(Vec<u8>),
     /// A directory that holds these files of the host, each under its own name, read-only.
-    Libraries(Vec<PathBuf>),
+    Libraries(Vec<Library>),
     /// An empty directory of this run alone, which takes writes and forgets them.
     Empty {
         /// Its permissions.
@@ -107,8 +109,8 @@ pub enum What {
 /// What a small `/dev` holds besides shared memory and links.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Devices {
-    /// Devices of the host, and directories of them, each under its own path below `/dev`.
-    pub nodes: Vec<PathBuf>,
+    /// Devices of the host, and directories of them, each with a place below `/dev`; none has the place of another.
+    pub nodes: Vec<gpu::Device>,
     /// Whether there are pseudo terminals, those of the container alone.
     pub terminals: bool,
     /// The terminal of the host that the run has, which is the console inside.
@@ -173,6 +175,9 @@ pub enum PlanError {
     /// `shell` or `run` in an image without `/bin/sh`.
     #[error("the image has no /bin/sh, which \"{0}\" needs; \"exec\" works without one")]
     NoShell(&'static str),
+    /// A device of a CDI specification.
+    #[error(transparent)]
+    Cdi(#[from] CdiError),
 }
 
 /// Makes the plan.
@@ -190,7 +195,9 @@ pub fn plan(settings: &RunSettings, image: &Facts, host: &HostFacts) -> Result<P
     let home = home(settings, host);
     let files = mounts::files(settings, image, host, &home, &mut warnings);
     let mounts = mounts::mounts(settings, host, &home, &mut warnings)?;
-    let Program { argv, environment } = environment::program(settings, image, host, &home, &mut warnings)?;
+    let settings = &gpu::with_variables(settings, &host.gpu);
+    let libraries = gpu::library_path(&settings.gpu);
+    let Program { argv, environment } = environment::program(settings, image, host, &home, &libraries, &mut warnings)?;
     let start = first_directory(settings, host, &home);
     Ok(Plan {
         namespaces: settings.namespaces.clone(),
@@ -215,6 +222,8 @@ pub struct Running<'a> {
     pub image: &'a Facts,
     /// The home directory inside.
     pub home: &'a Path,
+    /// The directories that hold libraries of the host.
+    pub library_path: &'a str,
     /// Whether the caller is root inside.
     pub as_root: bool,
     /// Whether it pretends users and owners.
@@ -229,8 +238,8 @@ pub fn plan_inside(settings: &RunSettings, running: Running<'_>, host: &HostFact
     let inside = running.as_root.then(|| accounts::as_root(host));
     let host = inside.as_ref().unwrap_or(host);
     let mut warnings = settings.warnings.clone();
-    let Program { argv, environment } =
-        environment::program(settings, running.image, host, running.home, &mut warnings)?;
+    let (image, home, libraries) = (running.image, running.home, running.library_path);
+    let Program { argv, environment } = environment::program(settings, image, host, home, libraries, &mut warnings)?;
     Ok(Plan {
         namespaces: Namespaces::default(),
         writable_root: settings.writes != Writes::Refused,
@@ -238,7 +247,7 @@ pub fn plan_inside(settings: &RunSettings, running: Running<'_>, host: &HostFact
         mounts: Vec::new(),
         environment,
         argv,
-        start: first_directory(settings, host, running.home),
+        start: first_directory(settings, host, home),
         umask: settings.contain.default_umask.then_some(DEFAULT_UMASK),
         no_new_privileges: host.uid != 0,
         pretends_ids: running.pretends_ids,
@@ -249,6 +258,7 @@ pub fn plan_inside(settings: &RunSettings, running: Running<'_>, host: &HostFact
 fn first_directory(settings: &RunSettings, host: &HostFacts, home: &Path) -> Start {
     match &settings.cwd {
         Some(directory) => Start::At(directory.clone()),
+        None if settings.contain.contained && settings.left_out.contains("home") => Start::At("/".into()),
         None if settings.contain.contained => Start::FirstOf(vec![home.to_owned(), PathBuf::from("/")]),
         None => Start::FirstOf(vec![host.cwd.clone(), home.to_owned(), PathBuf::from("/")]),
     }

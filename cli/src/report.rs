@@ -14,6 +14,8 @@ use tracing::level_filters::LevelFilter;
 
 /// Exit code of a command line that cannot be understood, as singularity's.
 pub const EXIT_USAGE: u8 = 1;
+/// Exit code of `doctor` where something that is needed is missing.
+pub const EXIT_UNFIT: u8 = 1;
 /// Exit code of anything that fails before or outside the contained program, as singularity's.
 pub const EXIT_FATAL: u8 = 255;
 

@@ -5,6 +5,7 @@
 
 mod binds;
 mod contain;
+mod gpu;
 mod mount_spec;
 mod namespaces;
 mod other;
@@ -13,6 +14,7 @@ mod variables;
 
 pub use binds::{Bind, BindError};
 pub use contain::Contain;
+pub use gpu::GpuSettings;
 pub use namespaces::{Namespaces, Processes};
 pub use variables::Variables;
 
@@ -250,6 +252,12 @@ impl LeftOut {
     }
 }
 
+impl FromIterator<String> for LeftOut {
+    fn from_iter<I: IntoIterator<Item = String>>(names: I) -> Self {
+        Self(names.into_iter().collect())
+    }
+}
+
 /// A run, as asked for.
 #[derive(Debug, Clone)]
 pub struct RunSettings {
@@ -283,8 +291,8 @@ pub struct RunSettings {
     pub namespaces: Namespaces,
     /// Options that were asked for and that siphon does not have, which would take something away from root.
     pub less_for_root: Vec<&'static str>,
-    /// NVIDIA driver.
-    pub nv: bool,
+    /// GPUs.
+    pub gpu: GpuSettings,
     /// Whether the container's script leaves INFO messages out.
     pub quiet: bool,
     /// What was asked for and is not done.
@@ -448,7 +456,7 @@ impl RunSettings {
             contain: Contain::resolve(&flags.contain, environment)?,
             namespaces: Namespaces::resolve(flags.namespaces, environment)?,
             less_for_root: judged.less_for_root,
-            nv: flags.nv || environment.switch(&["NV"]),
+            gpu: GpuSettings::resolve(flags.gpu, environment, &mut warnings),
             quiet: false,
             warnings,
         })

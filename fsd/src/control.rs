@@ -8,6 +8,7 @@ use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use nix::unistd::geteuid;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use siphon_image::libraries::Wanted;
 use siphon_image::open::Facts;
 use std::fs;
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -70,6 +71,8 @@ pub(crate) enum Request {
     Attach,
     /// To have places to mount on.
     MountPoints(Vec<(PathBuf, MountPointKind)>),
+    /// Which of these libraries the image has itself.
+    Libraries(Vec<Wanted>),
     /// How it goes.
     Status,
     /// To leave now rather than later, if nobody uses it: someone else wants its layer.
@@ -85,6 +88,8 @@ pub(crate) enum Reply {
     Attached(Box<Attached>),
     /// Paths relative to the root, links followed.
     MountPoints(Vec<PathBuf>),
+    /// One answer for each library that was asked for.
+    Libraries(Vec<bool>),
     Status(Box<Status>),
     Pretending,
     /// It will, unless a program that a container left running uses the mount; this is its process id.

@@ -21,6 +21,7 @@ mod serve;
 mod state;
 
 use serde::{Deserialize, Serialize};
+use siphon_image::libraries::Wanted;
 use siphon_image::open::Facts;
 use siphon_overlay::error::Error as OverlayError;
 use std::io;
@@ -143,14 +144,31 @@ pub enum DaemonError {
         source: io::Error,
     },
     /// A started daemon said why it cannot serve.
-    #[error("{0}")]
-    Start(String),
+    #[error("{message}")]
+    Start {
+        /// What it said.
+        message: String,
+        /// As [`DaemonError::is_the_machines`] there.
+        is_the_machines: bool,
+    },
     /// A started daemon ended without a word.
     #[error("the daemon ended before it was ready; its last words are: {log}")]
     Died {
         /// The end of its log.
         log: String,
     },
+}
+
+impl DaemonError {
+    /// Whether the machine does not let siphon do what every run needs, whatever the image.
+    pub fn is_the_machines(&self) -> bool {
+        match self {
+            Self::Namespace(_) => true,
+            Self::Mount(error) => error.is_the_machines(),
+            Self::Start { is_the_machines, .. } => *is_the_machines,
+            _ => false,
+        }
+    }
 }
 
 /// A running daemon that counts this process among its clients.
@@ -183,6 +201,17 @@ impl Joined {
     pub fn make_mount_points(&self, points: &[(PathBuf, MountPointKind)]) -> Result<Vec<PathBuf>, DaemonError> {
         match control::ask(&self.socket, &Request::MountPoints(points.to_vec()))? {
             Reply::MountPoints(paths) => Ok(paths),
+            _ => Err(control::Error::Refused("the daemon answered something else".to_owned()).into()),
+        }
+    }
+
+    /// Of each library, whether the programs of the image find it in there, as it is now.
+    ///
+    /// # Errors
+    /// [`DaemonError::Control`] if the daemon does not answer.
+    pub fn libraries(&self, wanted: &[Wanted]) -> Result<Vec<bool>, DaemonError> {
+        match control::ask(&self.socket, &Request::Libraries(wanted.to_vec()))? {
+            Reply::Libraries(present) => Ok(present),
             _ => Err(control::Error::Refused("the daemon answered something else".to_owned()).into()),
         }
     }

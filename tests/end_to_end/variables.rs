@@ -100,23 +100,6 @@ fn library_paths_can_be_put_before_and_behind() {
 }
 
 #[test]
-fn libraries_of_the_host_come_behind_the_containers_own() {
-    let environment = TestEnvironment::new();
-    let cache = "#!/bin/sh\nprintf '2 libs found\\n\\tlibb.so (libc6) => /usr/lib/x/libb.so\\n\
-        \\tlibh.so (libc6, hwcap) => /lib/glibc-hwcaps/v3/libh.so\\n\\tliba.so (libc6) => /lib/liba.so\\n\
-        \\tlibc.so (libc6) => /usr/lib/x/libc.so\\n'\n";
-    let ldconfig = environment.write("ldconfig", cache);
-    environment.shell("chmod 755 ldconfig").stdout();
-    let library = environment.write("libhost.so", "");
-    let cache = format!("{}:/sbin/ldconfig", ldconfig.display());
-    let library = format!("{}:/.singularity.d/libs/libhost.so", library.display());
-
-    let with_libraries = printed(&environment, &["-B", &cache, "-B", &library], "echo $LD_LIBRARY_PATH");
-
-    assert_eq!(with_libraries, "/usr/lib/x:/lib:/.singularity.d/libs");
-}
-
-#[test]
 fn the_level_of_messages_can_be_a_number() {
     let environment = TestEnvironment::new();
     let run = |level| {

@@ -8,7 +8,7 @@ pub use contain::ContainFlags;
 pub use namespaces::NamespaceFlags;
 pub use other::OtherFlags;
 
-use super::DaemonFlags;
+use super::{DaemonFlags, GpuFlags};
 use clap::Args;
 use std::ffi::OsString;
 
@@ -125,9 +125,9 @@ pub struct RunFlags {
     /// Do not let the shell evaluate the values of --env
     #[arg(long, help_heading = "Environment")]
     pub no_eval: bool,
-    /// Make the host's NVIDIA driver usable inside
-    #[arg(long, help_heading = "GPU")]
-    pub nv: bool,
+    /// GPUs
+    #[command(flatten)]
+    pub gpu: GpuFlags,
     /// What is seen of the host's files
     #[command(flatten)]
     pub contain: ContainFlags,

@@ -80,6 +80,11 @@ pub(super) fn prepare(
         report.info(format_args!("{reason}, trying root-mapped namespace"));
     }
     host.other_ids = joined.other_ids.is_ok();
+    let wanted = host.gpu.replaceable(&settings.gpu);
+    if !wanted.is_empty() {
+        let present = joined.libraries(&wanted).context("cannot tell which libraries the image has")?;
+        host.gpu.leave_to_image(wanted.into_iter().zip(present).filter_map(|(wanted, has)| has.then_some(wanted)));
+    }
     let plan = plan(settings, &joined.facts, &host)?;
     Ok(Prepared { plan, joined, home: home(settings, &host) })
 }

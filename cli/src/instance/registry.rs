@@ -223,6 +223,7 @@ mod tests {
             ready: true,
             facts: Facts::default(),
             home: "/home/me".into(),
+            library_path: String::new(),
             as_root: false,
             pretends_at: None,
             output: "/out".into(),

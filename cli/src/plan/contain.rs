@@ -1,5 +1,6 @@
 //! Directories and devices of a run's own, in place of the host's.
 
+use super::gpu::Device;
 use super::{Devices, Failure, HostFacts, Mount, PlanError, SourceKind, What};
 use crate::settings::RunSettings;
 use std::path::{Path, PathBuf};
@@ -14,10 +15,15 @@ const PRIVATE: u32 = 0o750;
 
 /// A small `/dev` in place of the host's.
 pub(super) fn devices(settings: &RunSettings, host: &HostFacts) -> Mount {
-    let existing = DEVICES.iter().map(PathBuf::from).filter(|path| host.kind(path).is_some());
+    let existing = DEVICES.iter().map(Path::new).filter(|path| host.kind(path).is_some());
+    let mut nodes: Vec<Device> = existing.map(Device::unchanged).collect();
+    for device in host.gpu.devices.iter().filter(|device| device.is_below_dev()) {
+        nodes.retain(|other| other.target != device.target);
+        nodes.push(device.clone());
+    }
     let terminals = !settings.left_out.contains("devpts");
     let what = What::Devices(Devices {
-        nodes: existing.collect(),
+        nodes,
         terminals,
         console: host.terminal.clone().filter(|_| terminals),
         queues: settings.namespaces.ipc,

@@ -5,6 +5,8 @@
 
 mod file;
 
+use super::gpu::LIBRARIES;
+use super::gpu::cdi::Compatibility;
 use super::{HostFacts, PlanError};
 use crate::settings::{Action, RunSettings};
 use siphon_image::open::Facts;
@@ -17,8 +19,6 @@ use std::path::Path;
 const ACTION_SCRIPT: &str = include_str!("environment/action.sh");
 /// The PATH inside, as singularity has it; the host's is kept as USER_PATH.
 pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-/// Where libraries of the host appear.
-const LIBRARIES: &str = "/.singularity.d/libs";
 /// What passes through `--cleanenv`, besides proxies.
 const CLEAN: [&str; 1] = ["TERM"];
 /// Proxy variables pass through `--cleanenv`, in both cases.
@@ -41,12 +41,13 @@ pub(super) struct Program {
     pub(super) environment: Vec<(OsString, OsString)>,
 }
 
-/// The program with its arguments, and its environment.
+/// The program with its arguments, and its environment. In `library_path` are libraries of the host.
 pub(super) fn program(
     settings: &RunSettings,
     image: &Facts,
     host: &HostFacts,
     home: &Path,
+    library_path: &str,
     warnings: &mut Vec<String>,
 ) -> Result<Program, PlanError> {
     let mut variables = fixed(settings, home);
@@ -55,12 +56,17 @@ pub(super) fn program(
         variables.insert("USER_PATH".into(), path.to_owned());
     }
     let argv = if image.has_shell {
-        script_variables(&mut variables, settings, &passed);
+        script_variables(&mut variables, settings, &passed, library_path);
         file_variables(&mut variables, settings, host, warnings);
+        if let Some(Compatibility { directory, driver }) = &host.gpu.injection.compatibility {
+            variables.insert("SIPHON_CUDA_COMPAT".into(), directory.into());
+            variables.insert("SIPHON_CUDA_DRIVER".into(), driver.to_string().into());
+        }
         script_argv(settings)
     } else {
         let Action::Exec(command) = &settings.action else { return Err(PlanError::NoShell(settings.action.name())) };
         plain_variables(&mut variables, settings, image, host, passed);
+        append_libraries(&mut variables, library_path);
         command.clone()
     };
     Ok(Program { argv, environment: variables.into_iter().collect() })
@@ -127,7 +133,7 @@ fn script_argv(settings: &RunSettings) -> Vec<OsString> {
 }
 
 /// Hands the script its material. Names that are no shell identifiers cannot go through it and are passed as they are.
-fn script_variables(variables: &mut Variables, settings: &RunSettings, passed: &Variables) {
+fn script_variables(variables: &mut Variables, settings: &RunSettings, passed: &Variables, library_path: &str) {
     let mut host_names = Vec::new();
     for (name, value) in passed {
         match identifier(name) {
@@ -161,7 +167,7 @@ fn script_variables(variables: &mut Variables, settings: &RunSettings, passed: &
     order("ACTION", OsStr::new(settings.action.name()));
     order("EVALUATE", OsStr::new(if settings.variables.evaluate { "1" } else { "" }));
     order("QUIET", OsStr::new(if settings.quiet { "1" } else { "" }));
-    order("LIBRARIES", OsStr::new(if settings.nv { LIBRARIES } else { "" }));
+    order("LIBRARIES", OsStr::new(library_path));
     if let Action::Shell { program: Some(program), .. } = &settings.action {
         order("SHELL", program);
     }
@@ -194,9 +200,18 @@ fn plain_variables(
     let plain = assignments.map(|line| format!("export {}", line.strip_prefix("export ").unwrap_or(line)));
     variables.extend(plain.filter_map(|line| plain_export(&line)));
     variables.extend(settings.variables.injected.iter().map(|(name, value)| (name.clone(), value.clone())));
-    if settings.nv {
-        variables.insert("LD_LIBRARY_PATH".into(), LIBRARIES.into());
+}
+
+fn append_libraries(variables: &mut Variables, library_path: &str) {
+    if library_path.is_empty() {
+        return;
     }
+    let name = OsString::from("LD_LIBRARY_PATH");
+    let value = match variables.get(&name).filter(|value| !value.is_empty()) {
+        Some(present) => [present, OsStr::new(":"), OsStr::new(library_path)].into_iter().collect(),
+        None => OsString::from(library_path),
+    };
+    variables.insert(name, value);
 }
 
 /// Reads `export K=v`, `export K="v"`, `export K='v'` and `export K="${K:-"v"}"`, as build tools write them. A value

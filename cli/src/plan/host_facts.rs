@@ -1,6 +1,7 @@
 //! What a plan needs to know of the host. [`crate::host`] finds it out.
 
 use super::SourceKind;
+use super::gpu::Gpu;
 use crate::settings::Environment;
 use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
@@ -34,21 +35,10 @@ pub struct HostFacts {
     pub env_files: Vec<String>,
     /// The content of `/etc/resolv.conf`.
     pub resolv_conf: Option<Vec<u8>>,
-    /// The NVIDIA driver, if it was asked for.
-    pub nvidia: Option<Nvidia>,
+    /// What there is of the GPU drivers that were asked for.
+    pub gpu: Gpu,
     /// The sources of mounts that exist.
     pub kinds: BTreeMap<PathBuf, SourceKind>,
-}
-
-/// What the host has of the NVIDIA driver.
-#[derive(Debug, Clone, Default)]
-pub struct Nvidia {
-    /// What `ldconfig -p` prints.
-    pub ldconfig: String,
-    /// Programs found through PATH.
-    pub binaries: Vec<PathBuf>,
-    /// Data files that exist.
-    pub files: Vec<PathBuf>,
 }
 
 impl HostFacts {
@@ -100,7 +90,7 @@ impl HostFacts {
             environment,
             env_files: Vec::new(),
             resolv_conf: Some(Vec::new()),
-            nvidia: None,
+            gpu: Gpu::default(),
             kinds: directories.chain(files).collect(),
         }
     }

@@ -2,7 +2,7 @@
 //! the working directory. The defaults are singularity's.
 
 use super::accounts::ROOT_HOME;
-use super::{Failure, HostFacts, Mount, Nvidia, PlanError, Processes, SourceKind, What, contain, gpu};
+use super::{Failure, HostFacts, Mount, PlanError, Processes, SourceKind, What, contain, gpu};
 use crate::settings::RunSettings;
 use siphon_image::open::Facts;
 use std::path::{Path, PathBuf};
@@ -11,8 +11,6 @@ use std::path::{Path, PathBuf};
 const IMAGE_DIRECTORIES: [&str; 10] = ["/", "/etc", "/bin", "/mnt", "/usr", "/var", "/opt", "/sbin", "/lib", "/lib64"];
 /// Trees whose directories are there already.
 const SYSTEM_TREES: [&str; 3] = ["/sys", "/proc", "/dev"];
-/// Where libraries of the host appear.
-const LIBRARIES: &str = "/.singularity.d/libs";
 
 /// The home directory inside.
 pub(super) fn container_home(settings: &RunSettings, host: &HostFacts) -> PathBuf {
@@ -32,9 +30,7 @@ pub(super) fn files(
     warnings: &mut Vec<String>,
 ) -> Vec<Mount> {
     let mut files = accounts(settings, image, host, home, warnings);
-    if let Some(driver) = host.nvidia.as_ref().filter(|_| settings.nv) {
-        files.extend(libraries(driver, warnings));
-    }
+    files.extend(gpu::directories(&settings.gpu, &host.gpu, warnings));
     files
 }
 
@@ -49,9 +45,10 @@ pub(super) fn mounts(
     mounts.extend(home_mount(settings, host, home, warnings));
     mounts.extend(temporary(settings, host));
     mounts.extend(contain::scratch(settings, host));
-    if let Some(driver) = host.nvidia.as_ref().filter(|_| settings.nv) {
-        mounts.extend(driver_files(driver));
+    if !settings.left_out.contains("dev") {
+        warnings.extend(gpu::lost_devices(&host.gpu, settings.contain.contained));
     }
+    mounts.extend(gpu::mounts(&host.gpu, warnings)?);
     mounts.extend(user_binds(settings, host)?);
     mounts.extend(working_directory(settings, host, &mounts));
     Ok(mounts)
@@ -186,37 +183,6 @@ fn with_groups(group: &str, host: &HostFacts) -> String {
 /// Whether the third field of a passwd or group line is `id`.
 fn names_id(line: &str, id: u32) -> bool {
     line.split(':').nth(2).is_some_and(|field| field == id.to_string())
-}
-
-fn libraries(driver: &Nvidia, warnings: &mut Vec<String>) -> Option<Mount> {
-    let libraries = gpu::libraries(&driver.ldconfig, gpu::nvidia_names());
-    if libraries.is_empty() && driver.binaries.is_empty() {
-        warnings.push("Could not find any nv files on this host!".into());
-    } else if libraries.is_empty() {
-        warnings.push("Could not find any nv libraries on this host!".into());
-    }
-    (!libraries.is_empty()).then(|| Mount {
-        target: LIBRARIES.into(),
-        what: What::Libraries(libraries),
-        failure: Failure::Warning,
-    })
-}
-
-/// Programs and data files of the driver.
-fn driver_files(driver: &Nvidia) -> Vec<Mount> {
-    let mut mounts = Vec::new();
-    let read_only = |source: &PathBuf, target: PathBuf, kind| Mount {
-        target,
-        what: What::Bind { source: source.clone(), kind, read_only: true, trusted: false },
-        failure: Failure::Warning,
-    };
-    for source in &driver.binaries {
-        if let Some(name) = source.file_name() {
-            mounts.push(read_only(source, Path::new("/usr/bin").join(name), SourceKind::File));
-        }
-    }
-    mounts.extend(driver.files.iter().map(|source| read_only(source, source.clone(), SourceKind::File)));
-    mounts
 }
 
 fn user_binds(settings: &RunSettings, host: &HostFacts) -> Result<Vec<Mount>, PlanError> {

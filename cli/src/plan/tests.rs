@@ -1,7 +1,8 @@
 //! What a plan holds, for made-up hosts and images.
 
 use super::*;
-use crate::settings::{Action, Bind, Contain, Environment, Fakeroot, Home, Variables};
+use crate::settings::{Action, Bind, Contain, Environment, Fakeroot, GpuSettings, Home, Variables};
+use siphon_image::elf::X86_64;
 use siphon_image::open::Script;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -22,7 +23,7 @@ fn settings() -> RunSettings {
         less_for_root: Vec::new(),
         contain: Contain::default(),
         namespaces: Namespaces::default(),
-        nv: false,
+        gpu: GpuSettings::default(),
         quiet: false,
         warnings: Vec::new(),
     }
@@ -175,18 +176,35 @@ fn what<'a>(plan: &'a Plan, target: &str) -> &'a What {
 #[test]
 fn a_contained_run_has_devices_and_directories_of_its_own() {
     let contain = Contain { contained: true, scratch: vec!["/scr".into()], ..Contain::default() };
-    let on_terminal = HostFacts { terminal: Some("/dev/pts/3".into()), ..host() };
+    let node = |source: &str, target: &str| gpu::Device {
+        source: source.into(),
+        target: target.into(),
+        kind: SourceKind::File,
+    };
+    let devices = vec![node("/dev/nvidia1", "/dev/nvidia0"), node("/dev/x", "/elsewhere")];
+    let gpu = gpu::Gpu { devices, ..gpu::Gpu::default() };
+    let on_terminal = HostFacts { terminal: Some("/dev/pts/3".into()), gpu, ..host() };
 
     let plan = plan(&RunSettings { contain, ..settings() }, &image(), &on_terminal).unwrap();
 
-    let expected =
-        Devices { nodes: vec!["/dev/null".into()], terminals: true, console: Some("/dev/pts/3".into()), queues: false };
+    let nodes = vec![node("/dev/null", "/dev/null"), node("/dev/nvidia1", "/dev/nvidia0")];
+    let expected = Devices { nodes, terminals: true, console: Some("/dev/pts/3".into()), queues: false };
     assert_eq!(what(&plan, "/dev"), &What::Devices(expected));
     for (target, mode) in [("/home/me", 0o750), ("/tmp", 0o1777), ("/var/tmp", 0o1777), ("/scr", 0o750)] {
         assert_eq!(what(&plan, target), &What::Empty { mode }, "{target}");
     }
     assert!(!targets(&plan).contains(&"/work"));
     assert_eq!(plan.start, Start::FirstOf(vec!["/home/me".into(), "/".into()]));
+}
+
+#[test]
+fn a_contained_run_without_a_home_starts_at_the_top() {
+    let contain = Contain { contained: true, ..Contain::default() };
+    let left_out = ["home".to_owned()].into_iter().collect();
+
+    let plan = plan(&RunSettings { contain, left_out, ..settings() }, &image(), &host()).unwrap();
+
+    assert_eq!(plan.start, Start::At("/".into()));
 }
 
 #[test]
@@ -281,21 +299,36 @@ fn an_image_without_a_shell_runs_commands_only() {
 
 #[test]
 fn the_driver_is_bound_where_it_was_asked_for() {
-    let driver = Nvidia {
-        ldconfig: "\tlibcuda.so.1 (libc6,x86-64,AArch64) => /lib/libcuda.so.1\n".into(),
-        binaries: vec!["/opt/nv/nvidia-smi".into()],
-        files: Vec::new(),
+    let candidate =
+        gpu::Candidate { name: "libcuda.so.1".into(), path: "/lib/libcuda.so.1".into(), kind: Some(X86_64) };
+    let driver = gpu::Gpu {
+        own: Some(X86_64),
+        candidates: vec![candidate],
+        programs: vec!["/opt/nv/nvidia-smi".into()],
+        ..gpu::Gpu::default()
     };
-    let with_driver = HostFacts { nvidia: Some(driver), ..host() };
+    let asked = RunSettings { gpu: GpuSettings { nv: true, ..GpuSettings::default() }, ..settings() };
 
-    let found = plan(&RunSettings { nv: true, ..settings() }, &image(), &with_driver).unwrap();
-    let missing = HostFacts { nvidia: Some(Nvidia::default()), ..host() };
-    let missing = plan(&RunSettings { nv: true, ..settings() }, &image(), &missing).unwrap();
+    let found = plan(&asked, &image(), &HostFacts { gpu: driver, ..host() }).unwrap();
+    let missing = plan(&asked, &image(), &host()).unwrap();
 
     assert!(targets(&found).contains(&"/.singularity.d/libs"));
     assert!(targets(&found).contains(&"/usr/bin/nvidia-smi"));
     assert_eq!(variable(&found, "SIPHON_LIBRARIES"), Some("/.singularity.d/libs"));
     assert_eq!(missing.warnings, ["Could not find any nv files on this host!"]);
+}
+
+#[test]
+fn variables_of_a_device_pass_as_they_are_and_the_users_win() {
+    let mut devices = gpu::Gpu::default();
+    devices.injection.variables = vec![("A".into(), "$x".into()), ("B".into(), "device".into())];
+    let injected = BTreeMap::from([("B".into(), "user".into())]);
+    let variables = Variables { injected, ..Variables::default() };
+
+    let plan = plan(&RunSettings { variables, ..settings() }, &image(), &HostFacts { gpu: devices, ..host() }).unwrap();
+
+    assert_eq!(variable(&plan, "SIPHON_SET_A"), Some("\\$x"));
+    assert_eq!(variable(&plan, "SIPHON_SET_B"), Some("user"));
 }
 
 #[test]

@@ -3,6 +3,7 @@
 
 mod devices;
 
+use crate::plan::gpu::Library;
 use crate::plan::{Failure, Mount, SourceKind, What};
 use anyhow::{Context, bail};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
@@ -125,14 +126,13 @@ impl Session {
     }
 
     /// A directory in which each of `files` is bound under its own name.
-    fn libraries(&self, index: usize, files: &[PathBuf]) -> anyhow::Result<PathBuf> {
+    fn libraries(&self, index: usize, files: &[Library]) -> anyhow::Result<PathBuf> {
         let directory = self.directory.join(index.to_string());
         fs::create_dir(&directory)?;
-        for file in files {
-            let Some(name) = file.file_name() else { continue };
+        for Library { name, source } in files {
             let place = directory.join(name);
             fs::write(&place, [])?;
-            bind(file, &place, false).with_context(|| format!("cannot bind {}", file.display()))?;
+            bind(source, &place, false).with_context(|| format!("cannot bind {}", source.display()))?;
             let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_RDONLY;
             remount(&open_path(&place)?, flags)?;
         }

@@ -26,7 +26,7 @@ pub(super) enum Ready {
     /// It serves.
     Ready,
     /// It cannot, and why.
-    Failed(String),
+    Failed { message: String, is_the_machines: bool },
 }
 
 /// Joins the daemon for `spec`, started with `executable daemon --state DIR -- IMAGE` if there is none. Of many
@@ -41,7 +41,9 @@ pub fn join(spec: &Spec, runtime_dir: &Path, executable: &Path) -> Result<Joined
     loop {
         let lock = state.create_and_lock()?;
         match attach(&state) {
-            Err(DaemonError::Control(control::Error::Refused(message))) => return Err(DaemonError::Start(message)),
+            Err(DaemonError::Control(control::Error::Refused(message))) => {
+                return Err(DaemonError::Start { message, is_the_machines: false });
+            }
             // Nobody listens, or it died while it was asked: both are mended by a new one.
             Err(_) => start(&spec, &state, &lock, executable)?,
             joined => return joined,
@@ -129,7 +131,7 @@ fn run(spec: &Spec, state: &StateDirectory, lock: &Lock, executable: &Path, log:
     child.wait().map_err(failed)?;
     match serde_json::from_str(&line) {
         Ok(Ready::Ready) => Ok(()),
-        Ok(Ready::Failed(message)) => Err(DaemonError::Start(message)),
+        Ok(Ready::Failed { message, is_the_machines }) => Err(DaemonError::Start { message, is_the_machines }),
         Err(_) => Err(DaemonError::Died { log: state.last_words() }),
     }
 }

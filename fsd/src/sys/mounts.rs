@@ -56,6 +56,17 @@ pub enum Error {
     },
 }
 
+impl Error {
+    /// Whether the machine refuses what it would have to allow for any image.
+    pub fn is_the_machines(&self) -> bool {
+        match self {
+            Self::Device(_) | Self::NoFusermount(_) => true,
+            Self::Mount { source, .. } => source.kind() == io::ErrorKind::PermissionDenied,
+            Self::Unmount { .. } | Self::Refused { .. } | Self::NotOurs { .. } => false,
+        }
+    }
+}
+
 /// How a FUSE filesystem is mounted.
 #[derive(Debug, Clone)]
 pub struct FuseMount<'a> {

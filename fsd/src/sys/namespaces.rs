@@ -53,7 +53,7 @@ pub fn enter_own_user_namespace(uid: u32, gid: u32) -> Result<(), Error> {
     write_map("/proc/self/setgroups", "deny")?;
     write_map("/proc/self/uid_map", &format!("{uid} {uid} 1"))?;
     write_map("/proc/self/gid_map", &format!("{gid} {gid} 1"))?;
-    follow_host_mounts()
+    follow_host_mounts().map_err(forbidden_there)
 }
 
 /// The ids that a namespace got in which the caller is root.
@@ -91,7 +91,7 @@ pub fn enter_user_namespace_as_root(uid: u32, gid: u32, others: &SubordinateIds)
     if let Mapped::RootAlone { reason } = &mapped {
         map_root_alone(uid, gid).map_err(|error| half_mapped(error, reason))?;
     }
-    follow_host_mounts()?;
+    follow_host_mounts().map_err(forbidden_there)?;
     Ok(mapped)
 }
 
@@ -231,6 +231,14 @@ fn follow_host_mounts() -> Result<(), Error> {
 
 fn write_map(path: &'static str, line: &str) -> Result<(), Error> {
     fs::write(path, line).map_err(|source| Error::Step { step: "map the caller's ids into a user namespace", source })
+}
+
+/// AppArmor, as Ubuntu sets it, allows a user namespace and then nothing that it is for.
+fn forbidden_there(error: Error) -> Error {
+    match error {
+        Error::Step { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => forbidden(source),
+        other => other,
+    }
 }
 
 /// The kernel says `EPERM` or `ENOSPC` whichever setting is in the way: this names those that are.

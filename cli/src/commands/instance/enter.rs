@@ -4,7 +4,7 @@ use crate::host::{gather, instances_dir};
 use crate::instance::{Registry, RegistryError};
 use crate::plan::{Running, plan_inside};
 use crate::runtime::become_program_inside;
-use crate::settings::{Common, Environment, RunSettings};
+use crate::settings::{Common, Environment, GpuSettings, RunSettings};
 use anyhow::Context;
 use siphon_fsd::daemon;
 use siphon_fsd::sys::namespaces;
@@ -29,10 +29,12 @@ pub(crate) fn enter(
     settings.image.clone_from(&record.image);
     settings.instance = Some(record.name.clone());
     settings.binds.clear();
+    settings.gpu = GpuSettings::default();
     let host = gather(&settings, environment)?;
     let running = Running {
         image: &record.facts,
         home: &record.home,
+        library_path: &record.library_path,
         as_root: record.as_root,
         pretends_ids: record.pretends_at.is_some(),
     };

@@ -8,6 +8,7 @@ use crate::args::InstanceStartArgs;
 use crate::commands::run::{Prepared, enter_daemon, prepare};
 use crate::host::instances_dir;
 use crate::instance::{Process, Record, Registry, RegistryError, is_valid_name};
+use crate::plan::gpu::library_path;
 use crate::report::Report;
 use crate::runtime::{Background, Logs, Part, into_background, split};
 use crate::settings::{Common, Environment, RunSettings};
@@ -105,6 +106,7 @@ fn keep(
         ready: false,
         facts: Facts::default(),
         home: PathBuf::new(),
+        library_path: library_path(&settings.gpu),
         as_root: settings.fakeroot.is_some(),
         pretends_at: None,
         output: output_path,

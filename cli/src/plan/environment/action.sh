@@ -60,36 +60,6 @@ siphon_evaluate_files() {
     done
 }
 
-# The directories of the container's own libraries, in the order of its cache: siphon_directories.
-siphon_list_directories() {
-    siphon_directories=
-    siphon_cache=$(/sbin/ldconfig -p 2>/dev/null) || return 0
-    while read -r siphon_line; do
-        case $siphon_line in
-            */glibc-hwcaps/* | */tls/*) continue ;;
-            *' => '/*) siphon_line=${siphon_line##* => } ;;
-            *) continue ;;
-        esac
-        siphon_line=${siphon_line%/*}
-        case :$siphon_directories: in
-            *":$siphon_line:"*) ;;
-            *) siphon_directories=${siphon_directories:+$siphon_directories:}$siphon_line ;;
-        esac
-    done <<END
-$siphon_cache
-END
-}
-
-# Libraries of the host come behind the container's own of the same name.
-siphon_order_libraries() {
-    [ "$LD_LIBRARY_PATH" = /.singularity.d/libs ] || return 0
-    set -- /.singularity.d/libs/*
-    if [ -e "$1" ] || [ -n "$SIPHON_PREPEND_LD_LIBRARY_PATH$SIPHON_APPEND_LD_LIBRARY_PATH" ]; then
-        siphon_list_directories
-        LD_LIBRARY_PATH=${siphon_directories:+$siphon_directories:}$LD_LIBRARY_PATH
-    fi
-}
-
 # The user's variables come between 99-base.sh and 99-runtimevars.sh, so that they win over the image's.
 siphon_inject() {
     for siphon_name in $SIPHON_SET_NAMES; do
@@ -175,26 +145,45 @@ siphon_restore
 [ -z "$SIPHON_PREPEND_PATH" ] || PATH=$SIPHON_PREPEND_PATH:$PATH
 [ -z "$SIPHON_APPEND_PATH" ] || PATH=$PATH:$SIPHON_APPEND_PATH
 export PATH
-if [ -n "$SIPHON_LIBRARIES" ]; then
+siphon_rest=$SIPHON_LIBRARIES
+while [ -n "$siphon_rest" ]; do
+    siphon_dir=${siphon_rest%%:*}
+    case $siphon_rest in
+        *:*) siphon_rest=${siphon_rest#*:} ;;
+        *) siphon_rest= ;;
+    esac
     case ":$LD_LIBRARY_PATH:" in
-        *":$SIPHON_LIBRARIES:"*) ;;
-        *) LD_LIBRARY_PATH=${LD_LIBRARY_PATH:+$LD_LIBRARY_PATH:}$SIPHON_LIBRARIES ;;
+        *":$siphon_dir:"*) ;;
+        *) LD_LIBRARY_PATH=${LD_LIBRARY_PATH:+$LD_LIBRARY_PATH:}$siphon_dir ;;
     esac
     export LD_LIBRARY_PATH
-fi
-siphon_order_libraries
+done
 if [ -n "$SIPHON_PREPEND_LD_LIBRARY_PATH" ]; then
-    export LD_LIBRARY_PATH="$SIPHON_PREPEND_LD_LIBRARY_PATH${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
+    LD_LIBRARY_PATH=$SIPHON_PREPEND_LD_LIBRARY_PATH${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
+    export LD_LIBRARY_PATH
 fi
 if [ -n "$SIPHON_APPEND_LD_LIBRARY_PATH" ]; then
-    export LD_LIBRARY_PATH="${LD_LIBRARY_PATH:+$LD_LIBRARY_PATH:}$SIPHON_APPEND_LD_LIBRARY_PATH"
+    LD_LIBRARY_PATH=${LD_LIBRARY_PATH:+$LD_LIBRARY_PATH:}$SIPHON_APPEND_LD_LIBRARY_PATH
+    export LD_LIBRARY_PATH
+fi
+# What a CDI specification's enable-cuda-compat asks for: the image's libraries for a newer driver than the host's.
+if [ -n "$SIPHON_CUDA_COMPAT" ]; then
+    for siphon_file in "$SIPHON_CUDA_COMPAT"/libcuda.so.*.*; do
+        siphon_version=${siphon_file##*/libcuda.so.}
+        if [ "${siphon_version%%.*}" -gt "$SIPHON_CUDA_DRIVER" ] 2>/dev/null; then
+            LD_LIBRARY_PATH=$SIPHON_CUDA_COMPAT${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
+            export LD_LIBRARY_PATH
+            break
+        fi
+    done
 fi
 siphon_app=$SIPHON_APP
 siphon_action=$SIPHON_ACTION
 siphon_shell=$SIPHON_SHELL
 siphon_quiet=$SIPHON_QUIET
 unset SIPHON_HOST_NAMES SIPHON_SET_NAMES SIPHON_EVALUATE SIPHON_PATH SIPHON_PREPEND_PATH SIPHON_APPEND_PATH \
-    SIPHON_PREPEND_LD_LIBRARY_PATH SIPHON_APPEND_LD_LIBRARY_PATH SIPHON_LIBRARIES SIPHON_APP SIPHON_ACTION SIPHON_SHELL SIPHON_QUIET
+    SIPHON_PREPEND_LD_LIBRARY_PATH SIPHON_APPEND_LD_LIBRARY_PATH SIPHON_LIBRARIES SIPHON_CUDA_COMPAT SIPHON_CUDA_DRIVER \
+    SIPHON_APP SIPHON_ACTION SIPHON_SHELL SIPHON_QUIET
 PS1='Apptainer> '
 PROMPT_COMMAND='PS1="Apptainer> "; unset PROMPT_COMMAND'
 export PS1 PROMPT_COMMAND

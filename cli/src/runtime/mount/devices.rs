@@ -1,7 +1,7 @@
 //! A small `/dev`: a few devices of the host, and terminals and shared memory of the container's own.
 
 use super::{bind, descriptor_path, filesystem, open_in_root};
-use crate::plan::Devices;
+use crate::plan::{Devices, SourceKind};
 use anyhow::Context;
 use nix::mount::MsFlags;
 use std::fs;
@@ -25,8 +25,9 @@ pub(super) fn place(root: &OwnedFd, target: &Path, wanted: &Devices) -> anyhow::
     let top = open_in_root(root, target)?;
     let top = descriptor_path(&top);
     for node in &wanted.nodes {
-        let inside = top.join(node.strip_prefix("/dev").unwrap_or(node));
-        device(node, &inside).with_context(|| format!("cannot bind {}", node.display()))?;
+        let name = node.target.strip_prefix("/dev").context("a device belongs below /dev")?;
+        device(&node.source, &top.join(name), node.kind)
+            .with_context(|| format!("cannot bind {}", node.source.display()))?;
     }
     for (name, leads_to) in LINKS {
         symlink(leads_to, top.join(name))?;
@@ -42,21 +43,23 @@ pub(super) fn place(root: &OwnedFd, target: &Path, wanted: &Devices) -> anyhow::
         symlink("pts/ptmx", top.join("ptmx"))?;
     }
     if let Some(terminal) = &wanted.console {
-        device(terminal, &top.join("console")).with_context(|| format!("cannot bind {}", terminal.display()))?;
+        device(terminal, &top.join("console"), SourceKind::File)
+            .with_context(|| format!("cannot bind {}", terminal.display()))?;
     }
     Ok(())
 }
 
 /// Binds a device, or a directory of devices, of the host.
-fn device(source: &Path, place: &Path) -> anyhow::Result<()> {
-    let is_directory = fs::metadata(source)?.is_dir();
-    if is_directory {
-        fs::create_dir_all(place)?;
-    } else {
-        fs::create_dir_all(place.parent().unwrap_or(place))?;
-        fs::write(place, [])?;
+fn device(source: &Path, place: &Path, kind: SourceKind) -> anyhow::Result<()> {
+    // A directory of devices that was bound before may hold it already.
+    if !place.exists() {
+        let directory = if kind == SourceKind::Directory { Some(place) } else { place.parent() };
+        fs::create_dir_all(directory.unwrap_or(place))?;
+        if kind == SourceKind::File {
+            fs::write(place, [])?;
+        }
     }
-    Ok(bind(source, place, is_directory)?)
+    Ok(bind(source, place, kind == SourceKind::Directory)?)
 }
 
 fn directory(kind: &str, place: &Path, options: &str, flags: MsFlags) -> anyhow::Result<()> {

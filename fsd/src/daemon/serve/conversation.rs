@@ -11,8 +11,8 @@ use crate::sys::descriptors;
 use crate::sys::processes::open_process;
 use crate::sys::seccomp::Listener;
 use parking_lot::Mutex;
-use siphon_image::open;
 use siphon_image::tree::{self, Tree};
+use siphon_image::{libraries, open};
 use siphon_overlay::view::View;
 use std::io::{self, PipeWriter, Write};
 use std::os::fd::OwnedFd;
@@ -101,6 +101,7 @@ impl Shared {
             }
             Request::Leave => self.leave(),
             Request::Pretend => Reply::Pretending,
+            Request::Libraries(wanted) => Reply::Libraries(libraries::present(self.view.as_ref(), &wanted)),
             Request::Status => Reply::Status(Box::new(self.status())),
         }
     }
