@@ -50,7 +50,11 @@ impl Parts {
             (self.helpfile, "helpfile", &facts.helpfile),
         ];
         let wanted = texts.into_iter().filter(|(wanted, ..)| *wanted);
-        wanted.filter_map(|(_, name, text)| Some((name, text.as_deref()?.trim_end())))
+        wanted.filter_map(|(_, name, text)| {
+            let text = text.as_deref()?;
+            // Singularity takes the definition file from the SIF as it is, and the others through a shell, which trims them.
+            Some((name, if name == "deffile" { text } else { text.trim_end() }))
+        })
     }
 }
 

@@ -20,7 +20,7 @@ mod settings;
 use args::{Cli, Verb};
 use clap::CommandFactory;
 use report::{EXIT_FATAL, EXIT_USAGE, Report};
-use settings::{Common, Environment, RunSettings};
+use settings::{Common, Environment, RunSettings, SettingsError};
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
@@ -37,7 +37,8 @@ fn main() -> ExitCode {
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             report.fatal(&error);
-            ExitCode::from(EXIT_FATAL)
+            let is_usage = error.downcast_ref().is_some_and(SettingsError::is_usage);
+            ExitCode::from(if is_usage { EXIT_USAGE } else { EXIT_FATAL })
         }
     }
 }

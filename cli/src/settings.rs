@@ -19,6 +19,8 @@ use std::time::Duration;
 const PREFIXES: [&str; 3] = ["SIPHON_", "APPTAINER_", "SINGULARITY_"];
 /// Prefixes of variables that are set inside the container, last one wins.
 const CONTAINER_PREFIXES: [&str; 3] = ["SINGULARITYENV_", "APPTAINERENV_", "SIPHONENV_"];
+/// What `--no-mount` can name besides paths, as apptainer's configuration has it.
+const MOUNT_NAMES: [&str; 9] = ["proc", "sys", "dev", "devpts", "home", "tmp", "hostfs", "cwd", "bind-paths"];
 /// How long a daemon without clients stays, for the next run to find it.
 const DEFAULT_IDLE: Duration = Duration::from_secs(60);
 /// Five eighths are for file content, in blocks of up to 1 MiB; without room for one, each is decoded for every read.
@@ -212,7 +214,7 @@ pub struct RunSettings {
     pub image: String,
     /// What runs.
     pub action: Action,
-    /// Binds of the user, environment first.
+    /// Binds of the user, the command line's first.
     pub binds: Vec<Bind>,
     /// Another home.
     pub home: Option<Home>,
@@ -261,6 +263,13 @@ pub enum SettingsError {
     ImageName,
 }
 
+impl SettingsError {
+    /// Whether the command line itself is wrong, and not what it asks for: apptainer's exit codes tell the two apart.
+    pub fn is_usage(&self) -> bool {
+        matches!(self, Self::Env(_))
+    }
+}
+
 impl RunSettings {
     /// Settings of `exec`.
     ///
@@ -302,14 +311,16 @@ impl RunSettings {
     ) -> Result<Self, SettingsError> {
         let mut warnings = Vec::new();
         let mut binds = Vec::new();
-        for spec in environment.text(&["BIND", "BINDPATH"]).iter().chain(&flags.bind) {
+        for spec in flags.bind.iter().chain(&environment.text(&["BIND", "BINDPATH"])) {
             binds.extend(Bind::parse_list(spec)?);
         }
+        let binds = binds::without_repeated_destinations(binds, &mut warnings);
         let home = flags.home.or_else(|| environment.text(&["HOME"]));
         let mut left_out: BTreeSet<String> = flags.no_mount.into_iter().collect();
         if let Some(list) = environment.text(&["NO_MOUNT"]) {
             left_out.extend(list.split(',').map(str::to_owned));
         }
+        warnings.extend(unknown_mounts(&left_out));
         if flags.no_home || environment.switch(&["NO_HOME"]) {
             left_out.insert("home".into());
         }
@@ -326,7 +337,7 @@ impl RunSettings {
                 &mut warnings,
             ),
             clean_env: flags.cleanenv || environment.switch(&["CLEANENV"]),
-            injected: injected(&flags.env, environment)?,
+            injected: injected(&flags.env, environment, &mut warnings)?,
             evaluate: !(flags.no_eval || environment.switch(&["NO_EVAL"])),
             nv: flags.nv || environment.switch(&["NV"]),
             quiet: false,
@@ -358,8 +369,18 @@ fn parse_home(spec: &str) -> Result<Home, SettingsError> {
     Ok(Home { source: PathBuf::from(source), destination })
 }
 
-/// `APPTAINERENV_X` and its kin, then `--env` over them.
-fn injected(flags: &[String], environment: &Environment) -> Result<BTreeMap<OsString, OsString>, SettingsError> {
+/// Warnings about what no default mount is called.
+fn unknown_mounts(left_out: &BTreeSet<String>) -> impl Iterator<Item = String> {
+    let unknown = left_out.iter().filter(|name| !name.starts_with('/') && !MOUNT_NAMES.contains(&name.as_str()));
+    unknown.map(|name| format!("Ignoring unknown mount type '{name}'"))
+}
+
+/// `APPTAINERENV_X` and its kin, then `--env` over them. The home is chosen by `--home` alone.
+fn injected(
+    flags: &[String],
+    environment: &Environment,
+    warnings: &mut Vec<String>,
+) -> Result<BTreeMap<OsString, OsString>, SettingsError> {
     let mut variables = BTreeMap::new();
     for prefix in CONTAINER_PREFIXES {
         for (name, value) in environment.variables() {
@@ -371,6 +392,9 @@ fn injected(flags: &[String], environment: &Environment) -> Result<BTreeMap<OsSt
     for pair in flags.iter().flat_map(|flag| split_pairs(flag)) {
         let (name, value) = pair.split_once('=').ok_or_else(|| SettingsError::Env(pair.clone()))?;
         variables.insert(name.into(), value.into());
+    }
+    if variables.remove(OsStr::new("HOME")).is_some() {
+        warnings.push("Overriding HOME environment variable with APPTAINERENV_HOME is not permitted".into());
     }
     Ok(variables)
 }
@@ -421,7 +445,26 @@ mod tests {
         let settings = exec(flags, &[("APPTAINER_BIND", "/a,/b")]).unwrap();
 
         let sources: Vec<_> = settings.binds.iter().map(|bind| bind.source.to_str().unwrap()).collect();
-        assert_eq!(sources, ["/a", "/b", "/c"]);
+        assert_eq!(sources, ["/c", "/a", "/b"]);
+    }
+
+    #[test]
+    fn the_home_is_not_set_as_a_variable() {
+        let flags = RunFlags { env: vec!["HOME=/elsewhere".into()], ..RunFlags::default() };
+
+        let settings = exec(flags, &[("APPTAINERENV_HOME", "/there")]).unwrap();
+
+        assert!(settings.injected.is_empty());
+        assert_eq!(settings.warnings.len(), 1);
+    }
+
+    #[test]
+    fn a_default_mount_that_does_not_exist_is_told_of() {
+        let flags = RunFlags { no_mount: vec!["tmp".into(), "/etc/hosts".into(), "tpm".into()], ..RunFlags::default() };
+
+        let settings = exec(flags, &[]).unwrap();
+
+        assert_eq!(settings.warnings, ["Ignoring unknown mount type 'tpm'"]);
     }
 
     #[test]
