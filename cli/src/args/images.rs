@@ -106,6 +106,9 @@ pub struct InspectArgs {
     /// Names of the SCIF apps
     #[arg(long)]
     pub list_apps: bool,
+    /// What this SCIF app says of itself, instead of the image
+    #[arg(long, value_name = "NAME")]
+    pub app: Option<String>,
     /// What the OCI image that this one was made from said: entry point, command, environment, labels
     #[arg(long)]
     pub oci_config: bool,
