@@ -1,7 +1,8 @@
 //! Cases and what came of them: the files of `tests/compat/groups`.
 
 use serde::{Deserialize, Serialize};
-use std::path::PathBuf;
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
 
 /// A file of cases.
 #[derive(Debug, Deserialize)]
@@ -102,6 +103,8 @@ impl Group {
     /// Reads the cases of the group `name`.
     pub(crate) fn read(name: &str) -> Self {
         let group: Self = parse(&file(name, ".toml"));
+        let names: BTreeSet<_> = group.cases.iter().map(|case| &case.name).collect();
+        assert_eq!(names.len(), group.cases.len(), "{name}: two cases have the same name");
         for case in &group.cases {
             let marked =
                 case.differs.is_some() == case.siphon.is_some() && !(case.differs.is_some() && case.pending.is_some());
@@ -130,7 +133,7 @@ impl Recording {
     }
 }
 
-fn parse<T: serde::de::DeserializeOwned>(path: &std::path::Path) -> T {
+fn parse<T: serde::de::DeserializeOwned>(path: &Path) -> T {
     let text = std::fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
     toml::from_str(&text).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
@@ -141,5 +144,5 @@ fn file(group: &str, ending: &str) -> PathBuf {
 
 /// Where cases and recordings lie.
 pub(crate) fn directory() -> PathBuf {
-    std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/compat/groups")
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/compat/groups")
 }
