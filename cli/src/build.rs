@@ -2,7 +2,7 @@
 //! the old image or the new one.
 
 use crate::host::{cache_dir, subordinate_ids};
-use crate::inspection::{Parts, as_json};
+use crate::inspection::everything;
 use crate::report::{Report, human_bytes};
 use crate::settings::Common;
 use anyhow::{Context, bail};
@@ -106,7 +106,7 @@ fn write_sif(
     if let Some(deffile) = &facts.deffile {
         sif.add_object(DataType::Deffile, "", deffile.as_bytes())?;
     }
-    let metadata = as_json(&facts, Parts::all(&facts));
+    let metadata = everything(tree.as_ref(), &facts);
     sif.add_object(DataType::GenericJson, INSPECT_METADATA, metadata.to_string().as_bytes())?;
     if let Some(config) = opened.image.oci_config() {
         sif.add_object(DataType::GenericJson, OCI_CONFIG, &config)?;

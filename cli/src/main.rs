@@ -22,7 +22,7 @@ use args::{Cli, Verb};
 use clap::CommandFactory;
 use commands::doctor::Unfit;
 use report::{EXIT_FATAL, EXIT_UNFIT, EXIT_USAGE, Report};
-use settings::{Common, Environment, RunSettings};
+use settings::{Common, Environment, RunSettings, SettingsError};
 use siphon_fsd::daemon::DaemonError;
 use std::process::ExitCode;
 
@@ -41,13 +41,7 @@ fn main() -> ExitCode {
         Err(error) if error.is::<Unfit>() => ExitCode::from(EXIT_UNFIT),
         Err(error) => match error.downcast_ref::<clap::Error>() {
             Some(error) => usage(error),
-            None => {
-                report.fatal(&error);
-                if error.chain().any(is_the_machines) {
-                    report.info("\"siphon doctor\" shows what this machine lacks, and what mends it");
-                }
-                ExitCode::from(EXIT_FATAL)
-            }
+            None => fatal(&error, report),
         },
     }
 }
@@ -80,6 +74,16 @@ fn run(verb: Verb, environment: Environment, report: Report) -> anyhow::Result<(
         Verb::Version => Ok(report.line(env!("CARGO_PKG_VERSION"))?),
         Verb::Daemon { state, .. } => commands::daemon::daemon(&state),
     }
+}
+
+/// What a failure ends with.
+fn fatal(error: &anyhow::Error, report: Report) -> ExitCode {
+    report.fatal(error);
+    if error.chain().any(is_the_machines) {
+        report.info("\"siphon doctor\" shows what this machine lacks, and what mends it");
+    }
+    let is_usage = error.downcast_ref().is_some_and(SettingsError::is_usage);
+    ExitCode::from(if is_usage { EXIT_USAGE } else { EXIT_FATAL })
 }
 
 /// Help and version are no errors; a command line that cannot be understood exits with 1, as singularity does.

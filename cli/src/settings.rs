@@ -269,7 +269,7 @@ pub struct RunSettings {
     pub action: Action,
     /// The SCIF app of the image that runs.
     pub app: Option<String>,
-    /// Binds of the user, environment first.
+    /// Binds of the user, the command line's first.
     pub binds: Vec<Bind>,
     /// Another home.
     pub home: Option<Home>,
@@ -339,6 +339,13 @@ pub enum SettingsError {
     /// The image's name is no text.
     #[error("the image argument is not valid UTF-8")]
     ImageName,
+}
+
+impl SettingsError {
+    /// Whether the command line itself is wrong, and not what it asks for: apptainer's exit codes tell the two apart.
+    pub fn is_usage(&self) -> bool {
+        matches!(self, Self::Env(_))
+    }
 }
 
 impl RunSettings {
@@ -413,12 +420,13 @@ impl RunSettings {
         let judged = other::judge(&flags.other, environment)?;
         let mut warnings = judged.warnings;
         let mut binds = Vec::new();
-        for spec in environment.text(&["BIND", "BINDPATH"]).iter().chain(&flags.bind) {
+        for spec in flags.bind.iter().chain(&environment.text(&["BIND", "BINDPATH"])) {
             binds.extend(Bind::parse_list(spec)?);
         }
-        for spec in environment.text(&["MOUNT"]).iter().chain(&flags.mount) {
+        for spec in flags.mount.iter().chain(&environment.text(&["MOUNT"])) {
             binds.extend(mount_spec::parse(spec)?);
         }
+        let binds = binds::without_repeated_destinations(binds, &mut warnings);
         let home = flags.home.clone().or_else(|| environment.text(&["HOME"]));
         let mut left_out: BTreeSet<String> = flags.no_mount.iter().cloned().collect();
         if let Some(list) = environment.text(&["NO_MOUNT"]) {
@@ -521,7 +529,26 @@ mod tests {
         let settings = exec(flags, &[("APPTAINER_BIND", "/a,/b")]).unwrap();
 
         let sources: Vec<_> = settings.binds.iter().map(|bind| bind.source.to_str().unwrap()).collect();
-        assert_eq!(sources, ["/a", "/b", "/c"]);
+        assert_eq!(sources, ["/c", "/a", "/b"]);
+    }
+
+    #[test]
+    fn the_home_is_not_set_as_a_variable() {
+        let flags = RunFlags { env: vec!["HOME=/elsewhere".into()], ..RunFlags::default() };
+
+        let settings = exec(flags, &[("APPTAINERENV_HOME", "/there")]).unwrap();
+
+        assert!(settings.variables.injected.is_empty());
+        assert_eq!(settings.warnings.len(), 1);
+    }
+
+    #[test]
+    fn a_default_mount_that_does_not_exist_is_told_of() {
+        let flags = RunFlags { no_mount: vec!["tmp".into(), "/etc/hosts".into(), "tpm".into()], ..RunFlags::default() };
+
+        let settings = exec(flags, &[]).unwrap();
+
+        assert_eq!(settings.warnings, ["Ignoring unknown mount type 'tpm'"]);
     }
 
     #[test]

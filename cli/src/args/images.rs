@@ -103,12 +103,12 @@ pub struct InspectArgs {
     /// The help text
     #[arg(short = 'H', long)]
     pub helpfile: bool,
-    /// What this app of the image (SCIF) says of itself, and not the image
-    #[arg(long, value_name = "NAME")]
-    pub app: Option<String>,
     /// Names of the SCIF apps
     #[arg(long)]
     pub list_apps: bool,
+    /// What this SCIF app says of itself, instead of the image
+    #[arg(long, value_name = "NAME")]
+    pub app: Option<String>,
     /// What the OCI image that this one was made from said: entry point, command, environment, labels
     #[arg(long)]
     pub oci_config: bool,

@@ -49,6 +49,10 @@ impl Variables {
             injected.insert(name.into(), value.into());
             by_flag.insert(name.into());
         }
+        // The home is chosen by --home alone.
+        if injected.remove(OsStr::new("HOME")).is_some() {
+            warnings.push("Overriding HOME environment variable with APPTAINERENV_HOME is not permitted".into());
+        }
         let listed = |flag: &[String], key| match flag.is_empty() {
             true => environment.text(&[key]).iter().flat_map(|list| list.split(',')).map(str::to_owned).collect(),
             false => flag.to_vec(),

@@ -17,6 +17,8 @@ const MAX_ENV_SCRIPTS: usize = 256;
 const MAX_APPS: usize = 4096;
 /// Where the environment scripts lie.
 const ENV_DIRECTORY: &str = "/.singularity.d/env";
+/// Where SCIF apps lie.
+const APPS_DIRECTORY: &str = "/scif/apps";
 
 /// What an image says of itself. Text that is not UTF-8 has replacement characters in it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -79,16 +81,21 @@ pub fn facts(tree: &dyn Tree) -> Result<Facts, tree::Error> {
     })
 }
 
-/// Reads what `tree` says of one SCIF app: its scripts, help, labels and environment, as far as it has them.
-pub fn app_facts(tree: &dyn Tree, app: &str) -> Facts {
-    let meta = |name: &str| text(tree, &format!("/scif/apps/{app}/scif/{name}"));
+/// What the SCIF app `name` says of itself, in the files under `/scif/apps/NAME/scif`. Of an app that is not there, and
+/// of what an app does not have, nothing.
+pub fn app_facts(tree: &dyn Tree, name: &str) -> Facts {
+    let meta = |file: &str| text(tree, &format!("{APPS_DIRECTORY}/{name}/scif/{file}"));
+    let environment = meta("env/90-environment.sh");
     Facts {
-        env_scripts: scripts_in(tree, &format!("/scif/apps/{app}/scif/env")).unwrap_or_default(),
+        env_scripts: environment
+            .iter()
+            .map(|text| Script { name: "90-environment.sh".into(), text: text.clone() })
+            .collect(),
         runscript: meta("runscript"),
-        startscript: meta("startscript"),
         test: meta("test"),
         helpfile: meta("runscript.help"),
         labels: meta("labels.json").map(|json| labels(&json)).unwrap_or_default(),
+        environment,
         ..Facts::default()
     }
 }
@@ -115,18 +122,13 @@ fn names(tree: &dyn Tree, path: &str) -> Option<Vec<String>> {
 }
 
 fn env_scripts(tree: &dyn Tree) -> Vec<Script> {
-    scripts_in(tree, ENV_DIRECTORY).unwrap_or_else(|| script(tree, "environment", "/environment").into_iter().collect())
-}
-
-/// The scripts in a directory, as the shell's `*.sh` has them: it leaves hidden files out. `None` if it is not there.
-fn scripts_in(tree: &dyn Tree, directory: &str) -> Option<Vec<Script>> {
-    let names = names(tree, directory)?;
+    let read = |name: &str, path: &str| text(tree, path).map(|text| Script { name: name.to_owned(), text });
+    let Some(names) = names(tree, ENV_DIRECTORY) else {
+        return read("environment", "/environment").into_iter().collect();
+    };
+    // What the shell's `*.sh` stands for: it leaves hidden files out.
     let scripts = names.iter().filter(|name| name.ends_with(".sh") && !name.starts_with('.'));
-    Some(scripts.take(MAX_ENV_SCRIPTS).filter_map(|name| script(tree, name, &format!("{directory}/{name}"))).collect())
-}
-
-fn script(tree: &dyn Tree, name: &str, path: &str) -> Option<Script> {
-    Some(Script { name: name.to_owned(), text: text(tree, path)? })
+    scripts.take(MAX_ENV_SCRIPTS).filter_map(|name| read(name, &format!("{ENV_DIRECTORY}/{name}"))).collect()
 }
 
 /// The labels in a JSON object. Values that are no strings become their JSON text.
@@ -140,6 +142,6 @@ fn labels(json: &str) -> BTreeMap<String, String> {
 }
 
 fn apps(tree: &dyn Tree) -> Vec<String> {
-    let is_app = |name: &String| kind_of(tree, &format!("/scif/apps/{name}")) == Some(Kind::Directory);
-    names(tree, "/scif/apps").unwrap_or_default().into_iter().take(MAX_APPS).filter(is_app).collect()
+    let is_app = |name: &String| kind_of(tree, &format!("{APPS_DIRECTORY}/{name}")) == Some(Kind::Directory);
+    names(tree, APPS_DIRECTORY).unwrap_or_default().into_iter().take(MAX_APPS).filter(is_app).collect()
 }
