@@ -1,7 +1,7 @@
 //! How much of the host's files a run sees.
 
-use super::{Environment, RunFlags, SettingsError};
-use crate::args::ContainFlags;
+use super::{Environment, SettingsError};
+use crate::args::{ContainFlags, RunFlags};
 use std::net::IpAddr;
 use std::path::PathBuf;
 
@@ -79,8 +79,7 @@ mod tests {
     fn resolve(contain: ContainFlags, pairs: &[(&str, &str)]) -> Result<RunSettings, SettingsError> {
         let flags = RunFlags { contain, ..RunFlags::default() };
         let words = vec!["image.sif".into(), "true".into()];
-        let variables = pairs.iter().map(|(name, value)| ((*name).into(), (*value).into()));
-        RunSettings::exec(ExecArgs { flags, image_and_command: words }, &Environment::new(variables))
+        RunSettings::exec(ExecArgs { flags, image_and_command: words }, &Environment::made_up(pairs))
     }
 
     #[test]

@@ -79,7 +79,7 @@ mod tests {
     use super::*;
 
     fn resolve(flags: GpuFlags, pairs: &[(&str, &str)]) -> (GpuSettings, Vec<String>) {
-        let environment = Environment::new(pairs.iter().map(|(name, value)| (name.into(), value.into())));
+        let environment = Environment::made_up(pairs);
         let mut warnings = Vec::new();
         (GpuSettings::resolve(flags, &environment, &mut warnings), warnings)
     }

@@ -86,8 +86,7 @@ mod tests {
     use super::*;
 
     fn resolve(flags: NamespaceFlags, pairs: &[(&str, &str)]) -> Result<Namespaces, SettingsError> {
-        let variables = pairs.iter().map(|(name, value)| ((*name).into(), (*value).into()));
-        Namespaces::resolve(flags, &Environment::new(variables))
+        Namespaces::resolve(flags, &Environment::made_up(pairs))
     }
 
     #[test]

@@ -80,8 +80,7 @@ mod tests {
     use super::*;
 
     fn judged(flags: &OtherFlags, pairs: &[(&str, &str)]) -> Result<Judged, SettingsError> {
-        let variables = pairs.iter().map(|(name, value)| ((*name).into(), (*value).into()));
-        judge(flags, &Environment::new(variables))
+        judge(flags, &Environment::made_up(pairs))
     }
 
     #[test]

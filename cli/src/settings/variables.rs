@@ -109,9 +109,8 @@ mod tests {
     use super::*;
 
     fn resolve(flags: &RunFlags, pairs: &[(&str, &str)]) -> (Variables, Vec<String>) {
-        let variables = pairs.iter().map(|(name, value)| ((*name).into(), (*value).into()));
         let mut warnings = Vec::new();
-        let resolved = Variables::resolve(flags, &Environment::new(variables), &mut warnings).unwrap();
+        let resolved = Variables::resolve(flags, &Environment::made_up(pairs), &mut warnings).unwrap();
         (resolved, warnings)
     }
 
