@@ -1,7 +1,7 @@
 //! Users and groups that exist only by name: what the kernel would say of them to a program that cannot have any.
 //!
 //! In a container where root is the only id, no program can become another user. Package managers and services do, and
-//! check that they did. The calls by which they do and check are answered here: each process has an [`Identity`], which
+//! check that they did. The calls by which they do and check are answered here: each process has an identity, which
 //! its children take over, and which follows the kernel's rules, so that privileges that were dropped stay dropped. It
 //! is nothing but what these calls say: files belong to root, and root's permissions are what counts.
 //!

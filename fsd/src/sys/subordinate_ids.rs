@@ -27,15 +27,21 @@ pub struct SubordinateIds {
 }
 
 impl SubordinateIds {
-    /// What this host gives to the user `name` with the id `uid`. Where the two files have nothing, `getsubids` is
-    /// asked, which knows of directories such as LDAP. Without ids of both kinds there are none: one alone is no use.
+    /// What of this host's ids the user `name` with the id `uid` can map. Without ids of both kinds there are none: one
+    /// alone is no use.
     pub fn of_user(uid: u32, name: &str) -> Self {
+        let given = Self::given(uid, name);
+        if given.users.is_empty() || given.groups.is_empty() { Self::default() } else { given }
+    }
+
+    /// What this host gives to the user. Where the two files have nothing, `getsubids` is asked, which knows of
+    /// directories such as LDAP.
+    pub fn given(uid: u32, name: &str) -> Self {
         let find = |path: &str, options: &[&str]| {
             let listed = ranges(&fs::read_to_string(path).unwrap_or_default(), uid, name);
             if listed.is_empty() { directory(options, name) } else { listed }
         };
-        let (users, groups) = (find("/etc/subuid", &[]), find("/etc/subgid", &["-g"]));
-        if users.is_empty() || groups.is_empty() { Self::default() } else { Self { users, groups } }
+        Self { users: find("/etc/subuid", &[]), groups: find("/etc/subgid", &["-g"]) }
     }
 
     /// Whether there are none.
