@@ -160,6 +160,22 @@ fn a_package_with_a_user_of_its_own_is_installed() {
     }
 }
 
+#[test]
+fn root_inside_can_be_contained_with_processes_of_its_own() {
+    as_user_and_as_root(|environment| {
+        let line = "id -u; pwd; tr '\\0' ' ' < /proc/1/comm; chown 42:42 /tmp && echo given; echo x > /dev/null; ls /dev/shm; \
+            hostname";
+
+        for ids in [WITH_OTHERS, ALONE] {
+            let output = exec(environment, &[ids, &["--compat", "--hostname", "inside"]].concat(), line);
+            let with_init = exec(environment, &[ids, &["--containall"]].concat(), line);
+
+            assert_eq!((output.code, output.stdout.as_str()), (0, "0\n/root\nsh\ngiven\ninside\n"), "{output}");
+            assert!(with_init.stdout.starts_with("0\n/root\nsiphon-init\ngiven\n"), "{with_init}");
+        }
+    });
+}
+
 /// `tiny.deb`, which gives a file of its own to a user of its own, and makes another as that user.
 fn package(environment: &TestEnvironment) {
     let script = "set -e; mkdir -p tiny/DEBIAN tiny/usr/share/tiny; echo content > tiny/usr/share/tiny/file; \
