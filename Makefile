@@ -1,6 +1,6 @@
 # What the README and CI call. On a fresh Debian or Ubuntu with Rust, `make demo` and `make test` install what they need.
 
-.PHONY: demo test bench bench-whole bench-micro lint setup
+.PHONY: demo test compat bench bench-whole bench-micro lint setup
 
 demo:
 	bash demo/demo.sh
@@ -8,6 +8,12 @@ demo:
 test: setup
 	cargo build
 	cargo test --workspace
+
+# Asks apptainer anew what the cases of tests/compat come to, then siphon. APPTAINER is the command that runs it as an
+# unprivileged user, such as "apptainer", or "enter apptainer" where `enter` runs a command in the root that has it.
+compat: setup
+	SIPHON_COMPAT_APPTAINER="$(or $(APPTAINER),apptainer)" cargo test -p siphon --test compat
+	cargo test -p siphon --test compat
 
 # Whole programs, then single operations of the reader. WORK="tar find" selects among the former; for IMAGE, TREE, RUNS
 # and others see docs/PERFORMANCE.md.

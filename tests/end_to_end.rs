@@ -8,18 +8,44 @@
 mod support;
 
 mod end_to_end {
+    /// Parts of an image that run by a name of their own.
+    mod apps;
     /// Sandboxes and what is built from them.
     mod build;
+    /// What is kept of remote images.
+    mod cache;
+    /// Directories and devices in place of the host's.
+    mod contain;
     /// One daemon per image: joined, replaced, gone.
     mod daemon;
+    /// What the machine has and lacks.
+    mod doctor;
     /// What goes wrong, and what is said about it.
     mod errors;
     /// Running programs: environment, mounts, signals, terminals.
     mod exec;
+    /// Being root inside.
+    mod fakeroot;
+    /// Drivers of GPUs, and devices by CDI.
+    mod gpu;
     /// Looking into an image without mounting it.
     mod inspect;
+    /// Containers in the background.
+    mod instance;
+    /// What a container does not share with the host.
+    mod isolation;
+    /// Processes killed at any moment.
+    mod kill;
+    /// Manual pages and completions.
+    mod manual;
     /// Mounts in the host's tree.
     mod mount;
+    /// Containers within containers.
+    mod nested;
     /// Images behind a web server.
     mod remote;
+    /// What a program finds when it starts: descriptors and mounts.
+    mod surroundings;
+    /// Variables, and options that have no effect.
+    mod variables;
 }

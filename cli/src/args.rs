@@ -1,10 +1,20 @@
 //! What is typed: clap types whose doc comments are the help.
 
+mod cache;
+#[cfg(test)]
+mod compatibility;
+mod doctor;
+mod gpu;
 mod images;
+mod instance;
 mod run;
 
-pub use images::{BuildArgs, CatArgs, CommitArgs, InspectArgs, LsArgs, MountArgs, StatusArgs, UmountArgs};
-pub use run::{ExecArgs, RunArgs, RunFlags, ShellArgs};
+pub use cache::{CacheCleanArgs, CacheKind, CacheListArgs, CacheVerb};
+pub use doctor::DoctorArgs;
+pub use gpu::GpuFlags;
+pub use images::{BuildArgs, CatArgs, CommitArgs, InspectArgs, LsArgs, MountArgs, RunHelpArgs, StatusArgs, UmountArgs};
+pub use instance::{InstanceListArgs, InstanceStartArgs, InstanceStatsArgs, InstanceStopArgs, InstanceVerb};
+pub use run::{ContainFlags, ExecArgs, NamespaceFlags, OtherFlags, RunArgs, RunFlags, ShellArgs, TestArgs};
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use std::ffi::OsString;
@@ -19,6 +29,7 @@ const VERSION: &str = concat!("version ", env!("CARGO_PKG_VERSION"));
 /// same commands and options as singularity and apptainer.
 #[derive(Debug, Parser)]
 #[command(name = "siphon", version = VERSION, disable_version_flag = true, subcommand_required = true, arg_required_else_help = true)]
+#[command(args_override_self = true)]
 pub struct Cli {
     /// Options before the command
     #[command(flatten)]
@@ -51,6 +62,10 @@ impl Verb {
             Self::Exec(args) => args.image_and_command.first(),
             Self::Shell(args) => args.image_and_args.first(),
             Self::Run(args) => args.image_and_args.first(),
+            Self::Test(args) => args.image_and_args.first(),
+            Self::Instance { verb: InstanceVerb::Start(args) | InstanceVerb::Run(args) } => {
+                args.image_name_and_args.first()
+            }
             _ => None,
         }
     }
@@ -61,7 +76,9 @@ impl Verb {
             Self::Exec(args) => Some(&args.flags.daemon),
             Self::Shell(args) => Some(&args.flags.daemon),
             Self::Run(args) => Some(&args.flags.daemon),
+            Self::Test(args) => Some(&args.flags.daemon),
             Self::Mount(args) => Some(&args.daemon),
+            Self::Instance { verb: InstanceVerb::Start(args) | InstanceVerb::Run(args) } => Some(&args.flags.daemon),
             _ => None,
         }
     }
@@ -110,6 +127,10 @@ pub enum Verb {
     Shell(ShellArgs),
     /// Run the image's runscript
     Run(RunArgs),
+    /// Run the image's test script
+    Test(TestArgs),
+    /// Print the image's help text
+    RunHelp(RunHelpArgs),
     /// Make a sandbox from an image, or an image from a sandbox
     Build(BuildArgs),
     /// Turn a sandbox (image plus changes) into a new read-only image
@@ -126,10 +147,29 @@ pub enum Verb {
     Inspect(InspectArgs),
     /// Show the daemons, their mounts and how much was read and fetched
     Status(StatusArgs),
+    /// Run containers in the background
+    Instance {
+        /// What to do
+        #[command(subcommand)]
+        verb: InstanceVerb,
+    },
+    /// Show and clean what was kept of remote images
+    Cache {
+        /// What to do
+        #[command(subcommand)]
+        verb: CacheVerb,
+    },
+    /// Check what this machine has of that which siphon needs
+    Doctor(DoctorArgs),
     /// Print completions for a shell
     Completion {
         /// The shell to print them for
         shell: clap_complete::Shell,
+    },
+    /// Print the manual page, or write one for each command
+    Man {
+        /// Where to write them, as NAME.1
+        directory: Option<PathBuf>,
     },
     /// Print the version
     Version,
@@ -160,7 +200,21 @@ mod tests {
         let Verb::Exec(args) = Cli::try_parse_from(words).unwrap().verb else { panic!("exec is exec") };
 
         assert_eq!(args.image_and_command, ["a.sif", "ls", "--help", "-B", "x"]);
-        assert!(args.flags.cleanenv && args.flags.nv && args.flags.bind.is_empty());
+        assert!(args.flags.cleanenv && args.flags.gpu.nv && args.flags.bind.is_empty());
+    }
+
+    #[test]
+    fn an_option_may_be_given_twice_and_a_list_grows() {
+        let words =
+            ["siphon", "exec", "--nv", "--nv", "--pwd", "/a", "--pwd", "/b", "-B", "x", "-B", "y", "a.sif", "ls"];
+
+        let Verb::Exec(args) = Cli::try_parse_from(words).unwrap().verb else { panic!("exec is exec") };
+
+        assert!(args.flags.gpu.nv);
+        assert_eq!(
+            (args.flags.cwd.as_deref(), args.flags.bind.as_slice()),
+            (Some("/b"), &["x".into(), "y".into()][..])
+        );
     }
 
     #[test]

@@ -1,8 +1,8 @@
 //! Packs a tree into an image: under a temporary name beside the target, synced, then renamed, so that a crash leaves
 //! the old image or the new one.
 
-use crate::host::cache_dir;
-use crate::inspection::{Parts, as_json};
+use crate::host::{cache_dir, subordinate_ids};
+use crate::inspection::everything;
 use crate::report::{Report, human_bytes};
 use crate::settings::Common;
 use anyhow::{Context, bail};
@@ -37,29 +37,40 @@ pub fn image(source: &str, target: &Path, force: bool, common: &Common, report: 
     if target.is_dir() {
         bail!("{} is a directory; name the image file to make", target.display());
     }
-    read_what_is_ours();
+    let owners = own_what_is_ours();
     let context = || format!("could not open image {source}");
     let locator = Locator::parse(source).with_context(context)?;
     let opened = locator::open(&locator, &cache_dir(common), common.cache_bytes).with_context(context)?;
     report.info("Creating SIF file...");
-    let bytes = write(&opened, target, report).with_context(|| format!("cannot make {}", target.display()))?;
+    let bytes = write(&opened, target, owners, report).with_context(|| format!("cannot make {}", target.display()))?;
     report.info(format_args!("Build complete: {} ({})", target.display(), human_bytes(bytes)));
     Ok(())
 }
 
-/// A container may have taken its user's permission to read from files of the layer (`chmod 000`). In a user namespace
-/// their owner reads them all the same. Where the host allows none, such a file is an error that names it.
-fn read_what_is_ours() {
+/// Becomes root of a user namespace, and returns who owns the files of the image.
+///
+/// The files of a layer have the owners that a container gave them, as ids of this host: in the namespace that the
+/// container had they are again what the container meant, and the caller's own are root's, as apptainer makes it. A
+/// container may also have taken its user's permission to read from files (`chmod 000`): there their owner reads them
+/// all the same. Where the host allows no namespace, such a file is an error that names it.
+pub fn own_what_is_ours() -> Owners {
     let (uid, gid) = (nix::unistd::geteuid(), nix::unistd::getegid());
     if uid.is_root() {
-        return;
+        return Owners::Keep;
     }
-    if let Err(error) = namespaces::enter_own_user_namespace(uid.as_raw(), gid.as_raw()) {
-        tracing::debug!("packing without a user namespace: {error}");
+    match namespaces::enter_user_namespace_as_root(uid.as_raw(), gid.as_raw(), &subordinate_ids()) {
+        Ok(mapped) => {
+            tracing::debug!("packing as root of a user namespace: {mapped:?}");
+            Owners::Keep
+        }
+        Err(error) => {
+            tracing::debug!("packing without a user namespace: {error}");
+            Owners::MapToRoot { uid: uid.as_raw(), gid: gid.as_raw() }
+        }
     }
 }
 
-fn write(opened: &Opened, target: &Path, report: Report) -> anyhow::Result<u64> {
+fn write(opened: &Opened, target: &Path, owners: Owners, report: Report) -> anyhow::Result<u64> {
     let directory = target.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let temporary = tempfile::Builder::new()
         .prefix(".siphon-")
@@ -69,7 +80,7 @@ fn write(opened: &Opened, target: &Path, report: Report) -> anyhow::Result<u64> 
     for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM, signal_hook::consts::SIGHUP] {
         signal_hook::flag::register(signal, interrupted.clone())?;
     }
-    let bytes = write_sif(opened, temporary.as_file(), &interrupted, report)?;
+    let bytes = write_sif(opened, temporary.as_file(), owners, &interrupted, report)?;
     // As apptainer's images are: a SIF with its launch line is a program.
     temporary.as_file().set_permissions(Permissions::from_mode(0o777 & !umask()))?;
     temporary.as_file().sync_all()?;
@@ -78,7 +89,13 @@ fn write(opened: &Opened, target: &Path, report: Report) -> anyhow::Result<u64> 
     Ok(bytes)
 }
 
-fn write_sif(opened: &Opened, file: &File, interrupted: &AtomicBool, report: Report) -> anyhow::Result<u64> {
+fn write_sif(
+    opened: &Opened,
+    file: &File,
+    owners: Owners,
+    interrupted: &AtomicBool,
+    report: Report,
+) -> anyhow::Result<u64> {
     let tree = opened.tree()?;
     let facts = facts(tree.as_ref())?;
     let seconds = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
@@ -89,12 +106,12 @@ fn write_sif(opened: &Opened, file: &File, interrupted: &AtomicBool, report: Rep
     if let Some(deffile) = &facts.deffile {
         sif.add_object(DataType::Deffile, "", deffile.as_bytes())?;
     }
-    let metadata = as_json(&facts, Parts::all(&facts));
+    let metadata = everything(tree.as_ref(), &facts);
     sif.add_object(DataType::GenericJson, INSPECT_METADATA, metadata.to_string().as_bytes())?;
     if let Some(config) = opened.image.oci_config() {
         sif.add_object(DataType::GenericJson, OCI_CONFIG, &config)?;
     }
-    let options = Options { mkfs_time: u32::try_from(seconds)?, owners: owners(), ..Options::default() };
+    let options = Options { mkfs_time: u32::try_from(seconds)?, owners, ..Options::default() };
     let summary = pack(tree.as_ref(), file, sif.partition_start(), &options, interrupted, report)?;
     Ok(sif.finish(summary.image_bytes)?)
 }
@@ -120,12 +137,6 @@ fn pack(
         let summary = packing.join().map_err(|_| anyhow::anyhow!("the thread that packs the image panicked"))?;
         summary.map_err(anyhow::Error::from)
     })
-}
-
-/// Without root the files of a layer are the user's; in an image they are root's, as apptainer makes it.
-fn owners() -> Owners {
-    let (uid, gid) = (nix::unistd::geteuid(), nix::unistd::getegid());
-    if uid.is_root() { Owners::Keep } else { Owners::MapToRoot { uid: uid.as_raw(), gid: gid.as_raw() } }
 }
 
 fn umask() -> u32 {

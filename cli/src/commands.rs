@@ -1,14 +1,19 @@
 //! The verbs, one file each.
 
 pub mod build;
+pub mod cache;
 pub mod cat;
 pub mod commit;
 pub mod completion;
 pub mod daemon;
+pub mod doctor;
 pub mod inspect;
+pub mod instance;
 pub mod ls;
+pub mod man;
 pub mod mount;
 pub mod run;
+pub mod run_help;
 pub mod status;
 pub mod umount;
 

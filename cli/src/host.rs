@@ -1,27 +1,29 @@
 //! Facts of the host that a plan needs, gathered before it is made.
 
-use crate::plan::environment::DEFAULT_PATH;
-use crate::plan::gpu::{NVIDIA_BINARIES, NVIDIA_FILES};
-use crate::plan::{HostFacts, Nvidia, SourceKind};
+pub mod gpu;
+
+use crate::plan::contain::DEVICES;
+use crate::plan::{HostFacts, SourceKind};
 use crate::settings::{Common, Environment, RunSettings};
+use anyhow::{Context, bail};
 use nix::unistd::{Gid, Group, Uid, User, getegid, geteuid};
+use siphon_fsd::sys::namespaces::outer_uid;
+use siphon_fsd::sys::subordinate_ids::SubordinateIds;
 use std::collections::BTreeMap;
-use std::ffi::{OsStr, OsString};
-use std::os::unix::ffi::OsStringExt;
+use std::io::Read;
 use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
-use std::process::{Command, Stdio};
+use std::path::{Path, PathBuf};
 
 /// Paths that default mounts may come from.
 const DEFAULT_SOURCES: [&str; 4] = ["/etc/localtime", "/etc/hosts", "/tmp", "/var/tmp"];
-/// Where ldconfig lies, whatever the PATH; Ubuntu's /sbin/ldconfig is a wrapper around ldconfig.real.
-const LDCONFIG: [&str; 4] =
-    ["/sbin/ldconfig.real", "/sbin/ldconfig", "/usr/sbin/ldconfig", "/run/current-system/sw/bin/ldconfig"];
+
+/// A variable is at most 128 KiB long (MAX_ARG_STRLEN of the kernel), and the file becomes one.
+const MAX_ENV_FILE_BYTES: u64 = 64 << 10;
 
 /// Looks at what `settings` make relevant.
 ///
 /// # Errors
-/// If the user database cannot be read.
+/// If the user database cannot be read, or no CDI specification describes a device that is asked for.
 pub fn gather(settings: &RunSettings, environment: Environment) -> anyhow::Result<HostFacts> {
     let (uid, gid) = (geteuid(), getegid());
     let user = User::from_uid(uid)?;
@@ -29,6 +31,8 @@ pub fn gather(settings: &RunSettings, environment: Environment) -> anyhow::Resul
     let mut host = HostFacts {
         uid: uid.as_raw(),
         gid: gid.as_raw(),
+        // The image's daemon knows.
+        other_ids: false,
         groups: groups(gid)?,
         user_name: user.as_ref().map_or_else(|| uid.to_string(), |user| user.name.clone()),
         gecos: user.as_ref().map(|user| user.gecos.to_string_lossy().into_owned()).unwrap_or_default(),
@@ -36,28 +40,49 @@ pub fn gather(settings: &RunSettings, environment: Environment) -> anyhow::Resul
         // A directory that was removed meanwhile has no name to be found by inside.
         cwd: std::env::current_dir().unwrap_or_else(|_| home.clone()),
         home,
+        terminal: nix::unistd::ttyname(std::io::stdin()).ok(),
+        gpu: gpu::gather(&settings.gpu, &environment)?,
         environment,
+        env_files: Vec::new(),
         resolv_conf: std::fs::read("/etc/resolv.conf").ok(),
-        nvidia: None,
         kinds: BTreeMap::new(),
     };
+    host.env_files = settings.variables.files.iter().map(|path| env_file(path)).collect::<Result<_, _>>()?;
     host.kinds = source_kinds(settings, &host);
-    if settings.nv {
-        host.nvidia = Some(nvidia(&host.environment));
-    }
     Ok(host)
 }
 
+/// A file of variables, which the container's shell is handed whole.
+fn env_file(path: &Path) -> anyhow::Result<String> {
+    let failed = || format!("while setting environment: could not read environment file {:?}", path.display());
+    let file = std::fs::File::open(path).with_context(failed)?;
+    let mut text = String::new();
+    file.take(MAX_ENV_FILE_BYTES + 1).read_to_string(&mut text).with_context(failed)?;
+    if text.len() as u64 > MAX_ENV_FILE_BYTES {
+        bail!("environment file {} is larger than {MAX_ENV_FILE_BYTES} bytes", path.display());
+    }
+    Ok(text)
+}
+
 fn source_kinds(settings: &RunSettings, host: &HostFacts) -> BTreeMap<PathBuf, SourceKind> {
-    let mut sources: Vec<PathBuf> = DEFAULT_SOURCES.map(PathBuf::from).to_vec();
+    let mut sources: Vec<PathBuf> = DEFAULT_SOURCES.iter().chain(&DEVICES).map(PathBuf::from).collect();
     sources.push(host.home.clone());
     sources.extend(settings.home.iter().map(|home| host.absolute(&home.source)));
+    sources.extend(settings.contain.workdir.iter().map(|directory| host.absolute(directory)));
     sources.extend(settings.binds.iter().map(|bind| host.absolute(&bind.source)));
     let existing = sources.into_iter().filter_map(|path| {
         let directory = std::fs::metadata(&path).ok()?.is_dir();
         Some((path, if directory { SourceKind::Directory } else { SourceKind::File }))
     });
     existing.collect()
+}
+
+/// Ids that the caller may give to users inside.
+pub fn subordinate_ids() -> SubordinateIds {
+    let uid = geteuid();
+    // A user that has no name may have ids by its number.
+    let name = User::from_uid(uid).ok().flatten().map_or_else(|| uid.to_string(), |user| user.name);
+    SubordinateIds::of_user(uid.as_raw(), &name)
 }
 
 fn groups(gid: Gid) -> anyhow::Result<Vec<(u32, String)>> {
@@ -70,28 +95,43 @@ fn groups(gid: Gid) -> anyhow::Result<Vec<(u32, String)>> {
     Ok(named.collect())
 }
 
-fn nvidia(environment: &Environment) -> Nvidia {
-    let ldconfig = LDCONFIG.iter().find_map(|program| {
-        let output = Command::new(program).arg("-p").stdin(Stdio::null()).stderr(Stdio::null()).output().ok()?;
-        output.status.success().then(|| OsString::from_vec(output.stdout).to_string_lossy().into_owned())
-    });
-    let path = environment.get("PATH").unwrap_or(OsStr::new(DEFAULT_PATH));
-    let binary = |name: &str| std::env::split_paths(path).map(|dir| dir.join(name)).find(|file| file.is_file());
-    Nvidia {
-        ldconfig: ldconfig.unwrap_or_default(),
-        binaries: NVIDIA_BINARIES.iter().filter_map(|name| binary(name)).collect(),
-        files: NVIDIA_FILES.iter().map(PathBuf::from).filter(|path| path.exists()).collect(),
-    }
-}
-
 /// Where this user's daemons keep their sockets: as set, else `$XDG_RUNTIME_DIR/siphon` if that is ours, else
-/// `/tmp/siphon-UID`.
+/// `/tmp/siphon-UID`, by the id that the user has outside of its user namespace: there the directory may be another's.
 pub fn runtime_dir(common: &Common) -> PathBuf {
     let uid = geteuid().as_raw();
     let ours = |dir: &&PathBuf| std::fs::metadata(dir).is_ok_and(|metadata| metadata.is_dir() && metadata.uid() == uid);
     let set = common.runtime_dir.clone();
     let xdg = || common.xdg_runtime_dir.as_ref().filter(ours).map(|dir| dir.join("siphon"));
-    set.or_else(xdg).unwrap_or_else(|| PathBuf::from(format!("/tmp/siphon-{uid}")))
+    set.or_else(xdg).unwrap_or_else(|| PathBuf::from(format!("/tmp/siphon-{}", outer_uid(uid).unwrap_or(uid))))
+}
+
+/// Where this user's instances on this host are written down: as set, else `~/.local/state/siphon`, else beside the
+/// sockets. The sockets' own directory may go when the user logs out, which instances outlive.
+pub fn instances_dir(common: &Common) -> PathBuf {
+    let home = || Some(state_below(&User::from_uid(Uid::effective()).ok()??.dir));
+    let state = common.state_dir.clone().or_else(home).unwrap_or_else(|| runtime_dir(common));
+    of_this_host(&state)
+}
+
+/// Where the instances of another user are written down, unless that user has set another place.
+///
+/// # Errors
+/// If there is no such user.
+pub fn instances_dir_of(user: &str) -> anyhow::Result<PathBuf> {
+    let user = User::from_name(user)?.with_context(|| format!("there is no user {user}"))?;
+    Ok(of_this_host(&state_below(&user.dir)))
+}
+
+fn state_below(home: &Path) -> PathBuf {
+    home.join(".local/state/siphon")
+}
+
+/// Homes are shared by the hosts of a cluster.
+fn of_this_host(state: &Path) -> PathBuf {
+    let host = nix::unistd::gethostname().unwrap_or_default();
+    // A name without an end of its own never leads out of the directory.
+    let name = host.to_string_lossy().replace('/', "_");
+    state.join("instances").join(if name.trim_matches('.').is_empty() { "localhost".into() } else { name })
 }
 
 /// Where remote bytes are kept: as set, else `~/.cache/siphon`, else beside the sockets.

@@ -12,6 +12,7 @@ mod build;
 mod commands;
 mod host;
 mod inspection;
+mod instance;
 mod plan;
 mod report;
 mod runtime;
@@ -19,8 +20,10 @@ mod settings;
 
 use args::{Cli, Verb};
 use clap::CommandFactory;
-use report::{EXIT_FATAL, EXIT_USAGE, Report};
-use settings::{Common, Environment, RunSettings};
+use commands::doctor::Unfit;
+use report::{EXIT_FATAL, EXIT_UNFIT, EXIT_USAGE, Report};
+use settings::{Common, Environment, RunSettings, SettingsError};
+use siphon_fsd::daemon::DaemonError;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
@@ -35,10 +38,11 @@ fn main() -> ExitCode {
     match run(cli.verb, environment, report) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
-        Err(error) => {
-            report.fatal(&error);
-            ExitCode::from(EXIT_FATAL)
-        }
+        Err(error) if error.is::<Unfit>() => ExitCode::from(EXIT_UNFIT),
+        Err(error) => match error.downcast_ref::<clap::Error>() {
+            Some(error) => usage(error),
+            None => fatal(&error, report),
+        },
     }
 }
 
@@ -52,6 +56,8 @@ fn run(verb: Verb, environment: Environment, report: Report) -> anyhow::Result<(
         Verb::Exec(args) => match become_program(RunSettings::exec(args, &environment)?, environment)? {},
         Verb::Shell(args) => match become_program(RunSettings::shell(args, &environment)?, environment)? {},
         Verb::Run(args) => match become_program(RunSettings::run(args, &environment)?, environment)? {},
+        Verb::Test(args) => match become_program(RunSettings::test(args, &environment)?, environment)? {},
+        Verb::RunHelp(args) => commands::run_help::run_help(&args, &common, report),
         Verb::Build(args) => commands::build::build(&args, &common, report),
         Verb::Commit(args) => commands::commit::commit(&args, &common, report),
         Verb::Mount(args) => commands::mount::mount(&args, &common, report),
@@ -60,10 +66,24 @@ fn run(verb: Verb, environment: Environment, report: Report) -> anyhow::Result<(
         Verb::Cat(args) => commands::cat::cat(&args, &common, report),
         Verb::Inspect(args) => commands::inspect::inspect(&args, &common, report),
         Verb::Status(args) => commands::status::status(&args, &common, report),
+        Verb::Instance { verb } => commands::instance::instance(verb, &common, environment, report),
+        Verb::Cache { verb } => commands::cache::cache(&verb, &common, report),
+        Verb::Doctor(args) => commands::doctor::doctor(&args, &common, &environment, report),
+        Verb::Man { directory } => commands::man::man(directory.as_deref(), Cli::command(), report),
         Verb::Completion { shell } => commands::completion::completion(shell, Cli::command(), report),
         Verb::Version => Ok(report.line(env!("CARGO_PKG_VERSION"))?),
         Verb::Daemon { state, .. } => commands::daemon::daemon(&state),
     }
+}
+
+/// What a failure ends with.
+fn fatal(error: &anyhow::Error, report: Report) -> ExitCode {
+    report.fatal(error);
+    if error.chain().any(is_the_machines) {
+        report.info("\"siphon doctor\" shows what this machine lacks, and what mends it");
+    }
+    let is_usage = error.downcast_ref().is_some_and(SettingsError::is_usage);
+    ExitCode::from(if is_usage { EXIT_USAGE } else { EXIT_FATAL })
 }
 
 /// Help and version are no errors; a command line that cannot be understood exits with 1, as singularity does.
@@ -71,6 +91,11 @@ fn usage(error: &clap::Error) -> ExitCode {
     // Nothing can be done where even the message cannot be printed.
     let _ = error.print();
     if error.use_stderr() { ExitCode::from(EXIT_USAGE) } else { ExitCode::SUCCESS }
+}
+
+/// Whether the machine stands in the way, and not the image or what was asked for.
+fn is_the_machines(error: &(dyn std::error::Error + 'static)) -> bool {
+    error.downcast_ref::<DaemonError>().is_some_and(DaemonError::is_the_machines)
 }
 
 /// `siphon ls image | head` is not a failure of siphon.

@@ -3,15 +3,19 @@
 #![expect(clippy::print_stderr, reason = "this is where output belongs")]
 
 mod progress;
+mod text;
 
 pub use progress::Bar;
+pub use text::{columns, human_bytes, json_with_tabs, utc};
 
 use crate::settings::Verbosity;
-use std::io::Write;
+use std::io::{BufRead, ErrorKind, Write};
 use tracing::level_filters::LevelFilter;
 
 /// Exit code of a command line that cannot be understood, as singularity's.
 pub const EXIT_USAGE: u8 = 1;
+/// Exit code of `doctor` where something that is needed is missing.
+pub const EXIT_UNFIT: u8 = 1;
 /// Exit code of anything that fails before or outside the contained program, as singularity's.
 pub const EXIT_FATAL: u8 = 255;
 
@@ -74,6 +78,21 @@ impl Report {
         writeln!(std::io::stdout(), "{line}")
     }
 
+    /// Asks whether to go on: `y` is yes, anything else is no.
+    ///
+    /// # Errors
+    /// `UnexpectedEof` if nobody answers; whatever else keeps the question or the answer from coming through.
+    pub fn confirm(self, question: impl std::fmt::Display) -> std::io::Result<bool> {
+        let mut output = std::io::stdout();
+        write!(output, "{question}")?;
+        output.flush()?;
+        let mut answer = String::new();
+        match std::io::stdin().lock().read_line(&mut answer)? {
+            0 => Err(ErrorKind::UnexpectedEof.into()),
+            _ => Ok(answer.trim().eq_ignore_ascii_case("y")),
+        }
+    }
+
     /// Raw bytes of the result.
     ///
     /// # Errors
@@ -81,9 +100,4 @@ impl Report {
     pub fn bytes(self, bytes: &[u8]) -> std::io::Result<()> {
         std::io::stdout().write_all(bytes)
     }
-}
-
-/// A number of bytes as people read it, such as `3.2 GiB`.
-pub fn human_bytes(bytes: u64) -> String {
-    indicatif::BinaryBytes(bytes).to_string()
 }

@@ -4,35 +4,65 @@
 //! namespaces when it gets here, and takes a mount namespace of its own from them, so that nothing that it mounts is
 //! seen by others and all of it goes with the last process of the run.
 
+mod instance;
 mod mount;
+mod namespaces;
+mod processes;
+mod signals;
 
-use crate::plan::{Failure, Mount, Plan, Start};
+pub use instance::{Background, Logs, Part, become_program_inside, into_background, split};
+
+use crate::plan::{Failure, Mount, Plan, Processes, Start};
 use crate::report::Report;
 use anyhow::{Context, bail};
 use nix::mount::{MntFlags, umount2};
 use nix::sched::{CloneFlags, unshare};
+use nix::sys::stat::{Mode, umask};
 use nix::unistd::{chdir, fchdir, pivot_root};
+use siphon_fsd::daemon::Pretence;
 use std::ffi::{OsStr, OsString};
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::Command;
 
 /// Where the image lies and where files can be kept, both as the joined namespaces name them.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Place {
     /// The mounted image.
     pub root: PathBuf,
     /// An existing directory of our own, over which a temporary filesystem is mounted.
     pub session: PathBuf,
+    /// Who pretends ids, where the plan says so.
+    pub pretence: Option<Pretence>,
 }
 
 /// Mounts, enters and executes. Returns only if that fails.
 ///
 /// # Errors
 /// What failed, with the mount or program that it failed on.
-pub fn apply(plan: &Plan, place: &Place, report: Report) -> anyhow::Result<std::convert::Infallible> {
+pub fn apply(plan: &Plan, place: Place, report: Report) -> anyhow::Result<std::convert::Infallible> {
+    // What follows happens in the container's first process, where there is one: only such a one can mount its /proc.
+    let first = match plan.namespaces.processes {
+        Processes::Shared => None,
+        Processes::Own | Processes::OwnWithoutInit => Some(processes::enter_own()?),
+    };
+    build(plan, &place, report)?;
+    match first {
+        Some(first) if plan.namespaces.processes == Processes::Own => first.become_init()?,
+        Some(first) => first.become_program()?,
+        None => {}
+    }
+    settle_privileges(plan, place.pretence)?;
+    execute(plan)
+}
+
+/// Everything up to the program: namespaces, mounts, root, working directory.
+fn build(plan: &Plan, place: &Place, report: Report) -> anyhow::Result<()> {
+    namespaces::separate(&plan.namespaces)?;
+    // What is made for the run is readable whatever the caller's umask.
+    let callers_umask = umask(Mode::S_IWGRP | Mode::S_IWOTH);
     unshare(CloneFlags::CLONE_NEWNS).context("cannot make a mount namespace")?;
     let root = mount::root(&place.root, plan.writable_root)?;
     let session = mount::Session::new(&place.session)?;
@@ -41,7 +71,7 @@ pub fn apply(plan: &Plan, place: &Place, report: Report) -> anyhow::Result<std::
     }
     session.close()?;
     for bind in &plan.mounts {
-        judge(bind, mount::bind_into(&root, bind), report)?;
+        judge(bind, mount::place(&root, bind), report)?;
     }
     for warning in &plan.warnings {
         report.warning(warning);
@@ -49,10 +79,19 @@ pub fn apply(plan: &Plan, place: &Place, report: Report) -> anyhow::Result<std::
     fchdir(&root).context("cannot enter the image")?;
     enter()?;
     start(&plan.start)?;
+    umask(plan.umask.map_or(callers_umask, Mode::from_bits_truncate));
+    Ok(())
+}
+
+/// What the program may do: nothing by setuid programs, or whatever it asks for, by word only.
+fn settle_privileges(plan: &Plan, pretence: Option<Pretence>) -> anyhow::Result<()> {
     if plan.no_new_privileges {
         nix::sys::prctl::set_no_new_privs().context("cannot give up gaining privileges")?;
     }
-    execute(&plan.argv, &plan.environment)
+    if let Some(pretence) = pretence {
+        pretence.begin().context("cannot pretend users and owners; --ignore-fakeroot-command runs without them")?;
+    }
+    Ok(())
 }
 
 /// What comes of a mount, by what its failure was planned to mean.
@@ -88,15 +127,24 @@ fn start(start: &Start) -> anyhow::Result<()> {
     }
 }
 
-/// Becomes the program. It gets the default answer to a closed pipe, which the start of a Rust program takes away.
-fn execute(argv: &[OsString], environment: &[(OsString, OsString)]) -> anyhow::Result<std::convert::Infallible> {
-    let (program, arguments) = argv.split_first().context("there is no program to run")?;
+/// Becomes the program.
+fn execute(plan: &Plan) -> anyhow::Result<std::convert::Infallible> {
+    start_by(plan, |command| Err(command.exec()))
+}
+
+/// Has `start` start the program, from each place where it could be in turn. It gets the default answer to a closed
+/// pipe, which the start of a Rust program takes away.
+fn start_by<T>(plan: &Plan, mut start: impl FnMut(&mut Command) -> io::Result<T>) -> anyhow::Result<T> {
+    let (program, arguments) = plan.argv.split_first().context("there is no program to run")?;
     let mut failure = None;
-    for candidate in candidates(program, environment) {
-        let variables = environment.iter().map(|(name, value)| (name, value));
+    for candidate in candidates(program, &plan.environment) {
+        let variables = plan.environment.iter().map(|(name, value)| (name, value));
         let mut command = Command::new(&candidate);
         command.arg0(program).args(arguments).env_clear().envs(variables);
-        let error = command.exec();
+        let error = match start(&mut command) {
+            Ok(started) => return Ok(started),
+            Err(error) => error,
+        };
         let absent = matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory);
         if !(absent && failure.is_some()) {
             failure = Some((candidate, error));

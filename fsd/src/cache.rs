@@ -21,9 +21,10 @@
 //! fetch their chunk each time.
 //!
 //! Lock order: `fills`, then `unstored` or a fill's own. No lock is held during a fetch, and complete chunks are read
-//! without any. Nothing is evicted yet: the directory grows until it is removed, which running daemons survive.
-//! Nothing here knows about files or images: see [`crate::blob`] for ranges.
+//! without any. Nothing is evicted: the directory grows until someone takes objects out of it, which running daemons
+//! survive. Nothing here knows about files or images: see [`crate::blob`] for ranges.
 
+mod entries;
 mod files;
 mod fill;
 
@@ -36,12 +37,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use parking_lot::Mutex;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::source::SourceError;
 use files::Files;
 use fill::{Fill, Outcome};
 
+pub use entries::Entry;
 pub use fill::Run;
 
 /// The bytes of a chunk; the last one of an object may be shorter.
@@ -63,8 +65,11 @@ pub struct Cache {
     dir: PathBuf,
 }
 
+/// How often the files of an object are opened while it is being removed.
+const OPEN_ATTEMPTS: u32 = 8;
+
 /// What an object is, for people who look into the directory.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Description {
     /// The redacted URL.
     pub url: String,
@@ -112,9 +117,7 @@ impl Cache {
         let failed = |source| CacheError::Directory { path: dir.to_owned(), source };
         DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(failed)?;
         let meta = fs::metadata(dir).map_err(failed)?;
-        if meta.uid() != rustix::process::geteuid().as_raw() {
-            return Err(CacheError::Foreign { path: dir.to_owned(), owner: meta.uid() });
-        }
+        check_owner(dir, &meta)?;
         if meta.mode() & 0o077 != 0 {
             fs::set_permissions(dir, Permissions::from_mode(0o700)).map_err(failed)?;
         }
@@ -133,7 +136,7 @@ impl Cache {
         let chunks = chunks.filter(|_| *len_bytes <= MAX_OBJECT_BYTES);
         let chunks = chunks.ok_or_else(|| CacheError::TooLong { url: url.clone(), len_bytes: *len_bytes })?;
         let path = self.dir.join(LAYOUT).join(key);
-        let files = match Files::open(&path, description) {
+        let files = match open_files(&path, description) {
             Ok(files) => Some(files),
             Err(error) if is_full(&error) => {
                 tracing::warn!(url, dir = %path.display(), %error, "cannot cache; every read goes to the server");
@@ -143,6 +146,26 @@ impl Cache {
         };
         Ok(Object::new(description.clone(), chunks, files))
     }
+}
+
+/// Nobody else's bytes are taken for ours.
+fn check_owner(dir: &Path, meta: &fs::Metadata) -> Result<(), CacheError> {
+    if meta.uid() == rustix::process::geteuid().as_raw() {
+        return Ok(());
+    }
+    Err(CacheError::Foreign { path: dir.to_owned(), owner: meta.uid() })
+}
+
+/// Opens the files in `dir`, which may be taken away between two steps of that.
+fn open_files(dir: &Path, description: &Description) -> io::Result<Files> {
+    let mut opened = Files::open(dir, description);
+    for _ in 1..OPEN_ATTEMPTS {
+        match opened {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => opened = Files::open(dir, description),
+            opened => return opened,
+        }
+    }
+    opened
 }
 
 /// The chunks of one object. Chunks are numbered from 0.

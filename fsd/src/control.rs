@@ -8,6 +8,7 @@ use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use nix::unistd::geteuid;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use siphon_image::libraries::Wanted;
 use siphon_image::open::Facts;
 use std::fs;
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -70,8 +71,15 @@ pub(crate) enum Request {
     Attach,
     /// To have places to mount on.
     MountPoints(Vec<(PathBuf, MountPointKind)>),
+    /// Which of these libraries the image has itself.
+    Libraries(Vec<Wanted>),
     /// How it goes.
     Status,
+    /// To leave now rather than later, if nobody uses it: someone else wants its layer.
+    Leave,
+    /// To have the identities of a run's processes pretended: a listener for their system calls follows the reply, and
+    /// one byte back when it has arrived.
+    Pretend,
 }
 
 /// What the daemon answers.
@@ -80,8 +88,12 @@ pub(crate) enum Reply {
     Attached(Box<Attached>),
     /// Paths relative to the root, links followed.
     MountPoints(Vec<PathBuf>),
+    /// One answer for each library that was asked for.
+    Libraries(Vec<bool>),
     Status(Box<Status>),
-    Stopping,
+    Pretending,
+    /// It will, unless a program that a container left running uses the mount; this is its process id.
+    Leaving(i32),
     Failed(String),
 }
 
@@ -92,6 +104,7 @@ pub(crate) struct Attached {
     pub(crate) root: PathBuf,
     pub(crate) facts: Facts,
     pub(crate) writable: Result<(), String>,
+    pub(crate) other_ids: Result<(), String>,
 }
 
 /// How a daemon goes.
@@ -125,6 +138,11 @@ pub struct Status {
 
 /// Asks the daemon at `socket`.
 pub(crate) fn ask(socket: &Path, request: &Request) -> Result<Reply, Error> {
+    begin(socket, request).map(|(reply, _)| reply)
+}
+
+/// Asks, and keeps the connection for what follows the reply.
+pub(crate) fn begin(socket: &Path, request: &Request) -> Result<(Reply, UnixStream), Error> {
     let broken = |source| Error::Broken { socket: socket.into(), source };
     let mut stream =
         UnixStream::connect(socket).map_err(|source| Error::NobodyListens { socket: socket.into(), source })?;
@@ -133,7 +151,7 @@ pub(crate) fn ask(socket: &Path, request: &Request) -> Result<Reply, Error> {
     send(&mut stream, request).map_err(broken)?;
     match receive(&mut stream).map_err(broken)? {
         Reply::Failed(message) => Err(Error::Refused(message)),
-        reply => Ok(reply),
+        reply => Ok((reply, stream)),
     }
 }
 

@@ -16,10 +16,12 @@
 
 mod join;
 mod mount_points;
+mod pretence;
 mod serve;
 mod state;
 
 use serde::{Deserialize, Serialize};
+use siphon_image::libraries::Wanted;
 use siphon_image::open::Facts;
 use siphon_overlay::error::Error as OverlayError;
 use std::io;
@@ -28,10 +30,12 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::control::{self, Reply, Request};
+use crate::sys::subordinate_ids::SubordinateIds;
 use crate::sys::{mounts, namespaces};
 
 pub use crate::control::MountPointKind;
 pub use join::join;
+pub use pretence::Pretence;
 pub use serve::serve;
 
 /// What a daemon serves, and how. Everything but `idle`, `cache_dir` and `cache_bytes` is part of its
@@ -69,11 +73,14 @@ pub enum Layer {
 }
 
 /// Which ids exist in the daemon's namespace.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Ids {
     /// The caller's own only, in a user namespace: everything belongs to the caller.
     Caller,
-    /// All of the host's, for real root: no user namespace.
+    /// The caller is root in a user namespace, and these are the other users and groups, from 1 on. Without any, or
+    /// where the host does not let them be mapped, root is alone and everything belongs to it.
+    Root(SubordinateIds),
+    /// All that the starting process has, for root: no user namespace.
     Host,
 }
 
@@ -137,14 +144,31 @@ pub enum DaemonError {
         source: io::Error,
     },
     /// A started daemon said why it cannot serve.
-    #[error("{0}")]
-    Start(String),
+    #[error("{message}")]
+    Start {
+        /// What it said.
+        message: String,
+        /// As [`DaemonError::is_the_machines`] there.
+        is_the_machines: bool,
+    },
     /// A started daemon ended without a word.
     #[error("the daemon ended before it was ready; its last words are: {log}")]
     Died {
         /// The end of its log.
         log: String,
     },
+}
+
+impl DaemonError {
+    /// Whether the machine does not let siphon do what every run needs, whatever the image.
+    pub fn is_the_machines(&self) -> bool {
+        match self {
+            Self::Namespace(_) => true,
+            Self::Mount(error) => error.is_the_machines(),
+            Self::Start { is_the_machines, .. } => *is_the_machines,
+            _ => false,
+        }
+    }
 }
 
 /// A running daemon that counts this process among its clients.
@@ -158,11 +182,14 @@ pub struct Joined {
     pub facts: Facts,
     /// Whether writes are taken; if not, why.
     pub writable: Result<(), String>,
+    /// Whether there are other ids than the caller's; if not, why.
+    pub other_ids: Result<(), String>,
     /// The daemon's process id.
     pub pid: i32,
     /// The daemon's process: readable when it ends.
     pub pidfd: OwnedFd,
-    socket: PathBuf,
+    /// Where it is asked.
+    pub socket: PathBuf,
 }
 
 impl Joined {
@@ -178,6 +205,17 @@ impl Joined {
         }
     }
 
+    /// Of each library, whether the programs of the image find it in there, as it is now.
+    ///
+    /// # Errors
+    /// [`DaemonError::Control`] if the daemon does not answer.
+    pub fn libraries(&self, wanted: &[Wanted]) -> Result<Vec<bool>, DaemonError> {
+        match control::ask(&self.socket, &Request::Libraries(wanted.to_vec()))? {
+            Reply::Libraries(present) => Ok(present),
+            _ => Err(control::Error::Refused("the daemon answered something else".to_owned()).into()),
+        }
+    }
+
     /// Moves this process, which must have one thread, into the daemon's namespaces. What it mounts from then on is
     /// seen by all clients, until it makes a mount namespace of its own.
     ///
@@ -186,6 +224,18 @@ impl Joined {
     pub fn enter(&self) -> Result<(), DaemonError> {
         use std::os::fd::AsFd;
         Ok(namespaces::join(self.pidfd.as_fd(), self.pid)?)
+    }
+}
+
+/// Has the daemon that is asked at `socket` wait for a run's system calls that concern ids. To be called before the run
+/// joins any namespace.
+///
+/// # Errors
+/// [`DaemonError::Control`].
+pub fn pretence(socket: &Path) -> Result<Pretence, DaemonError> {
+    match control::begin(socket, &Request::Pretend)? {
+        (Reply::Pretending, stream) => Ok(Pretence::new(stream)),
+        _ => Err(control::Error::Refused("the daemon answered something else".to_owned()).into()),
     }
 }
 

@@ -37,9 +37,18 @@ pub enum Owners {
         /// The group id shown for every node.
         gid: u32,
     },
-    /// As the image and the layer have it.
-    AsStored,
+    /// As the image and the layer have it. Ids that do not exist in this namespace become the kernel's stand-in for
+    /// them, 65534, or root's where that does not exist either: the kernel itself would let nobody touch such a file.
+    AsStored {
+        /// The user ids below this one exist.
+        users: u32,
+        /// The group ids below this one exist.
+        groups: u32,
+    },
 }
+
+/// The id that stands for those that do not exist in a user namespace (`/proc/sys/kernel/overflowuid`).
+const OVERFLOW_ID: u32 = 65534;
 
 /// How a filesystem behaves.
 #[derive(Debug, Clone, Copy)]
@@ -339,9 +348,20 @@ impl FileSystem {
     fn node(&self, ino: Ino, attr: Attr) -> Node {
         let attr = match self.options.owners {
             Owners::Squash { uid, gid } => Attr { uid, gid, ..attr },
-            Owners::AsStored => attr,
+            Owners::AsStored { users, groups } => {
+                Attr { uid: existing(attr.uid, users), gid: existing(attr.gid, groups), ..attr }
+            }
         };
         Node { ino, attr }
+    }
+}
+
+/// `id` if it is below `end`, or what stands for it.
+fn existing(id: u32, end: u32) -> u32 {
+    match id {
+        _ if id < end => id,
+        _ if OVERFLOW_ID < end => OVERFLOW_ID,
+        _ => 0,
     }
 }
 
@@ -350,5 +370,25 @@ fn fit(value: Vec<u8>, capacity: usize) -> Result<XattrReply, Error> {
         0 => Ok(XattrReply::Size(value.len())),
         _ if value.len() > capacity => Err(Error::TooLarge),
         _ => Ok(XattrReply::Data(value)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_that_do_not_exist_here_have_the_kernels_stand_in_or_are_roots() {
+        for (id, end, expected) in [
+            (0, 1, 0),
+            (33, 1, 0),
+            (33, 65537, 33),
+            (65536, 65537, 65536),
+            (65537, 65537, OVERFLOW_ID),
+            (70_000, 1000, 0),
+            (u32::MAX - 1, u32::MAX, u32::MAX - 1),
+        ] {
+            assert_eq!(existing(id, end), expected, "{id} of {end}");
+        }
     }
 }

@@ -4,7 +4,7 @@
 //! source <- cache <- blob <- locator <- daemon <- (command line)
 //!           storage, memory <-'            |
 //!        storage <- metrics <- fs <- fuse <-'
-//!                    sys, control  <---------'
+//!          sys <- control, identity  <--------'
 //! ```
 
 pub mod blob;
@@ -14,6 +14,7 @@ pub mod daemon;
 pub mod errno;
 pub mod fs;
 pub mod fuse;
+pub mod identity;
 pub mod locator;
 pub mod memory;
 pub mod metrics;

@@ -226,7 +226,7 @@ fn a_daemon_that_cannot_start_says_why(directory: &Path) {
 
     let error = join(&elsewhere).unwrap_err();
 
-    assert!(matches!(&error, DaemonError::Start(message) if message.contains("image.sqfs")), "{error}");
+    assert!(matches!(&error, DaemonError::Start { message, .. } if message.contains("image.sqfs")), "{error}");
     assert_eq!(fs::read_dir(runtime_dir(&elsewhere)).unwrap().count(), 0);
 }
 

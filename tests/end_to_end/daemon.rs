@@ -41,10 +41,10 @@ fn a_second_run_joins_the_daemon_of_the_first() {
 }
 
 #[test]
-fn twenty_concurrent_starts_make_one_daemon() {
+fn thirty_two_concurrent_starts_make_one_daemon() {
     let environment = TestEnvironment::new();
 
-    let children: Vec<_> = (0..20)
+    let children: Vec<_> = (0..32)
         .map(|_| environment.siphon(&["exec", environment.images().sif(), "sh", "-c", "echo started; cat"]).spawn())
         .collect();
     let children: Vec<_> = children
@@ -236,4 +236,26 @@ fn the_block_cache_follows_the_memory_unless_a_variable_says_its_size() {
 
     assert_eq!(measured(mount().env("SIPHON_BLOCK_CACHE", "2048K")), 2 << 20);
     assert!((16 << 20..=64 << 20).contains(&measured(mount())));
+}
+
+#[test]
+fn the_next_start_takes_away_what_a_killed_daemon_left() {
+    let environment = TestEnvironment::new();
+    let mut forgetful = running_with(&environment, &["--writable-tmpfs"]);
+    let states = || std::fs::read_dir(environment.runtime_directory()).unwrap().count();
+    for pid in environment.daemons() {
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::SIGKILL).unwrap();
+    }
+    // Its program has lost its files.
+    forgetful.kill().unwrap();
+    forgetful.wait().unwrap();
+    assert_eq!(states(), 1);
+
+    let next = running(&environment);
+
+    assert_eq!((states(), environment.daemons().len()), (1, 1));
+    let beside = running_with(&environment, &["--writable-tmpfs"]);
+    assert_eq!((states(), environment.daemons().len()), (2, 2), "what lives was taken away");
+    end(next);
+    end(beside);
 }

@@ -1,14 +1,14 @@
 //! A place of its own for each test, and siphon run in it.
 
 use super::image::Images;
-use super::is_root;
+use super::{WhileUsed, is_root};
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::os::unix::fs::{PermissionsExt, chown, symlink};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::sync::{Arc, Mutex, Weak, mpsc};
+use std::sync::{Arc, OnceLock, mpsc};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
@@ -20,35 +20,28 @@ const COMMAND_LIMIT: Duration = Duration::from_secs(90);
 /// How long daemons may take to leave: the idle time of one second and a loaded machine's delay.
 const LEAVE_LIMIT: Duration = Duration::from_secs(20);
 
-/// The binary under its three names and the images, readable by everyone, shared by the tests that run at one time.
+/// The binary under its three names and the images, readable by everyone.
 struct Shared {
     directory: TempDir,
-    images: Images,
+    images: OnceLock<Images>,
 }
 
-static SHARED: Mutex<Weak<Shared>> = Mutex::new(Weak::new());
+static SHARED: WhileUsed<Shared> = WhileUsed::new();
 
 impl Shared {
-    fn get() -> Arc<Self> {
-        let mut shared = SHARED.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        if let Some(shared) = shared.upgrade() {
-            return shared;
-        }
+    fn make() -> Self {
         let directory = open_directory("siphon-shared-");
         let binary = directory.path().join("siphon");
         std::fs::copy(env!("CARGO_BIN_EXE_siphon"), &binary).unwrap();
         for name in ["singularity", "apptainer"] {
             symlink("siphon", directory.path().join(name)).unwrap();
         }
-        let images = Images::make(directory.path());
-        let made = Arc::new(Self { directory, images });
-        *shared = Arc::downgrade(&made);
-        made
+        Self { directory, images: OnceLock::new() }
     }
 }
 
 /// A directory that everyone may enter, gone with its owner.
-fn open_directory(prefix: &str) -> TempDir {
+pub(crate) fn open_directory(prefix: &str) -> TempDir {
     let directory = tempfile::Builder::new().prefix(prefix).tempdir().unwrap();
     std::fs::set_permissions(directory.path(), PermissionsExt::from_mode(0o755)).unwrap();
     directory
@@ -82,8 +75,8 @@ impl TestEnvironment {
     fn of(user: nix::Result<Option<nix::unistd::User>>) -> Self {
         let user = user.unwrap().expect("the account is missing: run tests/setup first");
         let directory = open_directory("siphon-test-");
-        let environment = Self { directory, shared: Shared::get(), user };
-        for name in ["home", "work", "cache", "run"] {
+        let environment = Self { directory, shared: SHARED.get(Shared::make), user };
+        for name in ["home", "work", "cache", "run", "state"] {
             let path = environment.directory.path().join(name);
             std::fs::create_dir(&path).unwrap();
             environment.give(&path);
@@ -92,9 +85,9 @@ impl TestEnvironment {
         environment
     }
 
-    /// The images that every test may read.
+    /// The images that every test may read, made when the first one asks for them.
     pub(crate) fn images(&self) -> &Images {
-        &self.shared.images
+        self.shared.images.get_or_init(|| Images::make(self.shared.directory.path()))
     }
 
     /// The directory that commands start in, owned by their user.
@@ -161,6 +154,7 @@ impl TestEnvironment {
             .env("USER", &self.user.name)
             .env("TERM", "dumb")
             .env("SIPHON_CACHEDIR", self.directory.path().join("cache"))
+            .env("SIPHON_CONFIGDIR", self.directory.path().join("state"))
             .env("SIPHON_RUNTIME_DIR", self.runtime_directory())
             .env("SIPHON_IDLE_SECONDS", "1")
             .current_dir(self.work());

@@ -14,6 +14,16 @@ const ENVIRONMENT: &str = "#!/bin/sh\nexport FROM_IMAGE=image\nexport EMPTY_IN_I
 /// Ends the image's own environment: what the caller asks for is set after this file, as apptainer does.
 const BASE_ENVIRONMENT: &str = "#!/bin/sh\nLD_LIBRARY_PATH=\"${LD_LIBRARY_PATH:+$LD_LIBRARY_PATH:}/.singularity.d/libs\"\nexport LD_LIBRARY_PATH\n";
 const RUNSCRIPT: &str = "#!/bin/sh\necho \"runscript: $FROM_IMAGE: $*\"\n";
+/// Runs until it is told to end, unless its first argument says otherwise.
+const STARTSCRIPT: &str = "#!/bin/sh
+echo \"startscript: $FROM_IMAGE: $APPTAINER_INSTANCE: $*\"
+echo 'startscript: to stderr' >&2
+trap 'echo caught INT; exit 0' INT
+trap 'echo caught TERM; exit 0' TERM
+[ \"$1\" != stubborn ] || trap '' INT TERM
+[ \"$1\" != short ] || exit 3
+while :; do sleep 1; done
+";
 const DEFFILE: &str = "bootstrap: scratch\n\n%labels\n    maker siphon tests\n";
 const LABELS: &str = "{\"maker\": \"siphon tests\", \"org.label-schema.schema-version\": \"1.0\"}\n";
 
@@ -42,7 +52,7 @@ impl Images {
         let squashfs = directory.join("zstd.sqfs");
         pack(&root, &squashfs, "zstd");
         let sif = directory.join("image.sif");
-        wrap(&squashfs, &sif);
+        wrap(&squashfs, DEFFILE, &sif);
         Self { root, sif, directory: directory.to_owned() }
     }
 
@@ -71,20 +81,11 @@ impl Images {
     }
 }
 
-fn make_root(root: &Path) {
-    for directory in [
-        "bin",
-        "etc",
-        "proc",
-        "sys",
-        "dev",
-        "tmp",
-        "root",
-        "opt/old",
-        "data/empty",
-        ".singularity.d/env",
-        ".singularity.d/libs",
-    ] {
+/// Makes a system at `root`: busybox under all its names, mount points, and `directories`.
+pub(crate) fn make_system(root: &Path, directories: &[&str]) {
+    for directory in
+        ["bin", "etc", "proc", "sys", "dev", "tmp", "root", ".singularity.d/libs"].iter().chain(directories)
+    {
         std::fs::create_dir_all(root.join(directory)).unwrap();
     }
     std::fs::copy("/bin/busybox", root.join("bin/busybox")).expect("busybox-static is missing: run tests/setup first");
@@ -92,6 +93,10 @@ fn make_root(root: &Path) {
     for applet in String::from_utf8(applets.stdout).unwrap().lines().filter(|name| *name != "busybox") {
         symlink("busybox", root.join("bin").join(applet)).unwrap();
     }
+}
+
+fn make_root(root: &Path) {
+    make_system(root, &["opt/old", "data/empty", ".singularity.d/env"]);
     let files = [
         ("etc/passwd", "root:x:0:0:root:/root:/bin/sh\n", 0o644),
         ("etc/group", "root:x:0:\n", 0o644),
@@ -103,6 +108,7 @@ fn make_root(root: &Path) {
         (".singularity.d/env/90-environment.sh", ENVIRONMENT, 0o755),
         (".singularity.d/env/99-base.sh", BASE_ENVIRONMENT, 0o755),
         (".singularity.d/runscript", RUNSCRIPT, 0o755),
+        (".singularity.d/startscript", STARTSCRIPT, 0o755),
         (".singularity.d/labels.json", LABELS, 0o644),
         (".singularity.d/Singularity", DEFFILE, 0o644),
     ];
@@ -127,7 +133,8 @@ fn noise(length: u64) -> Vec<u8> {
     words.flatten().collect()
 }
 
-fn pack(root: &Path, squashfs: &Path, compressor: &str) {
+/// Makes a squashfs of the tree at `root`, all of it root's.
+pub(crate) fn pack(root: &Path, squashfs: &Path, compressor: &str) {
     // Two tests may ask for the same file at once: each makes its own and the last one stays.
     let unfinished = tempfile::NamedTempFile::new_in(squashfs.parent().unwrap()).unwrap();
     let packed = Command::new("mksquashfs")
@@ -142,7 +149,8 @@ fn pack(root: &Path, squashfs: &Path, compressor: &str) {
     unfinished.persist(squashfs).unwrap();
 }
 
-fn wrap(squashfs: &Path, sif: &Path) {
+/// Makes a SIF of a definition file, which fits into a page, and a squashfs.
+pub(crate) fn wrap(squashfs: &Path, deffile: &str, sif: &Path) {
     let partition = std::fs::read(squashfs).unwrap();
     let mut bytes = vec![0; SIF_PARTITION_START];
     put(&mut bytes, 0, b"#!/usr/bin/env run-singularity\n");
@@ -153,10 +161,10 @@ fn wrap(squashfs: &Path, sif: &Path) {
     for (index, field) in fields.into_iter().enumerate() {
         put(&mut bytes, 80 + index * 8, &(field as u64).to_le_bytes());
     }
-    describe(&mut bytes, 0, 0x4001, SIF_DATA_START, DEFFILE.len(), b"");
+    describe(&mut bytes, 0, 0x4001, SIF_DATA_START, deffile.len(), b"");
     // Squashfs, primary system partition, amd64.
     describe(&mut bytes, 1, 0x4004, SIF_PARTITION_START, partition.len(), b"\x01\0\0\0\x02\0\0\x0002\0");
-    put(&mut bytes, SIF_DATA_START, DEFFILE.as_bytes());
+    put(&mut bytes, SIF_DATA_START, deffile.as_bytes());
     bytes.extend(partition);
     std::fs::write(sif, bytes).unwrap();
 }

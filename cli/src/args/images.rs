@@ -106,6 +106,9 @@ pub struct InspectArgs {
     /// Names of the SCIF apps
     #[arg(long)]
     pub list_apps: bool,
+    /// What this SCIF app says of itself, instead of the image
+    #[arg(long, value_name = "NAME")]
+    pub app: Option<String>,
     /// What the OCI image that this one was made from said: entry point, command, environment, labels
     #[arg(long)]
     pub oci_config: bool,
@@ -115,6 +118,16 @@ pub struct InspectArgs {
     /// As JSON
     #[arg(short, long)]
     pub json: bool,
+    /// The image
+    pub image: String,
+}
+
+/// `run-help`.
+#[derive(Debug, Args)]
+pub struct RunHelpArgs {
+    /// The help of this app of the image (SCIF)
+    #[arg(long, value_name = "NAME")]
+    pub app: Option<String>,
     /// The image
     pub image: String,
 }

@@ -56,6 +56,8 @@ fn remove(target: &Path) -> anyhow::Result<()> {
     if !container && !empty {
         bail!("{} is a directory but no sandbox; remove it yourself if you mean it", target.display());
     }
+    // Users inside may have directories in it that only they can empty.
+    build::own_what_is_ours();
     std::fs::remove_dir_all(target).with_context(context)
 }
 

@@ -1,14 +1,16 @@
 //! `siphon inspect`: what an image says of itself.
 
 use crate::args::InspectArgs;
-use crate::inspection::{Parts, as_json, environment_scripts, script_path};
+use crate::inspection::{
+    ENV_DIRECTORY, Parts, app_as_json, app_env_directory, as_json, environment_scripts, everything,
+};
 use crate::report::Report;
 use crate::settings::Common;
 use anyhow::{Context, bail};
 use serde::Serialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 use siphon_image::oci::ImageConfig;
-use siphon_image::open::facts;
+use siphon_image::open::{Facts, app_facts, facts};
 
 /// Prints the chosen parts, the labels if none is chosen.
 ///
@@ -16,21 +18,38 @@ use siphon_image::open::facts;
 /// If the image cannot be opened.
 pub fn inspect(args: &InspectArgs, common: &Common, report: Report) -> anyhow::Result<()> {
     let opened = super::open_image(&args.image, common)?;
-    let facts = facts(opened.tree()?.as_ref())?;
+    let tree = opened.tree()?;
+    let facts = facts(tree.as_ref())?;
     if args.oci_config {
         let Some(config) = opened.image.oci_config() else { bail!("{} holds no OCI configuration", args.image) };
         let config = ImageConfig::parse(&config).with_context(|| format!("cannot inspect {}", args.image))?;
         return Ok(report.line(serde_json::to_string_pretty(&config)?)?);
     }
-    let parts = if args.all { Parts::all(&facts) } else { chosen(args) };
-    if args.json || args.all {
-        return Ok(report.line(tab_indented(&as_json(&facts, parts))?)?);
+    if args.all {
+        return Ok(report.line(tab_indented(&everything(tree.as_ref(), &facts))?)?);
     }
-    for (_, text) in parts.texts(&facts) {
+    let parts = chosen(args);
+    match &args.app {
+        Some(name) if args.json => {
+            let apps = app_as_json(tree.as_ref(), name, parts);
+            Ok(report.line(tab_indented(&as_json(&Facts::default(), parts, apps))?)?)
+        }
+        Some(name) => Ok(print(&app_facts(tree.as_ref(), name), parts, &app_env_directory(name), report)?),
+        None if args.json => {
+            let apps = facts.apps.iter().filter(|_| parts.apps).map(|name| (name.clone(), json!({}))).collect();
+            Ok(report.line(tab_indented(&as_json(&facts, parts, apps))?)?)
+        }
+        None => Ok(print(&facts, parts, ENV_DIRECTORY, report)?),
+    }
+}
+
+/// Prints the wanted parts as text.
+fn print(facts: &Facts, parts: Parts, env_directory: &str, report: Report) -> std::io::Result<()> {
+    for (_, text) in parts.texts(facts) {
         report.line(text)?;
     }
-    for script in environment_scripts(&facts).filter(|_| parts.environment) {
-        report.line(format_args!("=== {} ===\n{}\n", script_path(script), script.text.trim_end()))?;
+    for script in environment_scripts(facts).filter(|_| parts.environment) {
+        report.line(format_args!("=== {env_directory}/{} ===\n{}\n", script.name, script.text.trim_end()))?;
     }
     for app in facts.apps.iter().filter(|_| parts.apps) {
         report.line(app)?;
@@ -67,7 +86,6 @@ fn tab_indented(value: &Value) -> serde_json::Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
 
     #[test]
     fn json_is_indented_by_tabs() {

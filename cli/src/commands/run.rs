@@ -1,15 +1,17 @@
 //! `siphon exec`, `shell` and `run`: join the image's daemon, make the plan, become the program.
 
-use crate::host::{cache_dir, gather, runtime_dir};
-use crate::plan::{PlanError, SourceKind, plan};
+use super::instance::enter::{INSTANCE, enter};
+use crate::host::{cache_dir, gather, runtime_dir, subordinate_ids};
+use crate::plan::{HostFacts, Plan, PlanError, SourceKind, home, plan};
 use crate::report::Report;
 use crate::runtime::{Place, apply};
 use crate::settings::{Common, Environment, RunSettings, Writes};
 use anyhow::{Context, bail};
-use siphon_fsd::daemon::{self, Ids, Layer, MountPointKind, Placement, Spec};
+use siphon_fsd::daemon::{self, Ids, Joined, Layer, MountPointKind, Placement, Spec};
 use siphon_fsd::locator::Locator;
+use siphon_fsd::sys::subordinate_ids::SubordinateIds;
 use std::convert::Infallible;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// Runs. Returns only if that fails.
@@ -22,18 +24,44 @@ pub fn run(
     environment: Environment,
     report: Report,
 ) -> anyhow::Result<Infallible> {
+    if let Some(name) = settings.image.strip_prefix(INSTANCE) {
+        let name = name.to_owned();
+        return enter(&name, settings, common, environment);
+    }
+    let prepared = prepare(&mut settings, common, environment, report)?;
+    let place = enter_daemon(&prepared)?;
+    apply(&prepared.plan, place, report)
+}
+
+/// A run that only has to be started.
+pub(super) struct Prepared {
+    /// What to do.
+    pub(super) plan: Plan,
+    /// The daemon, which counts this process among its clients.
+    pub(super) joined: Joined,
+    /// The home directory inside.
+    pub(super) home: PathBuf,
+}
+
+/// Joins the daemon of the image, or starts it, and plans the run. The image's name becomes absolute.
+pub(super) fn prepare(
+    settings: &mut RunSettings,
+    common: &Common,
+    environment: Environment,
+    report: Report,
+) -> anyhow::Result<Prepared> {
     let locator =
         Locator::parse(&settings.image).with_context(|| format!("could not open image {}", settings.image))?;
-    let layer = layer(&settings, &locator)?;
-    let host = gather(&settings, environment)?;
+    let layer = layer(settings, &locator)?;
+    let mut host = gather(settings, environment)?;
     if !matches!(locator, Locator::Url(_)) {
         settings.image = host.cleaned(Path::new(&settings.image)).display().to_string();
     }
-    let (scope, idle) = sharing(&settings, common);
+    let (scope, idle) = sharing(settings, common);
     let spec = Spec {
         image: locator.to_string(),
         layer,
-        ids: if host.uid == 0 { Ids::Host } else { Ids::Caller },
+        ids: ids(settings, &host, report)?,
         scope,
         cache_dir: cache_dir(common),
         cache_bytes: common.cache_bytes,
@@ -46,7 +74,23 @@ pub fn run(
     if let (Writes::Sandbox, Err(reason)) = (settings.writes, &joined.writable) {
         bail!("cannot write to {}: {reason}", settings.image);
     }
-    let plan = plan(&settings, &joined.facts, &host)?;
+    if let (Ids::Root(others), Err(reason)) = (&spec.ids, &joined.other_ids)
+        && !others.is_empty()
+    {
+        report.info(format_args!("{reason}, trying root-mapped namespace"));
+    }
+    host.other_ids = joined.other_ids.is_ok();
+    let wanted = host.gpu.replaceable(&settings.gpu);
+    if !wanted.is_empty() {
+        let present = joined.libraries(&wanted).context("cannot tell which libraries the image has")?;
+        host.gpu.leave_to_image(wanted.into_iter().zip(present).filter_map(|(wanted, has)| has.then_some(wanted)));
+    }
+    let plan = plan(settings, &joined.facts, &host)?;
+    Ok(Prepared { plan, joined, home: home(settings, &host) })
+}
+
+/// Has the places made that the plan mounts on, and joins the namespaces of the daemon.
+pub(super) fn enter_daemon(Prepared { plan, joined, .. }: &Prepared) -> anyhow::Result<Place> {
     let points: Vec<_> = plan
         .mount_points()
         .into_iter()
@@ -56,9 +100,28 @@ pub fn run(
         })
         .collect();
     joined.make_mount_points(&points).context("cannot make the mount points")?;
-    let place = Place { root: joined.root.clone(), session: joined.session.clone() };
+    let pretence = plan.pretends_ids.then(|| daemon::pretence(&joined.socket)).transpose();
+    let pretence = pretence.context("cannot pretend users and owners")?;
     joined.enter().context("cannot join the namespaces of the image's daemon")?;
-    apply(&plan, &place, report)
+    Ok(Place { root: joined.root.clone(), session: joined.session.clone(), pretence })
+}
+
+/// The ids of the container. Root has its own already: all of the host's, or those of the user namespace that it is in.
+fn ids(settings: &RunSettings, host: &HostFacts, report: Report) -> anyhow::Result<Ids> {
+    let Some(fakeroot) = settings.fakeroot.filter(|_| host.uid != 0) else {
+        return Ok(if host.uid == 0 { Ids::Host } else { Ids::Caller });
+    };
+    let others = match fakeroot.subordinate_ids {
+        true => subordinate_ids(),
+        false => SubordinateIds::default(),
+    };
+    if others.is_empty() {
+        report.info("User not listed in /etc/subuid, trying root-mapped namespace");
+        if !fakeroot.alone {
+            bail!("--fakeroot requires either being in /etc/subuid or unprivileged user namespaces");
+        }
+    }
+    Ok(Ids::Root(others))
 }
 
 /// Who shares the daemon, and how long it waits for more. Changes that are to be forgotten belong to one run alone.

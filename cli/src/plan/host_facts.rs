@@ -1,6 +1,7 @@
 //! What a plan needs to know of the host. [`crate::host`] finds it out.
 
 use super::SourceKind;
+use super::gpu::Gpu;
 use crate::settings::Environment;
 use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
@@ -12,6 +13,8 @@ pub struct HostFacts {
     pub uid: u32,
     /// The caller's group.
     pub gid: u32,
+    /// Whether users besides the caller exist in the container.
+    pub other_ids: bool,
     /// The caller's groups with their names, the first one `gid`.
     pub groups: Vec<(u32, String)>,
     /// Login name, or the uid as text.
@@ -24,25 +27,18 @@ pub struct HostFacts {
     pub home: PathBuf,
     /// Working directory, links resolved.
     pub cwd: PathBuf,
+    /// The terminal on standard input.
+    pub terminal: Option<PathBuf>,
     /// The process environment.
     pub environment: Environment,
+    /// The content of the files that set variables.
+    pub env_files: Vec<String>,
     /// The content of `/etc/resolv.conf`.
     pub resolv_conf: Option<Vec<u8>>,
-    /// The NVIDIA driver, if it was asked for.
-    pub nvidia: Option<Nvidia>,
+    /// What there is of the GPU drivers that were asked for.
+    pub gpu: Gpu,
     /// The sources of mounts that exist.
     pub kinds: BTreeMap<PathBuf, SourceKind>,
-}
-
-/// What the host has of the NVIDIA driver.
-#[derive(Debug, Clone, Default)]
-pub struct Nvidia {
-    /// What `ldconfig -p` prints.
-    pub ldconfig: String,
-    /// Programs found through PATH.
-    pub binaries: Vec<PathBuf>,
-    /// Data files that exist.
-    pub files: Vec<PathBuf>,
 }
 
 impl HostFacts {
@@ -83,15 +79,18 @@ impl HostFacts {
         Self {
             uid: 1000,
             gid: 1000,
+            other_ids: false,
             groups: vec![(1000, "me".into())],
             user_name: "me".into(),
             gecos: String::new(),
             shell: "/bin/sh".into(),
             home: "/home/me".into(),
             cwd: "/work".into(),
+            terminal: None,
             environment,
+            env_files: Vec::new(),
             resolv_conf: Some(Vec::new()),
-            nvidia: None,
+            gpu: Gpu::default(),
             kinds: directories.chain(files).collect(),
         }
     }

@@ -1,7 +1,8 @@
 //! Which mounts a run gets, in order: files made for it, the system's, the home, the driver, the user's binds by depth,
 //! the working directory. The defaults are singularity's.
 
-use super::{Failure, HostFacts, Mount, Nvidia, PlanError, SourceKind, What, gpu};
+use super::accounts::ROOT_HOME;
+use super::{Failure, HostFacts, Mount, PlanError, Processes, SourceKind, What, contain, gpu};
 use crate::settings::RunSettings;
 use siphon_image::open::Facts;
 use std::path::{Path, PathBuf};
@@ -10,13 +11,12 @@ use std::path::{Path, PathBuf};
 const IMAGE_DIRECTORIES: [&str; 10] = ["/", "/etc", "/bin", "/mnt", "/usr", "/var", "/opt", "/sbin", "/lib", "/lib64"];
 /// Trees whose directories are there already.
 const SYSTEM_TREES: [&str; 3] = ["/sys", "/proc", "/dev"];
-/// Where libraries of the host appear.
-const LIBRARIES: &str = "/.singularity.d/libs";
 
 /// The home directory inside.
 pub(super) fn container_home(settings: &RunSettings, host: &HostFacts) -> PathBuf {
     match &settings.home {
         Some(home) => home.destination.clone().unwrap_or_else(|| host.absolute(&home.source)),
+        None if settings.fakeroot.is_some() => ROOT_HOME.into(),
         None => host.home.clone(),
     }
 }
@@ -30,21 +30,25 @@ pub(super) fn files(
     warnings: &mut Vec<String>,
 ) -> Vec<Mount> {
     let mut files = accounts(settings, image, host, home, warnings);
-    files.extend(empty_home(settings, host, home, warnings));
-    if let Some(driver) = host.nvidia.as_ref().filter(|_| settings.nv) {
-        files.extend(libraries(driver, warnings));
-    }
+    files.extend(gpu::directories(&settings.gpu, &host.gpu, warnings));
     files
 }
 
 /// What the host has and the container sees.
-pub(super) fn mounts(settings: &RunSettings, host: &HostFacts, home: &Path) -> Result<Vec<Mount>, PlanError> {
+pub(super) fn mounts(
+    settings: &RunSettings,
+    host: &HostFacts,
+    home: &Path,
+    warnings: &mut Vec<String>,
+) -> Result<Vec<Mount>, PlanError> {
     let mut mounts = system(settings, host);
-    mounts.extend(home_mount(settings, host, home));
+    mounts.extend(home_mount(settings, host, home, warnings));
     mounts.extend(temporary(settings, host));
-    if let Some(driver) = host.nvidia.as_ref().filter(|_| settings.nv) {
-        mounts.extend(driver_files(driver));
+    mounts.extend(contain::scratch(settings, host));
+    if !settings.left_out.contains("dev") {
+        warnings.extend(gpu::lost_devices(&host.gpu, settings.contain.contained));
     }
+    mounts.extend(gpu::mounts(&host.gpu, warnings)?);
     mounts.extend(user_binds(settings, host)?);
     mounts.extend(working_directory(settings, host, &mounts));
     Ok(mounts)
@@ -58,7 +62,15 @@ fn bind(source: impl Into<PathBuf>, target: impl Into<PathBuf>, kind: SourceKind
 fn system(settings: &RunSettings, host: &HostFacts) -> Vec<Mount> {
     let mut mounts = Vec::new();
     for (name, path) in [("dev", "/dev"), ("proc", "/proc"), ("sys", "/sys")] {
-        if !settings.left_out.contains(name) {
+        if settings.left_out.contains(name) {
+            continue;
+        }
+        if name == "proc" && settings.namespaces.processes != Processes::Shared {
+            // The host's would show other processes under the numbers of the container's own.
+            mounts.push(Mount { target: path.into(), what: What::Processes, failure: Failure::Fatal });
+        } else if name == "dev" && settings.contain.contained {
+            mounts.push(contain::devices(settings, host));
+        } else {
             let what = What::Bind { source: path.into(), kind: SourceKind::Directory, read_only: false, trusted: true };
             mounts.push(Mount { target: path.into(), what, failure: Failure::Warning });
         }
@@ -72,30 +84,34 @@ fn system(settings: &RunSettings, host: &HostFacts) -> Vec<Mount> {
     mounts
 }
 
-fn home_mount(settings: &RunSettings, host: &HostFacts, home: &Path) -> Option<Mount> {
+fn home_mount(settings: &RunSettings, host: &HostFacts, home: &Path, warnings: &mut Vec<String>) -> Option<Mount> {
     if settings.left_out.contains("home") || home == Path::new("/") {
         return None;
     }
-    let (source, failure) = match &settings.home {
-        Some(chosen) => (host.absolute(&chosen.source), Failure::Fatal),
-        None => (host.home.clone(), Failure::Warning),
+    let Some(chosen) = &settings.home else {
+        if settings.contain.contained {
+            return Some(contain::home(settings, host, home));
+        }
+        return host.kind(&host.home).map(|kind| bind(&host.home, home, kind, Failure::Warning));
     };
-    host.kind(&source).map(|kind| bind(source, home, kind, failure))
-}
-
-/// What a chosen home is that the host does not have, as singularity has it: empty.
-fn empty_home(settings: &RunSettings, host: &HostFacts, home: &Path, warnings: &mut Vec<String>) -> Option<Mount> {
-    let source = host.absolute(&settings.home.as_ref()?.source);
-    if settings.left_out.contains("home") || home == Path::new("/") || host.kind(&source).is_some() {
-        return None;
+    let source = host.absolute(&chosen.source);
+    match host.kind(&source) {
+        Some(kind) => Some(bind(source, home, kind, Failure::Fatal)),
+        // As singularity has it: empty.
+        None => {
+            let source = source.display();
+            warnings.push(format!("{source} doesn't exist on the host: the home directory is empty and forgotten"));
+            Some(contain::home(settings, host, home))
+        }
     }
-    warnings.push(format!("{} doesn't exist on the host: the home directory is empty and forgotten", source.display()));
-    Some(Mount { target: home.to_owned(), what: What::Empty, failure: Failure::Fatal })
 }
 
 fn temporary(settings: &RunSettings, host: &HostFacts) -> Vec<Mount> {
     if settings.left_out.contains("tmp") {
         return Vec::new();
+    }
+    if settings.contain.contained {
+        return contain::temporary(settings, host);
     }
     let existing = ["/tmp", "/var/tmp"].into_iter().filter_map(|path| Some((path, host.kind(Path::new(path))?)));
     existing.map(|(path, kind)| bind(path, path, kind, Failure::Warning)).collect()
@@ -109,8 +125,11 @@ fn accounts(
     warnings: &mut Vec<String>,
 ) -> Vec<Mount> {
     let mut files = Vec::new();
-    if let Some(content) = &host.resolv_conf {
-        files.push(("/etc/resolv.conf", content.clone()));
+    if let Some(name) = &settings.namespaces.hostname {
+        files.push(("/etc/hostname", format!("{name}\n").into_bytes()));
+    }
+    if let Some(content) = name_servers(settings).or_else(|| host.resolv_conf.clone()) {
+        files.push(("/etc/resolv.conf", content));
     }
     // Root writes its own passwd into a writable image: useradd and friends replace the file by renaming.
     if !(host.uid == 0 && settings.writes != crate::settings::Writes::Refused) {
@@ -129,6 +148,13 @@ fn accounts(
         failure: Failure::Warning,
     };
     files.into_iter().map(mount).collect()
+}
+
+/// A resolv.conf of the chosen name servers.
+fn name_servers(settings: &RunSettings) -> Option<Vec<u8>> {
+    let servers = &settings.contain.name_servers;
+    let text: String = servers.iter().map(|server| format!("nameserver {server}\n")).collect();
+    (!servers.is_empty()).then(|| text.into_bytes())
 }
 
 /// The image's passwd with a line for the caller, whose home is the one inside.
@@ -159,44 +185,15 @@ fn names_id(line: &str, id: u32) -> bool {
     line.split(':').nth(2).is_some_and(|field| field == id.to_string())
 }
 
-fn libraries(driver: &Nvidia, warnings: &mut Vec<String>) -> Option<Mount> {
-    let libraries = gpu::libraries(&driver.ldconfig, gpu::nvidia_names());
-    if libraries.is_empty() && driver.binaries.is_empty() {
-        warnings.push("Could not find any nv files on this host!".into());
-    } else if libraries.is_empty() {
-        warnings.push("Could not find any nv libraries on this host!".into());
-    }
-    (!libraries.is_empty()).then(|| Mount {
-        target: LIBRARIES.into(),
-        what: What::Libraries(libraries),
-        failure: Failure::Warning,
-    })
-}
-
-/// Programs and data files of the driver.
-fn driver_files(driver: &Nvidia) -> Vec<Mount> {
-    let mut mounts = Vec::new();
-    let read_only = |source: &PathBuf, target: PathBuf, kind| Mount {
-        target,
-        what: What::Bind { source: source.clone(), kind, read_only: true, trusted: false },
-        failure: Failure::Warning,
-    };
-    for source in &driver.binaries {
-        if let Some(name) = source.file_name() {
-            mounts.push(read_only(source, Path::new("/usr/bin").join(name), SourceKind::File));
-        }
-    }
-    mounts.extend(driver.files.iter().map(|source| read_only(source, source.clone(), SourceKind::File)));
-    mounts
-}
-
 fn user_binds(settings: &RunSettings, host: &HostFacts) -> Result<Vec<Mount>, PlanError> {
     let mut mounts = Vec::new();
     for wanted in &settings.binds {
         let source = host.absolute(&wanted.source);
         let kind = host.kind(&source).ok_or_else(|| PlanError::NoSource(source.clone()))?;
         let target = if wanted.destination.is_absolute() { wanted.destination.clone() } else { source.clone() };
-        let what = What::Bind { source, kind, read_only: wanted.read_only, trusted: false };
+        // Who binds a device wants to use it; whether that is allowed is for the device's own permissions to say.
+        let trusted = source.starts_with("/dev");
+        let what = What::Bind { source, kind, read_only: wanted.read_only, trusted };
         mounts.push(Mount { target, what, failure: Failure::Fatal });
     }
     // A mount hides what was mounted below it, so the shallow ones come first; the sort keeps the order of equals.
@@ -211,7 +208,7 @@ fn working_directory(settings: &RunSettings, host: &HostFacts, mounts: &[Mount])
     });
     let the_images = IMAGE_DIRECTORIES.iter().any(|path| cwd == Path::new(path));
     let the_systems = SYSTEM_TREES.iter().any(|path| cwd.starts_with(path));
-    let unwanted = settings.left_out.contains("cwd");
+    let unwanted = settings.left_out.contains("cwd") || settings.contain.contained;
     if visible || the_images || the_systems || unwanted {
         return None;
     }

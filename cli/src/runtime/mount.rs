@@ -1,6 +1,9 @@
 //! Single mounts, each onto a descriptor that was opened inside the image's root, so that no link of the image leads
 //! out of it.
 
+mod devices;
+
+use crate::plan::gpu::Library;
 use crate::plan::{Failure, Mount, SourceKind, What};
 use anyhow::{Context, bail};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
@@ -11,6 +14,7 @@ use std::ffi::OsString;
 use std::fs;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 /// How often a path is resolved anew while the host's tree changes.
@@ -35,10 +39,15 @@ pub(super) fn bindable_root() -> nix::Result<()> {
     mount(None::<&str>, "/", None::<&str>, MsFlags::MS_PRIVATE, None::<&str>)
 }
 
-/// Binds a path of the host.
-pub(super) fn bind_into(root: &OwnedFd, wanted: &Mount) -> anyhow::Result<()> {
-    let What::Bind { source, kind, read_only, trusted } = &wanted.what else {
-        bail!("{} is not a bind", wanted.target.display())
+/// Makes a mount that needs nothing but the kernel and the host's tree.
+pub(super) fn place(root: &OwnedFd, wanted: &Mount) -> anyhow::Result<()> {
+    let (source, kind, read_only, trusted) = match &wanted.what {
+        What::Bind { source, kind, read_only, trusted } => (source, kind, read_only, trusted),
+        What::Processes => return processes(root, &wanted.target),
+        What::Devices(devices) => return devices::place(root, &wanted.target, devices),
+        What::Empty { mode } => return empty(root, &wanted.target, *mode),
+        What::Kept { source, mode } => return kept(root, source, &wanted.target, *mode),
+        What::File(_) | What::Libraries(_) => bail!("{} needs a session", wanted.target.display()),
     };
     if wanted.failure == Failure::Fatal {
         make_target(root, &wanted.target, *kind)?;
@@ -46,6 +55,38 @@ pub(super) fn bind_into(root: &OwnedFd, wanted: &Mount) -> anyhow::Result<()> {
     let mut flags = if *trusted { MsFlags::empty() } else { MsFlags::MS_NOSUID | MsFlags::MS_NODEV };
     flags.set(MsFlags::MS_RDONLY, *read_only);
     attach(root, source, &wanted.target, *kind == SourceKind::Directory, flags)
+}
+
+/// The `/proc` of this process's PID namespace.
+fn processes(root: &OwnedFd, target: &Path) -> anyhow::Result<()> {
+    let place = open_in_root(root, target)?;
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    mount(Some("proc"), &descriptor_path(&place), Some("proc"), flags, None::<&str>).context(
+        "the kernel refuses a /proc of its own to the container, as it does where a container engine hides a part of \
+         the host's; --no-pid does without",
+    )
+}
+
+fn empty(root: &OwnedFd, target: &Path, mode: u32) -> anyhow::Result<()> {
+    make_target(root, target, SourceKind::Directory)?;
+    let place = open_in_root(root, target)?;
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+    filesystem("tmpfs", &descriptor_path(&place), &format!("mode={mode:o}"), flags)
+}
+
+/// Binds a directory of the host, made if it is missing, with the permissions that it is to have then.
+fn kept(root: &OwnedFd, source: &Path, target: &Path, mode: u32) -> anyhow::Result<()> {
+    let failed = || format!("cannot make {}", source.display());
+    if !source.is_dir() {
+        fs::create_dir_all(source).with_context(failed)?;
+        fs::set_permissions(source, fs::Permissions::from_mode(mode)).with_context(failed)?;
+    }
+    make_target(root, target, SourceKind::Directory)?;
+    attach(root, source, target, true, MsFlags::MS_NOSUID | MsFlags::MS_NODEV)
+}
+
+fn filesystem(kind: &str, place: &Path, options: &str, flags: MsFlags) -> anyhow::Result<()> {
+    mount(Some(kind), place, Some(kind), flags, Some(options)).with_context(|| format!("cannot mount a {kind}"))
 }
 
 /// A temporary filesystem for the files of one run.
@@ -66,16 +107,13 @@ impl Session {
     pub(super) fn mount(&self, root: &OwnedFd, index: usize, wanted: &Mount) -> anyhow::Result<()> {
         let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
         match &wanted.what {
-            What::Bind { .. } => bind_into(root, wanted),
+            What::Bind { .. } | What::Processes | What::Devices(_) | What::Empty { .. } | What::Kept { .. } => {
+                place(root, wanted)
+            }
             What::File(content) => {
                 let source = self.directory.join(index.to_string());
                 fs::write(&source, content)?;
                 attach(root, &source, &wanted.target, false, flags)
-            }
-            What::Empty => {
-                let source = self.directory.join(index.to_string());
-                fs::create_dir(&source)?;
-                attach(root, &source, &wanted.target, true, flags)
             }
             What::Libraries(files) => attach(root, &self.libraries(index, files)?, &wanted.target, true, flags),
         }
@@ -88,14 +126,13 @@ impl Session {
     }
 
     /// A directory in which each of `files` is bound under its own name.
-    fn libraries(&self, index: usize, files: &[PathBuf]) -> anyhow::Result<PathBuf> {
+    fn libraries(&self, index: usize, files: &[Library]) -> anyhow::Result<PathBuf> {
         let directory = self.directory.join(index.to_string());
         fs::create_dir(&directory)?;
-        for file in files {
-            let Some(name) = file.file_name() else { continue };
+        for Library { name, source } in files {
             let place = directory.join(name);
             fs::write(&place, [])?;
-            bind(file, &place, false).with_context(|| format!("cannot bind {}", file.display()))?;
+            bind(source, &place, false).with_context(|| format!("cannot bind {}", source.display()))?;
             let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_RDONLY;
             remount(&open_path(&place)?, flags)?;
         }

@@ -24,6 +24,14 @@ pub enum BindError {
         "bind option {0} (a bind out of another image) is not supported yet; mount that image with \"siphon mount\" and bind the directory"
     )]
     ImageBind(String),
+    /// A `--mount` that cannot be read.
+    #[error("while parsing mount {line:?}: {reason}")]
+    Mount {
+        /// The specification.
+        line: String,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// No source.
     #[error("bind {0:?} has no source path")]
     NoSource(String),
@@ -83,6 +91,22 @@ impl Bind {
     }
 }
 
+/// The binds whose destination none before them has, as apptainer has it, with a warning for each other one.
+pub(super) fn without_repeated_destinations(binds: Vec<Bind>, warnings: &mut Vec<String>) -> Vec<Bind> {
+    let mut kept: Vec<Bind> = Vec::new();
+    for bind in binds {
+        if kept.iter().any(|other| other.destination == bind.destination) {
+            let (source, destination) = (bind.source.display(), bind.destination.display());
+            warnings.push(format!(
+                "While bind mounting '{source}:{destination}': destination is already in the mount point list"
+            ));
+        } else {
+            kept.push(bind);
+        }
+    }
+    kept
+}
+
 fn option(word: &str) -> Option<bool> {
     match word {
         "ro" => Some(true),
@@ -115,6 +139,17 @@ mod tests {
 
     fn bind(source: &str, destination: &str, read_only: bool) -> Bind {
         Bind { source: source.into(), destination: destination.into(), read_only }
+    }
+
+    #[test]
+    fn of_two_binds_to_one_destination_the_first_stays() {
+        let mut warnings = Vec::new();
+        let binds = vec![bind("/a", "/x", false), bind("/b", "/y", false), bind("/c", "/x", true)];
+
+        let kept = without_repeated_destinations(binds, &mut warnings);
+
+        assert_eq!(kept, [bind("/a", "/x", false), bind("/b", "/y", false)]);
+        assert_eq!(warnings, ["While bind mounting '/c:/x': destination is already in the mount point list"]);
     }
 
     #[test]

@@ -5,11 +5,15 @@
 //!
 //! ```text
 //! read_at, tree  <-  squashfs, sif, directory, oci  <-  open
+//! tree, elf, ld_cache  <-  libraries
 //! ```
 
 #![forbid(unsafe_code)]
 
 pub mod directory;
+pub mod elf;
+pub mod ld_cache;
+pub mod libraries;
 pub mod oci;
 pub mod open;
 pub mod path;

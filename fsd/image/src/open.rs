@@ -21,7 +21,7 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
-pub use facts::{Facts, Script, facts};
+pub use facts::{Facts, Script, app_facts, facts};
 
 /// First bytes that are looked at: ext3 has its magic behind the first KiB, and launcher lines end within 2 KiB.
 const HEAD_BYTES: u64 = 2048;

@@ -5,7 +5,7 @@
 mod memory_tree;
 
 use memory_tree::{Content, MemoryTree};
-use siphon_image::open::{Error as OpenError, Facts, Script, facts, open};
+use siphon_image::open::{Error as OpenError, Facts, Script, app_facts, facts, open};
 use siphon_image::read_at::{FileAt, ReadAt};
 use siphon_image::sif::writer::{Error as WriteError, SifWriter};
 use siphon_image::sif::{Arch, DataType, Descriptor, Error, FilesystemType, Link, PartitionType, Sif};
@@ -253,6 +253,26 @@ fn a_built_image_tells_what_it_is() {
     assert_eq!(facts.labels, [("a".into(), "b".into()), ("n".into(), "3".into())].into());
     assert_eq!(facts.passwd.as_deref(), Some("root:x:0:0::/:/bin/sh\n"));
     assert_eq!(facts.apps, ["foo"]);
+}
+
+#[test]
+fn an_app_says_of_itself_what_an_image_does() {
+    let mut tree = MemoryTree::default();
+    let scif = tree.directory(NodeId(0), "scif");
+    let apps = tree.directory(scif, "apps");
+    let app = tree.directory(apps, "foo");
+    let meta = tree.directory(app, "scif");
+    let env = tree.directory(meta, "env");
+    tree.file(env, "90-environment.sh", "export A=1");
+    tree.file(meta, "runscript", "exec foo");
+    tree.file(meta, "labels.json", r#"{"a":"b"}"#);
+
+    let facts = app_facts(&tree, "foo");
+
+    assert_eq!(facts.env_scripts, [Script { name: "90-environment.sh".into(), text: "export A=1".into() }]);
+    assert_eq!((facts.runscript.as_deref(), &facts.test), (Some("exec foo"), &None));
+    assert_eq!(facts.labels, [("a".into(), "b".into())].into());
+    assert_eq!(app_facts(&tree, "bar"), Facts::default());
 }
 
 #[test]

@@ -5,6 +5,7 @@ use super::{DaemonError, Joined, Layer, Placement, Spec};
 use crate::control::{self, Attached, Reply, Request};
 use crate::locator::Locator;
 use crate::sys::processes::open_process;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde::{Deserialize, Serialize};
 use std::ffi::OsStr;
 use std::fs::{DirBuilder, File, OpenOptions};
@@ -16,13 +17,16 @@ use std::process::{Command, Stdio};
 /// How many daemons are started, each dying under our hands, before that is reported.
 const ATTEMPTS: u32 = 3;
 
+/// How long a daemon may take to leave that said it would.
+const LEAVE_PATIENCE_SECONDS: i64 = 2;
+
 /// The first and only line of a started daemon.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum Ready {
     /// It serves.
     Ready,
     /// It cannot, and why.
-    Failed(String),
+    Failed { message: String, is_the_machines: bool },
 }
 
 /// Joins the daemon for `spec`, started with `executable daemon --state DIR -- IMAGE` if there is none. Of many
@@ -37,7 +41,9 @@ pub fn join(spec: &Spec, runtime_dir: &Path, executable: &Path) -> Result<Joined
     loop {
         let lock = state.create_and_lock()?;
         match attach(&state) {
-            Err(DaemonError::Control(control::Error::Refused(message))) => return Err(DaemonError::Start(message)),
+            Err(DaemonError::Control(control::Error::Refused(message))) => {
+                return Err(DaemonError::Start { message, is_the_machines: false });
+            }
             // Nobody listens, or it died while it was asked: both are mended by a new one.
             Err(_) => start(&spec, &state, &lock, executable)?,
             joined => return joined,
@@ -66,13 +72,17 @@ fn attach(state: &StateDirectory) -> Result<Joined, DaemonError> {
     let Reply::Attached(attached) = control::ask(&socket, &Request::Attach)? else {
         return Err(control::Error::Refused("the daemon answered something else".to_owned()).into());
     };
-    let Attached { pid, root, facts, writable } = *attached;
+    let Attached { pid, root, facts, writable, other_ids } = *attached;
     let pidfd =
         open_process(pid).map_err(|source| DaemonError::Process { step: "watch the process of the daemon", source })?;
-    Ok(Joined { root, session: state.session(), facts, writable, pid, pidfd, socket })
+    Ok(Joined { root, session: state.session(), facts, writable, other_ids, pid, pidfd, socket })
 }
 
 fn start(spec: &Spec, state: &StateDirectory, lock: &Lock, executable: &Path) -> Result<(), DaemonError> {
+    state.sweep();
+    if let Layer::Directory(layer) = &spec.layer {
+        free(layer, state);
+    }
     state.clear()?;
     state.write_spec(spec)?;
     for path in [state.root(), state.session()] {
@@ -84,6 +94,20 @@ fn start(spec: &Spec, state: &StateDirectory, lock: &Lock, executable: &Path) ->
         state.remove(lock)?;
     }
     result
+}
+
+/// Has daemons leave that hold `layer` for runs with other ids or of another batch job, and have none. One that cannot
+/// leave keeps it, and the started daemon says so where it matters.
+fn free(layer: &Path, own: &StateDirectory) {
+    for other in own.siblings() {
+        let has_it = other.read_spec().is_ok_and(|spec| spec.layer == Layer::Directory(layer.into()));
+        if let (true, Ok(Reply::Leaving(pid))) = (has_it, control::ask(&other.socket(), &Request::Leave)) {
+            // Without such a process there is nothing to wait for.
+            let Ok(process) = open_process(pid) else { continue };
+            let patience = Timespec { tv_sec: LEAVE_PATIENCE_SECONDS, tv_nsec: 0 };
+            let _ = poll(&mut [PollFd::new(&process, PollFlags::IN)], Some(&patience));
+        }
+    }
 }
 
 fn run(spec: &Spec, state: &StateDirectory, lock: &Lock, executable: &Path, log: File) -> Result<(), DaemonError> {
@@ -107,7 +131,7 @@ fn run(spec: &Spec, state: &StateDirectory, lock: &Lock, executable: &Path, log:
     child.wait().map_err(failed)?;
     match serde_json::from_str(&line) {
         Ok(Ready::Ready) => Ok(()),
-        Ok(Ready::Failed(message)) => Err(DaemonError::Start(message)),
+        Ok(Ready::Failed { message, is_the_machines }) => Err(DaemonError::Start { message, is_the_machines }),
         Err(_) => Err(DaemonError::Died { log: state.last_words() }),
     }
 }

@@ -43,7 +43,8 @@ pub fn serve(state_dir: &Path) -> Result<(), DaemonError> {
     let server = match setup::set_up(StateDirectory::at(state_dir)) {
         Ok(server) => server,
         Err(error) => {
-            report(&mut ready, &Ready::Failed(chain(&error)));
+            let is_the_machines = error.is_the_machines();
+            report(&mut ready, &Ready::Failed { message: chain(&error), is_the_machines });
             return Err(error);
         }
     };
@@ -127,6 +128,9 @@ impl Server {
             }
             if events.session_over {
                 return self.finish();
+            }
+            if !self.shared.is_in_use() && self.shared.take_request_to_leave() {
+                quiet.patience = Duration::ZERO;
             }
             let told = events.told_to_leave;
             if (told || self.is_idle(quiet)) && self.leave(told)? {

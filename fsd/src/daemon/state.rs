@@ -3,15 +3,22 @@
 use super::{DaemonError, Layer, Spec};
 use crate::control::SOCKET;
 use crate::locator::Locator;
+use crate::sys::namespaces;
 use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with};
 use sha2::{Digest, Sha256};
+use std::ffi::OsStr;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 /// Raised with every change of the control messages or of what a daemon promises.
-const PROTOCOL_VERSION: u32 = 2;
+const PROTOCOL_VERSION: u32 = 3;
+
+/// Bytes of a key: enough to tell the few daemons of a user apart.
+const KEY_BYTES: usize = 8;
 
 /// The files of one daemon.
 #[derive(Debug, Clone)]
@@ -35,26 +42,36 @@ impl Lock {
 impl StateDirectory {
     /// Where the daemon for `spec` has its state.
     pub(super) fn of(spec: &Spec, runtime_dir: &Path) -> Result<Self, DaemonError> {
+        let failed = |source| DaemonError::Process { step: "name the state of the daemon", source };
         let locator = Locator::parse(&spec.image)?;
         // A sandbox that was moved is the same sandbox, and its daemon still writes to it.
         let (name, layer) = match (&locator, &spec.layer) {
             (Locator::Sandbox(_), Layer::Directory(_)) => (String::new(), None),
             (_, layer) => (locator.to_string(), Some(layer)),
         };
+        // A daemon that was started in another container sees other files under the same names.
+        let namespaces = namespaces::identity().map_err(failed)?;
         let distinguishing = (
-            (PROTOCOL_VERSION, env!("CARGO_PKG_VERSION")),
+            (PROTOCOL_VERSION, env!("CARGO_PKG_VERSION"), namespaces),
             (name, locator.identity()?),
             (layer, &spec.ids, &spec.scope, &spec.placement),
         );
-        let text = serde_json::to_vec(&distinguishing)
-            .map_err(|error| DaemonError::Process { step: "name the state of the daemon", source: error.into() })?;
+        let text = serde_json::to_vec(&distinguishing).map_err(|error| failed(error.into()))?;
         let digest = Sha256::digest(&text);
-        let key: String = digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+        let key: String = digest.iter().take(KEY_BYTES).map(|byte| format!("{byte:02x}")).collect();
         Ok(Self { path: runtime_dir.join(key) })
     }
 
     pub(super) fn at(path: &Path) -> Self {
         Self { path: path.into() }
+    }
+
+    /// Those of the user's other daemons.
+    pub(super) fn siblings(&self) -> Vec<Self> {
+        let entries = self.path.parent().and_then(|parent| fs::read_dir(parent).ok());
+        let paths = entries.into_iter().flatten().filter_map(|entry| Some(entry.ok()?.path()));
+        let is_state = |path: &PathBuf| path.is_dir() && path.file_name().is_some_and(is_key);
+        paths.filter(|path| *path != self.path && is_state(path)).map(|path| Self { path }).collect()
     }
 
     pub(super) fn path(&self) -> &Path {
@@ -111,8 +128,8 @@ impl StateDirectory {
         loop {
             match flock(&file, operation) {
                 Ok(()) => break,
-                Err(rustix::io::Errno::INTR) => {}
-                Err(rustix::io::Errno::WOULDBLOCK) => return Ok(None),
+                Err(Errno::INTR) => {}
+                Err(Errno::WOULDBLOCK) => return Ok(None),
                 Err(errno) => return Err(failed(errno.into())),
             }
         }
@@ -130,6 +147,24 @@ impl StateDirectory {
             ignore_missing(fs::remove_dir(&path)).map_err(|source| DaemonError::State { path, source })?;
         }
         Ok(())
+    }
+
+    /// Takes away what killed daemons left beside this one. Where no two runs have the same mount, as with writes that
+    /// are forgotten or in a container that is gone, nobody comes by who would replace them. What cannot be taken away
+    /// is left to the next start.
+    pub(super) fn sweep(&self) {
+        for sibling in self.siblings() {
+            if is_listened_to(&sibling.socket()) {
+                continue;
+            }
+            // Whoever is just starting a daemon there has the lock, until that listens.
+            if let Ok(Some(lock)) = sibling.try_lock()
+                && !is_listened_to(&sibling.socket())
+                && let Err(error) = sibling.remove(&lock)
+            {
+                tracing::debug!("left {}: {error}", sibling.path.display());
+            }
+        }
     }
 
     /// Takes everything away, the lock last. The lock must be held.
@@ -162,6 +197,21 @@ impl StateDirectory {
         let tail = &log[log.len().saturating_sub(2000)..];
         String::from_utf8_lossy(tail).trim().replace('\n', " | ")
     }
+}
+
+/// Whether a name is one that [`StateDirectory::of`] gives.
+fn is_key(name: &OsStr) -> bool {
+    name.len() == 2 * KEY_BYTES && name.as_encoded_bytes().iter().all(u8::is_ascii_hexdigit)
+}
+
+/// Whether a daemon lives that listens at `socket`. It is not waited for, however busy it is.
+fn is_listened_to(socket: &Path) -> bool {
+    let connect = || -> rustix::io::Result<()> {
+        let stream =
+            socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC, None)?;
+        rustix::net::connect(&stream, &SocketAddrUnix::new(socket)?)
+    };
+    !matches!(connect(), Err(Errno::CONNREFUSED | Errno::NOENT))
 }
 
 /// Makes `path` with mode 0700 if it is missing, and makes sure that it is ours and nobody else can enter it.

@@ -1,6 +1,6 @@
 //! The operations that change something.
 
-use super::{Caller, Error, FileSystem, Node, Owners};
+use super::{Caller, Error, FileSystem, Node, Owners, existing};
 use nix::libc;
 use siphon_image::tree::Kind;
 use siphon_overlay::view::{Ino, OpenMode, Owner, RenameMode, SetAttr};
@@ -194,8 +194,8 @@ impl FileSystem {
         let inherited = parent.mode & SETGID;
         let owner = match self.options.owners {
             Owners::Squash { .. } => None,
-            Owners::AsStored if inherited != 0 => Some((caller.uid, parent.gid)),
-            Owners::AsStored => Some((caller.uid, caller.gid)),
+            Owners::AsStored { groups, .. } if inherited != 0 => Some((caller.uid, existing(parent.gid, groups))),
+            Owners::AsStored { .. } => Some((caller.uid, caller.gid)),
         };
         Ok((owner, inherited))
     }

@@ -3,7 +3,7 @@
 use rustix::mount::{MountFlags, UnmountFlags};
 use std::ffi::{CString, OsStr};
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, IoSliceMut};
+use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::net::UnixStream;
@@ -56,6 +56,17 @@ pub enum Error {
     },
 }
 
+impl Error {
+    /// Whether the machine refuses what it would have to allow for any image.
+    pub fn is_the_machines(&self) -> bool {
+        match self {
+            Self::Device(_) | Self::NoFusermount(_) => true,
+            Self::Mount { source, .. } => source.kind() == io::ErrorKind::PermissionDenied,
+            Self::Unmount { .. } | Self::Refused { .. } | Self::NotOurs { .. } => false,
+        }
+    }
+}
+
 /// How a FUSE filesystem is mounted.
 #[derive(Debug, Clone)]
 pub struct FuseMount<'a> {
@@ -65,6 +76,8 @@ pub struct FuseMount<'a> {
     pub target: &'a Path,
     /// The kernel refuses every change.
     pub read_only: bool,
+    /// Whether setuid bits and file capabilities count.
+    pub setuid: bool,
 }
 
 impl FuseMount<'_> {
@@ -79,7 +92,8 @@ impl FuseMount<'_> {
             device.as_raw_fd()
         );
         let options = CString::new(options).expect("numbers and words hold no NUL");
-        let mut flags = MountFlags::NOSUID | MountFlags::NODEV;
+        let mut flags = MountFlags::NODEV;
+        flags.set(MountFlags::NOSUID, !self.setuid);
         flags.set(MountFlags::RDONLY, self.read_only);
         rustix::mount::mount(self.source, self.target, TYPE, flags, options.as_c_str())
             .map_err(|errno| Error::Mount { path: self.target.into(), source: errno.into() })?;
@@ -111,7 +125,8 @@ impl FuseMount<'_> {
             let message = String::from_utf8_lossy(&output.stderr).trim().to_owned();
             return Err(Error::Refused { path: self.target.into(), message });
         }
-        receive_descriptor(&ours).map_err(failed)
+        let device = super::descriptors::receive(&ours).map_err(failed)?;
+        device.ok_or_else(|| failed(io::Error::other("fusermount3 did not hand the FUSE device over")))
     }
 }
 
@@ -239,20 +254,6 @@ fn resolve_parent(path: &Path) -> io::Result<PathBuf> {
         (Some(parent), Some(name)) => Ok(fs::canonicalize(parent)?.join(name)),
         _ => Ok(absolute),
     }
-}
-
-/// The descriptor that came with the one byte that `fusermount3` sends.
-fn receive_descriptor(socket: &UnixStream) -> io::Result<OwnedFd> {
-    use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
-    let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-    let mut byte = [0u8; 1];
-    recvmsg(socket, &mut [IoSliceMut::new(&mut byte)], &mut ancillary, RecvFlags::CMSG_CLOEXEC)?;
-    let descriptor = ancillary.drain().find_map(|message| match message {
-        RecvAncillaryMessage::ScmRights(mut descriptors) => descriptors.next(),
-        _ => None,
-    });
-    descriptor.ok_or_else(|| io::Error::other("fusermount3 did not hand the FUSE device over"))
 }
 
 #[cfg(test)]

@@ -1,13 +1,13 @@
 //! Becoming a background process, and watching other ones.
 
-#![expect(unsafe_code, reason = "fork has no safe form")]
+#![expect(unsafe_code, reason = "fork has no safe form, and neither has an end without exit handlers")]
 
 use nix::libc;
 use nix::sys::stat::{Mode, umask};
 use nix::unistd::{ForkResult, fork, setsid};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use std::fs::File;
-use std::io;
+use std::io::{self, PipeReader, PipeWriter, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::process;
 
@@ -44,6 +44,66 @@ pub fn into_background() -> io::Result<Standard> {
     Ok(Standard { output, input })
 }
 
+/// A child that does one thing when it is told to, as this process was when it forked. Let go of, it does nothing.
+#[derive(Debug)]
+pub struct StandBy {
+    child: nix::unistd::Pid,
+    told: Option<PipeWriter>,
+    answer: PipeReader,
+}
+
+/// Forks a child that waits with `work`.
+///
+/// # Errors
+/// If there is more than one thread, or the kernel refuses a step.
+pub fn stand_by(work: impl FnOnce() -> Result<(), String>) -> io::Result<StandBy> {
+    if thread_count()? != 1 {
+        return Err(io::Error::other("a process with several threads cannot fork"));
+    }
+    let ((mut waiting, told), (answer, mut reply)) = (io::pipe()?, io::pipe()?);
+    // SAFETY: there is a single thread, checked above, so that the child's memory is whole: no lock is held in it.
+    match unsafe { fork() }? {
+        ForkResult::Parent { child } => Ok(StandBy { child, told: Some(told), answer }),
+        ForkResult::Child => {
+            drop((told, answer));
+            // The end of the pipe instead of a byte means that this process is not needed.
+            if waiting.read_exact(&mut [0]).is_ok() {
+                let result = serde_json::to_vec(&work()).unwrap_or_default();
+                // Without a reader there is nobody to tell.
+                let _ = reply.write_all(&result);
+            }
+            // SAFETY: this ends the process, without running what the parent has registered for its own end.
+            unsafe { libc::_exit(0) }
+        }
+    }
+}
+
+impl StandBy {
+    /// Has the child do it, and waits.
+    ///
+    /// # Errors
+    /// What the work returned, or that the child could not do it.
+    pub fn act(mut self) -> Result<(), String> {
+        let mut ask = || -> io::Result<_> {
+            let mut line = Vec::new();
+            if let Some(mut told) = self.told.take() {
+                told.write_all(&[0])?;
+            }
+            self.answer.read_to_end(&mut line)?;
+            Ok(serde_json::from_slice(&line)?)
+        };
+        ask().unwrap_or_else(|error| Err(format!("the process that was to do it died ({error})")))
+    }
+}
+
+impl Drop for StandBy {
+    fn drop(&mut self) {
+        self.told = None;
+        // It ends by itself; who else would wait for it is none of ours.
+        let _ = nix::sys::wait::waitpid(self.child, None);
+    }
+}
+
 /// How many threads this process has.
 ///
 /// # Errors
@@ -72,4 +132,17 @@ fn close_above_stderr() -> io::Result<()> {
         let _ = nix::unistd::close(number);
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // The tests themselves have several threads, so that what forks is tested with whole daemons.
+    #[test]
+    fn a_process_with_threads_does_not_fork() {
+        let _other = std::thread::spawn(std::thread::park);
+
+        assert!(stand_by(|| Ok(())).is_err());
+    }
 }

@@ -17,6 +17,8 @@ const MAX_ENV_SCRIPTS: usize = 256;
 const MAX_APPS: usize = 4096;
 /// Where the environment scripts lie.
 const ENV_DIRECTORY: &str = "/.singularity.d/env";
+/// Where SCIF apps lie.
+const APPS_DIRECTORY: &str = "/scif/apps";
 
 /// What an image says of itself. Text that is not UTF-8 has replacement characters in it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -79,6 +81,25 @@ pub fn facts(tree: &dyn Tree) -> Result<Facts, tree::Error> {
     })
 }
 
+/// What the SCIF app `name` says of itself, in the files under `/scif/apps/NAME/scif`. Of an app that is not there, and
+/// of what an app does not have, nothing.
+pub fn app_facts(tree: &dyn Tree, name: &str) -> Facts {
+    let meta = |file: &str| text(tree, &format!("{APPS_DIRECTORY}/{name}/scif/{file}"));
+    let environment = meta("env/90-environment.sh");
+    Facts {
+        env_scripts: environment
+            .iter()
+            .map(|text| Script { name: "90-environment.sh".into(), text: text.clone() })
+            .collect(),
+        runscript: meta("runscript"),
+        test: meta("test"),
+        helpfile: meta("runscript.help"),
+        labels: meta("labels.json").map(|json| labels(&json)).unwrap_or_default(),
+        environment,
+        ..Facts::default()
+    }
+}
+
 fn text(tree: &dyn Tree, path: &str) -> Option<String> {
     let bytes = read_file(tree, Path::new(path), MAX_FILE_BYTES).ok().flatten()?;
     Some(String::from_utf8_lossy(&bytes).into_owned())
@@ -121,6 +142,6 @@ fn labels(json: &str) -> BTreeMap<String, String> {
 }
 
 fn apps(tree: &dyn Tree) -> Vec<String> {
-    let is_app = |name: &String| kind_of(tree, &format!("/scif/apps/{name}")) == Some(Kind::Directory);
-    names(tree, "/scif/apps").unwrap_or_default().into_iter().take(MAX_APPS).filter(is_app).collect()
+    let is_app = |name: &String| kind_of(tree, &format!("{APPS_DIRECTORY}/{name}")) == Some(Kind::Directory);
+    names(tree, APPS_DIRECTORY).unwrap_or_default().into_iter().take(MAX_APPS).filter(is_app).collect()
 }

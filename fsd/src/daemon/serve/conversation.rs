@@ -4,18 +4,21 @@ use crate::control::{self, Attached, Reply, Request, Status};
 use crate::daemon::mount_points::{self, Extended, Places};
 use crate::fs::FileSystem;
 use crate::fuse::Notifier;
+use crate::identity;
 use crate::locator::Opened;
 use crate::metrics::Snapshot;
+use crate::sys::descriptors;
 use crate::sys::processes::open_process;
+use crate::sys::seccomp::Listener;
 use parking_lot::Mutex;
-use siphon_image::open;
 use siphon_image::tree::{self, Tree};
+use siphon_image::{libraries, open};
 use siphon_overlay::view::View;
-use std::io::{PipeWriter, Write};
+use std::io::{self, PipeWriter, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 /// What conversations may use. The client list is the only lock, held for list operations.
 #[derive(Debug)]
@@ -32,6 +35,7 @@ pub(super) struct Shared {
     /// Processes that use the mount, each as a pidfd.
     pub(super) clients: Mutex<Vec<Arc<OwnedFd>>>,
     pub(super) conversations: AtomicUsize,
+    pub(super) asked_to_leave: AtomicBool,
     pub(super) wake: PipeWriter,
 }
 
@@ -77,10 +81,12 @@ impl Shared {
     fn answer(&self, mut stream: UnixStream) {
         let result = control::accept(&mut stream).and_then(|(pid, request)| {
             let reply = self.reply(pid, request);
-            control::send(&mut stream, &reply)
+            control::send(&mut stream, &reply).map(|()| reply)
         });
-        if let Err(error) = result {
-            tracing::debug!("a client went away: {error}");
+        match result {
+            Ok(Reply::Pretending) => pretend(stream),
+            Ok(_) => {}
+            Err(error) => tracing::debug!("a client went away: {error}"),
         }
     }
 
@@ -93,6 +99,9 @@ impl Shared {
                     points.iter().map(|(path, kind)| mount_points::make(places, path, *kind)).collect();
                 made.map_or_else(|error| Reply::Failed(super::chain(&error)), Reply::MountPoints)
             }
+            Request::Leave => self.leave(),
+            Request::Pretend => Reply::Pretending,
+            Request::Libraries(wanted) => Reply::Libraries(libraries::present(self.view.as_ref(), &wanted)),
             Request::Status => Reply::Status(Box::new(self.status())),
         }
     }
@@ -109,6 +118,20 @@ impl Shared {
         };
         self.clients.lock().push(Arc::new(pidfd));
         Reply::Attached(Box::new(attached))
+    }
+
+    /// The main thread does it, once this conversation is over.
+    fn leave(&self) -> Reply {
+        if !self.clients.lock().is_empty() {
+            return Reply::Failed("there are clients".to_owned());
+        }
+        self.asked_to_leave.store(true, Ordering::SeqCst);
+        Reply::Leaving(self.attached.pid)
+    }
+
+    /// Whether someone asked since this was last called.
+    pub(super) fn take_request_to_leave(&self) -> bool {
+        self.asked_to_leave.swap(false, Ordering::SeqCst)
     }
 
     /// What the image says of itself is read once, but anew for each client where an earlier one may have changed it.
@@ -134,4 +157,26 @@ impl Shared {
             ..self.status.clone()
         }
     }
+}
+
+/// Answers the system calls of one run, on a thread of its own: it lasts as long as the run.
+fn pretend(stream: UnixStream) {
+    let spawned = std::thread::Builder::new().name("identity".to_owned()).spawn(move || {
+        if let Err(error) = pretend_for(stream) {
+            tracing::error!("the users of a run are pretended no more: {error}");
+        }
+    });
+    if let Err(error) = spawned {
+        tracing::error!("cannot pretend the users of a run: {error}");
+    }
+}
+
+fn pretend_for(mut stream: UnixStream) -> io::Result<()> {
+    // The client makes its mounts first.
+    stream.set_read_timeout(None)?;
+    // It ended instead.
+    let Some(listener) = descriptors::receive(&stream)? else { return Ok(()) };
+    stream.write_all(&[0])?;
+    drop(stream);
+    identity::supervise(&Listener::from(listener))
 }

@@ -12,7 +12,7 @@ use crate::fuse::Mounted;
 use crate::locator::{self, Locator, Opened};
 use crate::metrics::Counters;
 use crate::sys::mounts::{FuseMount, memory_directory};
-use crate::sys::namespaces;
+use crate::sys::namespaces::{self, Mapped};
 use parking_lot::Mutex;
 use rustix::process::{Resource, Rlimit, getegid, geteuid, getrlimit, setrlimit};
 use siphon_image::open;
@@ -55,19 +55,23 @@ pub(super) fn set_up(state: StateDirectory) -> Result<Server, DaemonError> {
     raise_descriptor_limit();
     let spec = state.read_spec()?;
     let (uid, gid) = (geteuid().as_raw(), getegid().as_raw());
-    enter_namespaces(&spec, uid, gid)?;
+    let refused = enter_namespaces(&spec, uid, gid)?;
+    let owners = owners(&spec, uid, gid).map_err(failed("read the map of ids"))?;
     let locator = Locator::parse(&spec.image)?;
     let opened = locator::open(&locator, &spec.cache_dir, spec.cache_bytes)?;
     let layered = layer(&spec, &opened, &state.root())?;
     let facts = open::facts(layered.view.as_ref())
         .map_err(|source| locator::Error::Tree { image: locator.to_string(), source })?;
 
-    let owners = if spec.ids == Ids::Caller { Owners::Squash { uid, gid } } else { Owners::AsStored };
+    let other_ids = other_ids(owners, refused);
     let options = Options { owners, read_only: layered.writable.is_err(), stable: layered.is_stable };
     let filesystem = Arc::new(FileSystem::new(layered.view.clone(), options, Arc::new(Counters::default())));
     let root = spec.mount_point(state.root());
     let source = locator.to_string();
-    let device = mount(&spec, &FuseMount { source: &source, target: &root, read_only: options.read_only }, uid, gid)?;
+    // With one user there is nobody whom a setuid program could serve.
+    let setuid = matches!(spec.ids, Ids::Root(_)) && other_ids.is_ok();
+    let fuse_mount = FuseMount { source: &source, target: &root, read_only: options.read_only, setuid };
+    let device = mount(&spec, &fuse_mount)?;
     let workers = worker_count(&locator);
     let mounted = Mounted::new(filesystem.clone(), device, workers).map_err(failed("speak to the kernel"))?;
 
@@ -77,6 +81,7 @@ pub(super) fn set_up(state: StateDirectory) -> Result<Server, DaemonError> {
         root: root.clone(),
         facts,
         writable: layered.writable.clone(),
+        other_ids,
     };
     let status = first_status(&spec, source, root, &attached, &opened);
     let shared = Arc::new(Shared {
@@ -89,6 +94,7 @@ pub(super) fn set_up(state: StateDirectory) -> Result<Server, DaemonError> {
         status,
         clients: Mutex::default(),
         conversations: 0.into(),
+        asked_to_leave: false.into(),
         wake,
     });
     let (session_over, over) = io::pipe().map_err(failed("make a pipe"))?;
@@ -115,13 +121,38 @@ fn raise_descriptor_limit() {
     }
 }
 
-fn enter_namespaces(spec: &Spec, uid: u32, gid: u32) -> Result<(), DaemonError> {
-    match (&spec.placement, spec.ids) {
+/// Enters them, and returns why ids that were asked for do not exist there.
+fn enter_namespaces(spec: &Spec, uid: u32, gid: u32) -> Result<Option<String>, DaemonError> {
+    match (&spec.placement, &spec.ids) {
         (Placement::HostMount(_), _) => {}
         (Placement::InNamespace, Ids::Caller) => namespaces::enter_own_user_namespace(uid, gid)?,
         (Placement::InNamespace, Ids::Host) => namespaces::enter_own_mount_namespace()?,
+        (Placement::InNamespace, Ids::Root(others)) => {
+            if let Mapped::RootAlone { reason } = namespaces::enter_user_namespace_as_root(uid, gid, others)? {
+                return Ok(Some(reason));
+            }
+        }
     }
-    Ok(())
+    Ok(None)
+}
+
+/// Whom files are shown to belong to, in the namespace that was entered.
+fn owners(spec: &Spec, uid: u32, gid: u32) -> io::Result<Owners> {
+    match spec.ids {
+        Ids::Caller => Ok(Owners::Squash { uid, gid }),
+        Ids::Root(_) | Ids::Host => {
+            let (users, groups) = namespaces::ids_from_zero()?;
+            Ok(Owners::AsStored { users, groups })
+        }
+    }
+}
+
+/// Whether there is anyone but the caller in the namespace, and if not, why.
+fn other_ids(owners: Owners, refused: Option<String>) -> Result<(), String> {
+    match owners {
+        Owners::AsStored { users: 2.., groups: 2.. } => Ok(()),
+        _ => Err(refused.unwrap_or_else(|| "this user namespace has only one id".to_owned())),
+    }
 }
 
 /// Puts the layer on the image.
@@ -188,7 +219,9 @@ fn view(lower: Arc<dyn Tree>, upper: Option<Upper>, path: &Path) -> Result<Arc<V
     Ok(Arc::new(view))
 }
 
-fn mount(spec: &Spec, mount: &FuseMount<'_>, uid: u32, gid: u32) -> Result<OwnedFd, DaemonError> {
+fn mount(spec: &Spec, mount: &FuseMount<'_>) -> Result<OwnedFd, DaemonError> {
+    // As the namespace that was entered has them.
+    let (uid, gid) = (geteuid().as_raw(), getegid().as_raw());
     let by_fusermount = matches!(spec.placement, Placement::HostMount(_)) && uid != 0;
     Ok(if by_fusermount { mount.mount_by_fusermount()? } else { mount.mount(uid, gid)? })
 }

@@ -1,0 +1,63 @@
+//! Arguments of `cache`.
+
+use clap::{Args, Subcommand, ValueEnum};
+
+/// `cache`.
+#[derive(Debug, Subcommand)]
+pub enum CacheVerb {
+    /// Remove what was kept of remote images
+    Clean(CacheCleanArgs),
+    /// List what was kept of remote images
+    List(CacheListArgs),
+}
+
+/// Kinds of what singularity keeps. Siphon has but one of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum CacheKind {
+    /// Images of a container library
+    Library,
+    /// Images made from those of a registry
+    Oci,
+    /// Images of Singularity Hub
+    Shub,
+    /// Layers of images in a registry
+    #[value(alias = "blobs")]
+    Blob,
+    /// What was read of images behind http and https
+    Net,
+    /// Images that a registry holds as files
+    Oras,
+    /// All kinds
+    All,
+}
+
+/// `cache clean`.
+#[derive(Debug, Args)]
+pub struct CacheCleanArgs {
+    /// Kinds to clean, separated by commas; siphon keeps only net
+    #[arg(short = 'T', long = "type", value_name = "LIST", value_delimiter = ',', default_value = "all")]
+    pub kinds: Vec<CacheKind>,
+    /// Only what was first fetched before so many days
+    #[arg(short = 'D', long, value_name = "NUMBER")]
+    pub days: Option<u64>,
+    /// Show what would be removed, and remove nothing
+    #[arg(short = 'n', long)]
+    pub dry_run: bool,
+    /// Do not ask
+    #[arg(short, long)]
+    pub force: bool,
+}
+
+/// `cache list`.
+#[derive(Debug, Args)]
+pub struct CacheListArgs {
+    /// Kinds to list, separated by commas; siphon keeps only net
+    #[arg(short = 'T', long = "type", value_name = "LIST", value_delimiter = ',', default_value = "all")]
+    pub kinds: Vec<CacheKind>,
+    /// One line for each image too
+    #[arg(short, long)]
+    pub verbose: bool,
+    /// As JSON, each image with all of its URL
+    #[arg(short, long)]
+    pub json: bool,
+}

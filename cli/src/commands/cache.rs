@@ -1,0 +1,154 @@
+//! `siphon cache`: what was kept of remote images, listed and cleaned as singularity does.
+
+use crate::args::{CacheCleanArgs, CacheKind, CacheListArgs, CacheVerb};
+use crate::host::cache_dir;
+use crate::report::{Report, utc};
+use crate::settings::Common;
+use anyhow::Context;
+use serde::Serialize;
+use siphon_fsd::cache::{Cache, Entry};
+use std::time::{Duration, SystemTime};
+
+/// What `cache clean` asks, to the letter: scripts answer it.
+const QUESTION: &str = "This will delete everything in your cache (containers from all sources and OCI blobs).
+Hint: You can see exactly what would be deleted by canceling and using the --dry-run option.
+Do you want to continue? [y/N] ";
+/// Columns of the listing are this wide, as singularity's; longer names are cut.
+const NAME_WIDTH: usize = 22;
+const SECONDS_OF_A_DAY: u64 = 24 * 60 * 60;
+
+/// Lists or cleans.
+///
+/// # Errors
+/// If the directory cannot be read, or an entry not be removed.
+pub fn cache(verb: &CacheVerb, common: &Common, report: Report) -> anyhow::Result<()> {
+    match verb {
+        CacheVerb::Clean(args) => clean(args, common, report),
+        CacheVerb::List(args) => list(args, common, report),
+    }
+}
+
+/// One image, as JSON.
+#[derive(Debug, Serialize)]
+struct Listed<'a> {
+    name: &'a str,
+    r#type: &'static str,
+    url: Option<&'a str>,
+    created: String,
+    stored_bytes: u64,
+    image_bytes: Option<u64>,
+}
+
+fn list(args: &CacheListArgs, common: &Common, report: Report) -> anyhow::Result<()> {
+    let wanted = |kind| is_wanted(&args.kinds, kind);
+    let entries = match Cache::existing(&cache_dir(common))? {
+        Some(cache) if wanted(CacheKind::Net) => cache.entries()?,
+        _ => Vec::new(),
+    };
+    if args.json {
+        let listed: Vec<_> = entries.iter().map(listed).collect();
+        return Ok(report.line(serde_json::to_string_pretty(&listed)?)?);
+    }
+    if args.verbose {
+        report.line(format_args!("{:<24} {:<22} {:<16} {:<7} SOURCE", "NAME", "DATE CREATED", "SIZE", "TYPE"))?;
+        for entry in &entries {
+            let Listed { name, r#type, url, created, stored_bytes, .. } = listed(entry);
+            let (size, url) = (size(stored_bytes), url.unwrap_or("unknown"));
+            report.line(format_args!("{name:<24.NAME_WIDTH$} {created:<22} {size:<16} {type:<7} {url}"))?;
+        }
+        report.line("")?;
+    }
+    let total = size(entries.iter().map(|entry| entry.stored_bytes).sum());
+    let nothing = size(0);
+    let images = format!("{} container file(s) using {total}", entries.len());
+    let blobs = format!("0 oci blob file(s) using {nothing}");
+    let is_image = |kind: &CacheKind| !matches!(kind, CacheKind::Blob);
+    match (args.kinds.iter().any(is_image), wanted(CacheKind::Blob)) {
+        (true, true) => report.line(format_args!("There are {images} and {blobs} of space"))?,
+        (true, false) => report.line(format_args!("There are {images} of space"))?,
+        (false, _) => report.line(format_args!("There are {blobs} of space"))?,
+    }
+    Ok(report.line(format_args!("Total space used: {total}"))?)
+}
+
+fn listed(entry: &Entry) -> Listed<'_> {
+    let seconds = entry.created.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |age| age.as_secs());
+    Listed {
+        name: &entry.key,
+        r#type: "net",
+        url: entry.description.as_ref().map(|description| description.url.as_str()),
+        created: utc(i64::try_from(seconds).unwrap_or(i64::MAX)),
+        stored_bytes: entry.stored_bytes,
+        image_bytes: entry.description.as_ref().map(|description| description.len_bytes),
+    }
+}
+
+fn clean(args: &CacheCleanArgs, common: &Common, report: Report) -> anyhow::Result<()> {
+    if args.dry_run {
+        report.line("User requested a dry run. Not actually deleting any data!")?;
+    } else if !args.force {
+        let answer = report.confirm(QUESTION);
+        if !answer.context("Handle clean failed: could not prompt user; --force asks nothing")? {
+            report.info("Handle cleanup canceled");
+            return Ok(());
+        }
+    }
+    let directory = cache_dir(common);
+    for kind in args.kinds.iter().filter(|kind| !matches!(kind, CacheKind::Net | CacheKind::All)) {
+        let (kind, place) = (format!("{kind:?}").to_lowercase(), directory.display());
+        report.info(format_args!("No cached files to remove at {place}: siphon keeps none of type {kind}"));
+    }
+    if !is_wanted(&args.kinds, CacheKind::Net) {
+        return Ok(());
+    }
+    let cache = Cache::existing(&directory)?;
+    let entries = cache.as_ref().map(Cache::entries).transpose()?.unwrap_or_default();
+    if entries.is_empty() {
+        report.info(format_args!("No cached files to remove at {}", directory.display()));
+    }
+    let Some(cache) = cache else { return Ok(()) };
+    for entry in entries.iter().filter(|entry| args.days.is_none_or(|days| is_older(entry, days))) {
+        let url = entry.description.as_ref().map(|description| format!(" ({})", description.url)).unwrap_or_default();
+        report.info(format_args!("Removing net cache entry: {}{url}", entry.key));
+        if !args.dry_run {
+            cache.remove(entry)?;
+        }
+    }
+    if !args.dry_run {
+        cache.sweep()?;
+    }
+    Ok(())
+}
+
+fn is_wanted(kinds: &[CacheKind], kind: CacheKind) -> bool {
+    kinds.contains(&kind) || kinds.contains(&CacheKind::All)
+}
+
+/// A clock that was set back makes an entry new.
+fn is_older(entry: &Entry, days: u64) -> bool {
+    let age = SystemTime::now().duration_since(entry.created).unwrap_or_default();
+    age >= Duration::from_secs(days.saturating_mul(SECONDS_OF_A_DAY))
+}
+
+/// A size as singularity writes it in listings of its cache: in KiB at least.
+fn size(bytes: u64) -> String {
+    let kib = bytes as f64 / 1024.0;
+    match bytes {
+        0..0x10_0000 => format!("{kib:.2} KiB"),
+        0x10_0000..0x4000_0000 => format!("{:.2} MiB", kib / 1024.0),
+        _ => format!("{:.2} GiB", kib / 1024.0 / 1024.0),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_written_as_singularity_does() {
+        let cases = [(0, "0.00 KiB"), (3_000_000, "2.86 MiB"), (1 << 20, "1.00 MiB"), (3 << 29, "1.50 GiB")];
+        for (bytes, text) in cases {
+            assert_eq!(size(bytes), text);
+        }
+    }
+}

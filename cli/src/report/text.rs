@@ -1,0 +1,83 @@
+//! Numbers, tables and JSON as people read them.
+
+use serde::Serialize;
+
+/// Blanks between two columns, as singularity has it.
+const GAP: usize = 4;
+
+/// A number of bytes, such as `3.2 GiB`.
+pub fn human_bytes(bytes: u64) -> String {
+    indicatif::BinaryBytes(bytes).to_string()
+}
+
+/// `2026-11-23 20:00:07` in UTC, by the days-to-civil algorithm of Howard Hinnant's "chrono-Compatible Low-Level Date
+/// Algorithms": an era has 146,097 days, and a year begins in March so that the leap day is its last.
+pub fn utc(seconds: i64) -> String {
+    let (days, rest) = (seconds.div_euclid(86_400), seconds.rem_euclid(86_400));
+    let shifted = days + 719_468;
+    let (era, day_of_era) = (shifted.div_euclid(146_097), shifted.rem_euclid(146_097));
+    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let shifted_month = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * shifted_month + 2) / 5 + 1;
+    let month = if shifted_month < 10 { shifted_month + 3 } else { shifted_month - 9 };
+    let year = year_of_era + era * 400 + i64::from(month <= 2);
+    format!("{year:04}-{month:02}-{day:02} {:02}:{:02}:{:02}", rest / 3600, rest % 3600 / 60, rest % 60)
+}
+
+/// A table whose columns are as wide as they have to be, each row with its line's end. What would move a terminal's
+/// cursor is left out.
+pub fn columns(rows: &[Vec<String>]) -> String {
+    let count = rows.iter().map(Vec::len).max().unwrap_or(0);
+    let width = |column: usize| rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max();
+    let widths: Vec<_> = (0..count).map(|column| width(column).unwrap_or(0) + GAP).collect();
+    let mut text = String::new();
+    for row in rows {
+        for (index, cell) in row.iter().enumerate() {
+            let plain: String = cell.chars().filter(|character| !character.is_control()).collect();
+            text.push_str(&plain);
+            if index + 1 < row.len() {
+                text.extend(std::iter::repeat_n(' ', widths[index].saturating_sub(plain.chars().count())));
+            }
+        }
+        text.push('\n');
+    }
+    text
+}
+
+/// JSON with a tab for each level, as singularity writes it.
+///
+/// # Errors
+/// If `value` cannot be JSON.
+pub fn json_with_tabs(value: &impl Serialize) -> serde_json::Result<String> {
+    let mut text = Vec::new();
+    let formatter = serde_json::ser::PrettyFormatter::with_indent(b"\t");
+    value.serialize(&mut serde_json::Serializer::with_formatter(&mut text, formatter))?;
+    Ok(String::from_utf8_lossy(&text).into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_are_as_wide_as_their_cells() {
+        let rows =
+            [vec!["NAME".to_owned(), "IP".into(), "IMAGE".into()], vec!["a\u{1b}bcdef".into(), "".into(), "x".into()]];
+
+        assert_eq!(columns(&rows), "NAME       IP    IMAGE\nabcdef           x\n");
+    }
+
+    #[test]
+    fn times_are_written_as_dates() {
+        let cases = [
+            (0, "1970-01-01 00:00:00"),
+            (951_782_400, "2000-02-29 00:00:00"),
+            (1_795_464_061, "2026-11-23 20:01:01"),
+            (-1, "1969-12-31 23:59:59"),
+        ];
+        for (seconds, expected) in cases {
+            assert_eq!(utc(seconds), expected);
+        }
+    }
+}

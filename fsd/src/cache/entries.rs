@@ -1,0 +1,202 @@
+//! What a cache directory holds, for people: listed, and taken out one object at a time.
+
+use std::ffi::OsString;
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use super::{Cache, CacheError, Description, LAYOUT};
+
+/// What an object is named while it is being removed: whoever opens it anew makes its own.
+const REMOVED: &str = "removed-";
+
+/// Bytes of a block in `st_blocks`, whatever the filesystem's own are (stat(2)).
+const STAT_BLOCK_BYTES: u64 = 512;
+
+/// One object in the directory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    /// What it is known by.
+    pub key: String,
+    /// What it is; `None` if its record cannot be read.
+    pub description: Option<Description>,
+    /// Bytes that it takes on disk: only what was read is there.
+    pub stored_bytes: u64,
+    /// When it was first opened.
+    pub created: SystemTime,
+}
+
+impl Cache {
+    /// Opens the cache in `dir` if there is one, and makes nothing.
+    ///
+    /// # Errors
+    /// If it cannot be read, or belongs to another user.
+    pub fn existing(dir: &Path) -> Result<Option<Self>, CacheError> {
+        match fs::metadata(dir) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(source) => Err(CacheError::Directory { path: dir.to_owned(), source }),
+            Ok(meta) => {
+                super::check_owner(dir, &meta)?;
+                Ok(Some(Self { dir: dir.to_owned() }))
+            }
+        }
+    }
+
+    /// All objects, the oldest first.
+    ///
+    /// # Errors
+    /// If the directory cannot be read.
+    pub fn entries(&self) -> Result<Vec<Entry>, CacheError> {
+        let mut entries = Vec::new();
+        for name in self.names()? {
+            // What a removal elsewhere takes away meanwhile is no entry any more.
+            let found = name.to_str().filter(|name| is_key(name)).and_then(|key| entry(&self.objects(), key).ok());
+            entries.extend(found);
+        }
+        entries.sort_by(|one, other| (one.created, &one.key).cmp(&(other.created, &other.key)));
+        Ok(entries)
+    }
+
+    /// Takes an object out. A daemon that has it open goes on reading and storing, unseen, until it leaves.
+    ///
+    /// # Errors
+    /// If it cannot be removed; one that is gone is no error.
+    pub fn remove(&self, entry: &Entry) -> Result<(), CacheError> {
+        let (path, doomed) = (self.objects().join(&entry.key), self.objects().join(removed_name(&entry.key)));
+        let moved = ignore_missing(fs::rename(&path, &doomed));
+        moved.and_then(|()| remove_tree(&doomed)).map_err(|source| CacheError::Directory { path, source })
+    }
+
+    /// Takes away what removals left that were interrupted.
+    ///
+    /// # Errors
+    /// If something cannot be removed.
+    pub fn sweep(&self) -> Result<(), CacheError> {
+        for name in self.names()? {
+            if name.as_encoded_bytes().starts_with(REMOVED.as_bytes()) {
+                let path = self.objects().join(name);
+                remove_tree(&path).map_err(|source| CacheError::Directory { path, source })?;
+            }
+        }
+        Ok(())
+    }
+
+    fn objects(&self) -> PathBuf {
+        self.dir.join(LAYOUT)
+    }
+
+    fn names(&self) -> Result<Vec<OsString>, CacheError> {
+        let objects = self.objects();
+        let listed = match fs::read_dir(&objects) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            listed => listed.and_then(|entries| entries.map(|entry| Ok(entry?.file_name())).collect()),
+        };
+        listed.map_err(|source| CacheError::Directory { path: objects, source })
+    }
+}
+
+fn entry(objects: &Path, key: &str) -> io::Result<Entry> {
+    let directory = objects.join(key);
+    let record = directory.join("meta.json");
+    // The record is written first, and once.
+    let oldest = fs::metadata(&record).or_else(|_| fs::metadata(&directory))?;
+    let stored = ["data", "present"].iter().filter_map(|name| fs::metadata(directory.join(name)).ok());
+    Ok(Entry {
+        key: key.to_owned(),
+        description: fs::read(&record).ok().and_then(|text| serde_json::from_slice(&text).ok()),
+        stored_bytes: stored.map(|meta| meta.blocks() * STAT_BLOCK_BYTES).sum(),
+        created: oldest.modified()?,
+    })
+}
+
+/// Keys are digests; nothing else in the directory is touched.
+fn is_key(name: &str) -> bool {
+    !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_hexdigit())
+}
+
+/// Two removals at once do not meet.
+fn removed_name(key: &str) -> String {
+    format!("{REMOVED}{key}-{}", std::process::id())
+}
+
+fn remove_tree(path: &Path) -> io::Result<()> {
+    ignore_missing(fs::remove_dir_all(path))
+}
+
+fn ignore_missing(result: io::Result<()>) -> io::Result<()> {
+    match result {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        result => result,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cache::{CHUNK_BYTES, Found, Object};
+
+    fn store(cache: &Cache, key: &str, chunks: u64) -> Object {
+        let len_bytes = chunks * CHUNK_BYTES as u64;
+        let description = Description { url: format!("http://host/{key}"), len_bytes, validator: "v".into() };
+        let object = cache.object(key, &description).unwrap();
+        let Found::Absent(claim) = object.read(0, 0, &mut [], || 1).unwrap() else { panic!("it is new") };
+        claim.complete(vec![1; CHUNK_BYTES]);
+        object
+    }
+
+    #[test]
+    fn entries_say_what_is_stored_and_not_how_long_the_object_is() {
+        let directory = tempfile::tempdir().unwrap();
+        let cache = Cache::open(directory.path()).unwrap();
+        store(&cache, "ab12", 100);
+
+        let entries = cache.entries().unwrap();
+
+        assert_eq!(entries.len(), 1);
+        assert_eq!(entries[0].description.as_ref().unwrap().url, "http://host/ab12");
+        let stored = entries[0].stored_bytes;
+        assert!((CHUNK_BYTES as u64..2 * CHUNK_BYTES as u64).contains(&stored), "{stored}");
+    }
+
+    #[test]
+    fn a_removed_object_is_read_on_by_who_has_it_open_and_made_anew_by_others() {
+        let directory = tempfile::tempdir().unwrap();
+        let cache = Cache::open(directory.path()).unwrap();
+        let open = store(&cache, "ab12", 1);
+        let other = store(&cache, "cd34", 1);
+
+        cache.remove(&cache.entries().unwrap().into_iter().find(|entry| entry.key == "ab12").unwrap()).unwrap();
+
+        let mut byte = [0];
+        assert!(matches!(open.read(0, 5, &mut byte, || 1), Ok(Found::Stored)));
+        assert_eq!(byte, [1]);
+        assert_eq!(cache.entries().unwrap().len(), 1);
+        store(&cache, "ab12", 1);
+        assert_eq!(cache.entries().unwrap().len(), 2);
+        assert!(matches!(other.read(0, 0, &mut byte, || 1), Ok(Found::Stored)));
+    }
+
+    #[test]
+    fn an_interrupted_removal_is_no_entry_and_is_swept_away() {
+        let directory = tempfile::tempdir().unwrap();
+        let cache = Cache::open(directory.path()).unwrap();
+        store(&cache, "ab12", 1);
+        fs::rename(cache.objects().join("ab12"), cache.objects().join("removed-ab12-7")).unwrap();
+
+        assert_eq!(cache.entries().unwrap(), []);
+        cache.sweep().unwrap();
+
+        assert_eq!(fs::read_dir(cache.objects()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_directory_that_is_not_there_is_not_made() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("cache");
+
+        assert!(Cache::existing(&path).unwrap().is_none());
+        assert!(!path.exists());
+    }
+}
