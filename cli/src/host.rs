@@ -6,10 +6,11 @@ use crate::plan::contain::DEVICES;
 use crate::plan::{HostFacts, SourceKind};
 use crate::settings::{Common, Environment, RunSettings};
 use anyhow::{Context, bail};
-use nix::unistd::{Gid, Group, Uid, User, getegid, geteuid};
+use nix::unistd::{Gid, Group, Uid, User, getegid, geteuid, initgroups, setgid, setuid};
 use siphon_fsd::sys::namespaces::outer_uid;
 use siphon_fsd::sys::subordinate_ids::SubordinateIds;
 use std::collections::BTreeMap;
+use std::ffi::CString;
 use std::io::Read;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -113,12 +114,18 @@ pub fn instances_dir(common: &Common) -> PathBuf {
     of_this_host(&state)
 }
 
-/// Where the instances of another user are written down, unless that user has set another place.
+/// Gives the rights of root up for those of `user`, for good, and returns where that user's instances are written down,
+/// unless another place was set.
 ///
 /// # Errors
-/// If there is no such user.
-pub fn instances_dir_of(user: &str) -> anyhow::Result<PathBuf> {
+/// If there is no such user, or the system refuses.
+pub fn become_user(user: &str) -> anyhow::Result<PathBuf> {
     let user = User::from_name(user)?.with_context(|| format!("there is no user {user}"))?;
+    let name = CString::new(user.name.as_str()).context("a user's name has no NUL")?;
+    let failed = || format!("cannot take the rights of user {}", user.name);
+    initgroups(&name, user.gid).with_context(failed)?;
+    setgid(user.gid).with_context(failed)?;
+    setuid(user.uid).with_context(failed)?;
     Ok(of_this_host(&state_below(&user.dir)))
 }
 

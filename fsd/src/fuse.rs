@@ -83,12 +83,12 @@ impl Mounted {
     /// Serves until the last mount of the filesystem is gone.
     ///
     /// # Errors
-    /// If a thread cannot be started or the device fails.
+    /// If a worker cannot be started or the device fails.
     pub fn serve(self) -> io::Result<()> {
-        let threads = self.ahead.start()?;
-        let served = self.session.run();
+        let threads = self.ahead.start();
+        self.session.run()?;
         self.ahead.end(threads);
-        served
+        Ok(())
     }
 }
 

@@ -7,7 +7,7 @@ mod stats;
 mod stop;
 
 use crate::args::InstanceVerb;
-use crate::host::{instances_dir, instances_dir_of};
+use crate::host::{become_user, instances_dir};
 use crate::instance::Registry;
 use crate::report::Report;
 use crate::settings::{Common, Environment};
@@ -35,7 +35,8 @@ fn registry(user: Option<&str>, what: &str, common: &Common) -> anyhow::Result<R
     if !nix::unistd::geteuid().is_root() {
         bail!("Only root user can {what} user's instances");
     }
-    Ok(Registry::new(instances_dir_of(user)?))
+    // Root would follow whatever links and records that user made, with all of its rights.
+    Ok(Registry::new(become_user(user)?))
 }
 
 /// As singularity has it, a name that nothing has is a wrong command line, with the exit code of one.

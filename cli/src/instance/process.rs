@@ -1,5 +1,6 @@
 //! Processes that are told from later ones of the same number.
 
+use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use serde::{Deserialize, Serialize};
 use std::fs;
@@ -61,6 +62,13 @@ impl Process {
             _ if boot().is_ok_and(|boot| boot != self.boot) => Life::Dead,
             _ if elsewhere => Life::Unknown,
             Ok(found) if found == *self && self.uid == owner => Life::Alive,
+            // In another user namespace, which gives the same user another number.
+            Ok(found) if found.started == self.started => Life::Unknown,
+            Err(error)
+                if error.kind() != ErrorKind::NotFound && error.raw_os_error() != Some(Errno::SRCH.raw_os_error()) =>
+            {
+                Life::Unknown
+            }
             _ => Life::Dead,
         }
     }
@@ -128,7 +136,7 @@ mod tests {
         assert_eq!(own.life(uid), Life::Alive);
         assert_eq!(Process { started: own.started + 1, ..own.clone() }.life(uid), Life::Dead);
         assert_eq!(Process { boot: "another".into(), ..own.clone() }.life(uid), Life::Dead);
-        assert_eq!(own.life(uid + 1), Life::Dead);
+        assert_eq!(own.life(uid + 1), Life::Unknown);
         let other = Process { started: own.started + 1, ..own };
         assert_eq!(other.open().unwrap_err().kind(), ErrorKind::NotFound);
     }

@@ -48,17 +48,15 @@ impl ReadAhead {
         Self { filesystem, device: device.into(), waiting: Mutex::new(Some(VecDeque::new())), changed: Condvar::new() }
     }
 
-    /// Starts the threads, which wait for something to do.
-    ///
-    /// # Errors
-    /// If one cannot be started.
-    pub(super) fn start(self: &Arc<Self>) -> io::Result<Vec<JoinHandle<()>>> {
+    /// Starts the threads, which wait for something to do. With fewer than wanted, or none, less is read ahead.
+    pub(super) fn start(self: &Arc<Self>) -> Vec<JoinHandle<()>> {
         let threads = thread::available_parallelism().map_or(1, usize::from) + 1;
         let start = |_| {
             let ahead = self.clone();
-            thread::Builder::new().name("ahead".to_owned()).spawn(move || ahead.run())
+            let started = thread::Builder::new().name("ahead".to_owned()).spawn(move || ahead.run());
+            started.inspect_err(|error| tracing::warn!("cannot start a thread that reads ahead: {error}")).ok()
         };
-        (0..threads.min(MAX_THREADS)).map(start).collect()
+        (0..threads.min(MAX_THREADS)).filter_map(start).collect()
     }
 
     /// Has `expected` read, each by one thread.
@@ -78,7 +76,7 @@ impl ReadAhead {
         }
     }
 
-    /// Ends the threads.
+    /// Ends the threads, once the kernel has no request under way any more that one of them may wait for.
     pub(super) fn end(&self, threads: Vec<JoinHandle<()>>) {
         *self.waiting.lock() = None;
         self.changed.notify_all();

@@ -13,7 +13,7 @@
 
 #![expect(unsafe_code, reason = "seccomp and its listener have no safe interface")]
 
-use nix::libc::{self, c_long, sock_filter};
+use nix::libc::{self, c_long, c_ulong, sock_filter};
 use rustix::event::{PollFd, PollFlags, poll};
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
@@ -70,19 +70,22 @@ pub fn install(answered: &[c_long]) -> io::Result<Option<Listener>> {
     let mut instructions = program(answered);
     let length = instructions.len().try_into().map_err(io::Error::other)?;
     let filter = libc::sock_fprog { len: length, filter: instructions.as_mut_ptr() };
-    // SAFETY: the kernel copies the program, which lives until the end of this function, and touches nothing else.
-    let descriptor = unsafe {
-        libc::syscall(
-            libc::SYS_seccomp,
-            libc::SECCOMP_SET_MODE_FILTER,
-            libc::SECCOMP_FILTER_FLAG_NEW_LISTENER,
-            &raw const filter,
-        )
+    let set = |flags: c_ulong| {
+        // SAFETY: the kernel copies the program, which lives until the end of this function, and touches nothing else.
+        let result =
+            unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, &raw const filter) };
+        if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
     };
-    if descriptor < 0 {
-        let error = io::Error::last_os_error();
-        return if error.raw_os_error() == Some(libc::EBUSY) { Ok(None) } else { Err(error) };
-    }
+    // A signal must not end the wait of calls that cannot fail, such as getuid. Linux 5.19 can see to that.
+    let listener = libc::SECCOMP_FILTER_FLAG_NEW_LISTENER;
+    let set = match set(listener | libc::SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV) {
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => set(listener),
+        outcome => outcome,
+    };
+    let descriptor = match set {
+        Err(error) if error.raw_os_error() == Some(libc::EBUSY) => return Ok(None),
+        outcome => outcome?,
+    };
     let descriptor = i32::try_from(descriptor).map_err(io::Error::other)?;
     // SAFETY: the kernel has just made this descriptor for us, and nobody else knows its number.
     Ok(Some(Listener(unsafe { OwnedFd::from_raw_fd(descriptor) })))
