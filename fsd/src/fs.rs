@@ -131,8 +131,6 @@ pub struct FileSystem {
     directories: Handles<directories::OpenDirectory>,
     listings: directories::Listings,
     readers: Readers,
-    /// What is decoded at a time.
-    block_bytes: u64,
 }
 
 /// The handle of a file or directory that the kernel opened without asking.
@@ -143,8 +141,7 @@ impl FileSystem {
     pub fn new(view: Arc<View>, options: Options, counters: Arc<Counters>) -> Self {
         let (files, directories) = (Handles::new(), Handles::new());
         let (listings, readers) = (directories::Listings::default(), Readers::default());
-        let block_bytes = view.statistics().map_or(0, |sizes| u64::from(sizes.block_size)).max(1);
-        Self { view, options, counters, files, directories, listings, readers, block_bytes }
+        Self { view, options, counters, files, directories, listings, readers }
     }
 
     /// What it counts.
@@ -241,16 +238,9 @@ impl FileSystem {
             return Vec::new();
         }
         let mut expected = Vec::new();
-        let windows = if with_end { None } else { self.readers.windows_after(ino, asked.clone()) };
-        match windows {
-            Some(windows) => {
-                expected.extend(windows.into_iter().map(|window| Expected { pieces: vec![(ino, window)] }))
-            }
-            None if asked.start > 0 => {
-                let rests = self.readers.rest_of_blocks(ino, asked.clone(), self.block_bytes);
-                expected.extend(rests.into_iter().map(|rest| Expected { pieces: vec![(ino, rest)] }));
-            }
-            None => {}
+        if !with_end {
+            let windows = self.readers.windows_after(ino, asked.clone());
+            expected.extend(windows.into_iter().map(|window| Expected { pieces: vec![(ino, window)] }));
         }
         if asked.start == 0 && asked.end <= ahead::MAX_SMALL_BYTES {
             expected.extend(self.files_expected_after(ino));

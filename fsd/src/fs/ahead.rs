@@ -47,9 +47,6 @@ const MAX_FILES: usize = 64;
 /// A walk may leave so many files out and still go on: they are not all wanted.
 pub(super) const MAX_LEFT_OUT: usize = 8;
 
-/// Blocks that are remembered as ready.
-const MAX_WHOLE: usize = 64;
-
 /// A request this far from the expected place is still the stream's: another one overtook it.
 const MAX_SKIP_BYTES: u64 = 128 << 10;
 
@@ -58,8 +55,6 @@ const MAX_SKIP_BYTES: u64 = 128 << 10;
 pub(super) struct Readers {
     streams: Mutex<Vec<Stream>>,
     walks: Mutex<Vec<Walk>>,
-    /// Blocks that were made ready whole, by file and offset, latest first.
-    whole: Mutex<Vec<(Ino, u64)>>,
 }
 
 /// A reader of one file from front to back.
@@ -89,9 +84,8 @@ struct Walk {
 }
 
 impl Readers {
-    /// Takes note of a request for `asked` that does not end with the file, and says what to have ready next; `None` if
-    /// it goes on from no earlier one.
-    pub(super) fn windows_after(&self, ino: Ino, asked: Range<u64>) -> Option<Vec<Range<u64>>> {
+    /// Takes note of a request for `asked` that does not end with the file, and says what to have ready next.
+    pub(super) fn windows_after(&self, ino: Ino, asked: Range<u64>) -> Vec<Range<u64>> {
         let mut streams = self.streams.lock();
         let Some(index) = streams.iter().position(|stream| stream.ino == ino && stream.expects(asked.start)) else {
             // Who jumps about in a file, as a program that is loaded does, may go on from where it was, but not far.
@@ -102,10 +96,10 @@ impl Readers {
                 &mut streams,
                 Stream { ino, next: asked.end, ready: 0, reach_bytes: FIRST_REACH_BYTES, requests: 1 },
             );
-            return None;
+            return Vec::new();
         };
         streams[..=index].rotate_right(1);
-        Some(streams[0].go_on(asked.end))
+        streams[0].go_on(asked.end)
     }
 
     /// Takes note that the small file `ino` was asked for, and says how many of those after it to make ready; `None` if
@@ -133,37 +127,9 @@ impl Readers {
         }
     }
 
-    /// Says what of the blocks of `block_bytes` that hold the ends of `asked` was not asked for: they are decoded now, and
-    /// the rest is had for the price of a copy. Nothing of those that were named a moment ago.
-    pub(super) fn rest_of_blocks(&self, ino: Ino, asked: Range<u64>, block_bytes: u64) -> Vec<Range<u64>> {
-        let first = asked.start / block_bytes * block_bytes;
-        let last = asked.end.saturating_sub(1) / block_bytes * block_bytes;
-        let before = first..asked.start;
-        let after = asked.end..last.saturating_add(block_bytes);
-        let mut whole = self.whole.lock();
-        let mut named = |block: u64| {
-            let known = whole.contains(&(ino, block));
-            if !known {
-                whole.truncate(MAX_WHOLE - 1);
-                whole.insert(0, (ino, block));
-            }
-            known
-        };
-        let (known_first, known_last) = (named(first), named(last));
-        let mut rests = Vec::new();
-        if !known_first {
-            rests.push(before);
-        }
-        if !known_last || (first == last && !known_first) {
-            rests.push(after);
-        }
-        rests.retain(|rest| !rest.is_empty());
-        rests
-    }
-
     /// What is left of `range`, which was to be made ready earlier: its reader may have come as far meanwhile.
     pub(super) fn left_of(&self, ino: Ino, range: Range<u64>) -> Range<u64> {
-        if range.start == 0 && range.end <= MAX_SMALL_BYTES {
+        if range.start == 0 {
             let passed = self.walks.lock().iter().any(|walk| (ino..=walk.ready).contains(&walk.asked));
             return if passed { 0..0 } else { range };
         }
@@ -223,17 +189,17 @@ mod tests {
 
     /// What is due after the last of `asked`, which follow each other.
     fn after_all(readers: &Readers, asked: &[Range<u64>]) -> Vec<Range<u64>> {
-        asked.iter().fold(Vec::new(), |_, asked| readers.windows_after(FILE, asked.clone()).unwrap_or_default())
+        asked.iter().fold(Vec::new(), |_, asked| readers.windows_after(FILE, asked.clone()))
     }
 
     #[test]
     fn requests_here_and_there_are_no_stream() {
         let readers = Readers::default();
 
-        assert_eq!(readers.windows_after(FILE, 0..16 * KIB), None);
-        assert_eq!(readers.windows_after(FILE, 512 * KIB..516 * KIB), None);
-        assert_eq!(readers.windows_after(Ino(21), 16 * KIB..32 * KIB), None);
-        assert_eq!(readers.windows_after(FILE, 16 * KIB..32 * KIB), Some(Vec::new()), "two may be chance");
+        assert_eq!(readers.windows_after(FILE, 0..16 * KIB), []);
+        assert_eq!(readers.windows_after(FILE, 512 * KIB..516 * KIB), []);
+        assert_eq!(readers.windows_after(Ino(21), 16 * KIB..32 * KIB), []);
+        assert_eq!(readers.windows_after(FILE, 16 * KIB..32 * KIB), [], "two may be chance");
     }
 
     #[test]
@@ -258,7 +224,7 @@ mod tests {
         let (mut ahead, mut longest) = (0, 0);
 
         for _ in 0..1000 {
-            for window in readers.windows_after(FILE, asked.clone()).unwrap_or_default() {
+            for window in readers.windows_after(FILE, asked.clone()) {
                 ahead = ahead.max(window.end - asked.end);
                 longest = longest.max(window.end - window.start);
             }
@@ -277,23 +243,7 @@ mod tests {
 
         readers.windows_after(FILE, 1 << 30..(1 << 30) + 4 * KIB);
 
-        assert_eq!(readers.windows_after(FILE, far..far + GAP_BYTES), Some(Vec::new()));
-    }
-
-    #[test]
-    fn the_rest_of_a_block_is_named_once() {
-        let readers = Readers::default();
-        let block = 128 * KIB;
-
-        let both = readers.rest_of_blocks(FILE, block + 64 * KIB..2 * block + 64 * KIB, block);
-        let again = readers.rest_of_blocks(FILE, block..block + 64 * KIB, block);
-        let within = readers.rest_of_blocks(FILE, 5 * block + KIB..5 * block + 2 * KIB, block);
-        let whole = readers.rest_of_blocks(FILE, 7 * block..9 * block, block);
-
-        assert_eq!(both, [block..block + 64 * KIB, 2 * block + 64 * KIB..3 * block]);
-        assert_eq!(again, []);
-        assert_eq!(within, [5 * block..5 * block + KIB, 5 * block + 2 * KIB..6 * block]);
-        assert_eq!(whole, []);
+        assert_eq!(readers.windows_after(FILE, far..far + GAP_BYTES), []);
     }
 
     #[test]
@@ -359,7 +309,7 @@ mod tests {
 
         for start in [0, 1 << 30] {
             readers.windows_after(FILE, start + 256 * KIB..start + 384 * KIB);
-            let windows = readers.windows_after(FILE, start + 384 * KIB..start + 512 * KIB).unwrap();
+            let windows = readers.windows_after(FILE, start + 384 * KIB..start + 512 * KIB);
             assert!(!windows.is_empty(), "{start}");
         }
     }
