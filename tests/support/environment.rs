@@ -137,10 +137,11 @@ impl TestEnvironment {
         self.prepare(command)
     }
 
-    /// A line for the host's shell, in which `siphon` and its other names can be called.
+    /// A line for the host's shell, in which `siphon` and its other names can be called. Signals that whoever started
+    /// the tests ignored, as a shell does for what it starts in the background, are not ignored there.
     pub(crate) fn shell(&self, line: &str) -> Invocation {
-        let mut command = Command::new("/bin/sh");
-        command.args(["-c", line]);
+        let mut command = Command::new("/usr/bin/env");
+        command.args(["--default-signal=HUP,INT,QUIT,TERM", "/bin/sh", "-c", line]);
         self.prepare(command)
     }
 
