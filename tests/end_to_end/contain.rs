@@ -1,17 +1,6 @@
-use crate::support::environment::{Finished, TestEnvironment, as_user_and_as_root};
+use super::in_image::{exec, printed};
+use crate::support::environment::{TestEnvironment, as_user_and_as_root};
 use std::os::unix::fs::PermissionsExt;
-
-/// Runs a line of the container's shell in the SIF, with options before the image.
-fn exec(environment: &TestEnvironment, options: &[&str], line: &str) -> Finished {
-    environment.siphon(&[&["exec"], options, &[environment.images().sif(), "sh", "-c", line]].concat()).run()
-}
-
-/// What such a line prints, when it succeeds.
-fn printed(environment: &TestEnvironment, options: &[&str], line: &str) -> String {
-    let finished = exec(environment, options, line);
-    assert_eq!(finished.code, 0, "{finished}");
-    finished.stdout.trim_end().to_owned()
-}
 
 #[test]
 fn a_contained_run_has_few_devices_and_they_work() {

@@ -1,22 +1,11 @@
-use crate::support::environment::{Finished, TestEnvironment, as_user_and_as_root};
+use super::in_image::{exec, printed};
+use crate::support::environment::{TestEnvironment, as_user_and_as_root};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::io::{BufRead, BufReader};
 use std::process::{Child, ChildStdout};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
-
-/// Runs a line of the container's shell in the SIF, with options before the image.
-fn exec(environment: &TestEnvironment, options: &[&str], line: &str) -> Finished {
-    environment.siphon(&[&["exec"], options, &[environment.images().sif(), "sh", "-c", line]].concat()).run()
-}
-
-/// What such a line prints, when it succeeds.
-fn printed(environment: &TestEnvironment, options: &[&str], line: &str) -> String {
-    let finished = exec(environment, options, line);
-    assert_eq!(finished.code, 0, "{finished}");
-    finished.stdout.trim_end().to_owned()
-}
 
 /// Starts such a line and waits for the first line that it prints.
 fn started(environment: &TestEnvironment, options: &[&str], line: &str) -> (Child, BufReader<ChildStdout>, String) {

@@ -89,8 +89,8 @@ impl ReadAhead {
     fn run(&self) {
         let mut buffer = Vec::new();
         while let Some(expected) = self.next() {
-            let stores = |(ino, range): &&(Ino, Range<u64>)| !self.store(*ino, range.clone(), &mut buffer);
-            if let Some((ino, _)) = expected.pieces.iter().find(stores) {
+            let fails = |(ino, range): &&(Ino, Range<u64>)| !self.store(*ino, range.clone(), &mut buffer);
+            if let Some((ino, _)) = expected.pieces.iter().find(fails) {
                 self.filesystem.not_made_ready(*ino);
             }
         }
