@@ -14,7 +14,8 @@ use std::sync::Arc;
 const RUN: &str = r#"umask 022; cd "$1" || exit 125; home=$2 images=$3; shift 3
 exec env -i PATH="$PATH" HOME="$home" USER=user TERM=dumb IMAGES="$images" IMAGE="$images/main.sif" "$@" sh -c "$0""#;
 /// Words of the environment that carry the state of siphon's own tests into a line.
-const SIPHON_VARIABLES: [&str; 3] = ["SIPHON_CACHEDIR", "SIPHON_RUNTIME_DIR", "SIPHON_IDLE_SECONDS"];
+const SIPHON_VARIABLES: [&str; 4] =
+    ["SIPHON_CACHEDIR", "SIPHON_CONFIGDIR", "SIPHON_RUNTIME_DIR", "SIPHON_IDLE_SECONDS"];
 
 /// What apptainer says of programs that the machine it runs on lacks, whatever it is asked for.
 const OF_THE_MACHINE: [&str; 2] = ["INFO:    fuse2fs not found", "INFO:    gocryptfs not found"];
