@@ -19,6 +19,7 @@ mod mount_points;
 mod pretence;
 mod serve;
 mod state;
+mod traces;
 
 use serde::{Deserialize, Serialize};
 use siphon_image::libraries::Wanted;
@@ -37,6 +38,7 @@ pub use crate::control::MountPointKind;
 pub use join::join;
 pub use pretence::Pretence;
 pub use serve::serve;
+pub use traces::remove_traces;
 
 /// What a daemon serves, and how. Everything but `idle`, `cache_dir` and `cache_bytes` is part of its
 /// key: a daemon that runs already keeps its own.

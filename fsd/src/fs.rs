@@ -10,10 +10,12 @@ mod ahead;
 mod changes;
 mod directories;
 mod handles;
+mod trace;
 
 use crate::metrics::Counters;
 use ahead::Readers;
 use handles::Handles;
+use parking_lot::Mutex;
 use siphon_image::tree::{Attr, Statistics};
 use siphon_overlay::error::Error as ViewError;
 use siphon_overlay::view::{Ino, OpenFile, OpenMode, View};
@@ -21,8 +23,10 @@ use std::ffi::{OsStr, OsString};
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
+use trace::Trace;
 
 pub use directories::{DirectoryEntry, Listed};
+pub use trace::MAX_STORED_BYTES as MAX_TRACE_BYTES;
 
 /// Far longer than any mount lives, and far from the kernel's overflow when it counts in jiffies.
 const FOREVER: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
@@ -114,11 +118,13 @@ pub enum XattrReply {
     Data(Vec<u8>),
 }
 
-/// What is likely to be read next, for one thread to make ready.
+/// What is likely to be read next, for one thread to make ready: files, and which bytes of them.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Expected {
-    /// Files, and which bytes of them, in order.
-    pub pieces: Vec<(Ino, Range<u64>)>,
+pub enum Expected {
+    /// One after the other, as they are here.
+    InOrder(Vec<(Ino, Range<u64>)>),
+    /// As an earlier program read them. The first is only to be decoded: the request for it says that the rest is wanted.
+    Traced(Vec<(Ino, Range<u64>)>),
 }
 
 /// One mounted view. All methods may be called by many threads.
@@ -131,6 +137,7 @@ pub struct FileSystem {
     directories: Handles<directories::OpenDirectory>,
     listings: directories::Listings,
     readers: Readers,
+    trace: Mutex<Trace>,
 }
 
 /// The handle of a file or directory that the kernel opened without asking.
@@ -140,8 +147,8 @@ impl FileSystem {
     /// Serves `view`.
     pub fn new(view: Arc<View>, options: Options, counters: Arc<Counters>) -> Self {
         let (files, directories) = (Handles::new(), Handles::new());
-        let (listings, readers) = (directories::Listings::default(), Readers::default());
-        Self { view, options, counters, files, directories, listings, readers }
+        let (listings, readers, trace) = (directories::Listings::default(), Readers::default(), Mutex::default());
+        Self { view, options, counters, files, directories, listings, readers, trace }
     }
 
     /// What it counts.
@@ -237,27 +244,32 @@ impl FileSystem {
         if !self.opens_nothing() {
             return Vec::new();
         }
-        let mut expected = Vec::new();
-        if !with_end {
-            let windows = self.readers.windows_after(ino, asked.clone());
-            expected.extend(windows.into_iter().map(|window| Expected { pieces: vec![(ino, window)] }));
+        if let Some(batches) = self.trace.lock().batches_after(ino, asked.start) {
+            return batches.into_iter().map(Expected::Traced).collect();
         }
+        let windows = if with_end { Vec::new() } else { self.readers.windows_after(ino, asked.clone()) };
+        let goes_on = !windows.is_empty();
+        let mut expected: Vec<_> = windows.into_iter().map(|window| Expected::InOrder(vec![(ino, window)])).collect();
         if asked.start == 0 && asked.end <= ahead::MAX_SMALL_BYTES {
-            expected.extend(self.files_expected_after(ino));
+            let Some(due) = self.readers.files_after(ino) else { return expected };
+            expected.extend(self.files_expected_after(ino, due));
+            if due > 0 {
+                return expected;
+            }
         }
+        self.trace.lock().add(ino, asked, goes_on);
         expected
     }
 
-    /// The small files that are likely to be asked for after `ino`.
-    fn files_expected_after(&self, ino: Ino) -> Option<Expected> {
-        let due = self.readers.files_after(ino)?;
+    /// The `due` small files that are likely to be asked for after `ino`.
+    fn files_expected_after(&self, ino: Ino, due: usize) -> Option<Expected> {
         let mut files = self.view.files_after(ino, due + ahead::MAX_LEFT_OUT, ahead::MAX_SMALL_BYTES);
         let (last, _) = *files.last()?;
         files.truncate(due);
         let ready = files.last().map_or(ino, |(ready, _)| *ready);
         self.readers.expect(ino, ready, last, due);
         let pieces: Vec<_> = files.into_iter().map(|(ino, bytes)| (ino, 0..bytes)).collect();
-        (!pieces.is_empty()).then_some(Expected { pieces })
+        (!pieces.is_empty()).then_some(Expected::InOrder(pieces))
     }
 
     /// What of `range`, which was expected a moment ago, nobody has asked for yet.
@@ -268,6 +280,21 @@ impl FileSystem {
     /// Says that `ino`, and what was expected after it, will have to be asked for.
     pub fn not_made_ready(&self, ino: Ino) {
         self.readers.stopped_at(ino);
+    }
+
+    /// Has what earlier uses of the image read, as [`FileSystem::trace`] gave it, made ready again.
+    pub fn follow(&self, trace: &[u8]) {
+        *self.trace.lock() = Trace::of(trace);
+    }
+
+    /// What was read in this use and the earlier ones, at most [`MAX_TRACE_BYTES`]; `None` if this one added nothing.
+    pub fn trace(&self) -> Option<Vec<u8>> {
+        self.trace.lock().stored()
+    }
+
+    /// Decodes what is expected, and keeps it for whoever asks.
+    pub fn decode_ahead(&self, expected: &[(Ino, Range<u64>)]) {
+        self.view.prepare(expected);
     }
 
     /// As [`FileSystem::read`], of what nobody asked for yet.

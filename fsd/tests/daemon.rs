@@ -118,7 +118,7 @@ fn run(directory: &Path) {
         println!("skipped: /dev/fuse: {error}");
         return;
     }
-    let tests: [(&str, Test); 10] = [
+    let tests: [(&str, Test); 11] = [
         ("twenty_clients_at_once_share_one_daemon", twenty_clients_at_once_share_one_daemon),
         ("a_client_sees_the_tree_of_the_image", a_client_sees_the_tree_of_the_image),
         ("a_read_only_image_takes_no_writes", a_read_only_image_takes_no_writes),
@@ -135,6 +135,7 @@ fn run(directory: &Path) {
         ),
         ("a_daemon_may_open_more_files_than_its_starter", a_daemon_may_open_more_files_than_its_starter),
         ("an_interrupted_start_holds_the_next_one_up", an_interrupted_start_holds_the_next_one_up),
+        ("what_was_read_is_read_ahead_the_next_time", what_was_read_is_read_ahead_the_next_time),
     ];
     for (name, test) in tests {
         print!("{name} ... ");
@@ -296,4 +297,26 @@ fn an_interrupted_start_holds_the_next_one_up(directory: &Path) {
     assert!(try_lock().is_err());
     drop((request, server));
     wait_until("the daemon has given up", || try_lock().is_ok());
+}
+
+fn what_was_read_is_read_ahead_the_next_time(directory: &Path) {
+    let leave = || wait_until("the daemon has left", || fs::read_dir(runtime_dir(directory)).unwrap().count() == 0);
+    let jump_about = "for place in 30 3 21 9 35 17 1 26 12; do \
+                      dd if=$1/large bs=128k skip=$place count=1 status=none >/dev/null; sleep 0.1; done";
+    leave();
+    fs::remove_dir_all(directory.join("cache/traces")).unwrap();
+
+    in_image(directory, jump_about);
+    let first = daemons(directory)[0].counters;
+    leave();
+    in_image(directory, jump_about);
+    let second = daemons(directory)[0].counters;
+
+    assert!(second.requests.bytes_read_ahead > first.requests.bytes_read_ahead, "{first:?} {second:?}");
+    assert!(second.requests.bytes_read < first.requests.bytes_read, "{first:?} {second:?}");
+    for trace in fs::read_dir(directory.join("cache/traces")).unwrap() {
+        fs::write(trace.unwrap().path(), b"siphtr01 and nothing that makes sense after it, of any length").unwrap();
+    }
+    leave();
+    in_image(directory, &format!("cmp $1/large {}/tree/large", directory.display()));
 }

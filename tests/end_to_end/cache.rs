@@ -115,3 +115,18 @@ fn an_unknown_type_is_a_usage_error() {
 
     assert_eq!(refused.code, 1, "{refused}");
 }
+
+#[test]
+fn what_is_known_of_earlier_runs_is_cleaned_too() {
+    let environment = TestEnvironment::new();
+    let traces = || std::fs::read_dir(environment.cache().join("traces")).map_or(0, Iterator::count);
+    environment.siphon(&["exec", environment.images().sif(), "true"]).stdout();
+    environment.wait_for_daemons_to_leave();
+    assert_eq!(traces(), 1);
+
+    cache(&environment, &["clean", "--force", "--days", "1"]);
+    assert_eq!(traces(), 1);
+    let cleaned = cache(&environment, &["clean", "--force"]);
+
+    assert_eq!((cleaned.code, traces()), (0, 0), "{cleaned}");
+}

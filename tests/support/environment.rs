@@ -100,6 +100,20 @@ impl TestEnvironment {
         self.directory.path().join("run")
     }
 
+    /// What siphon keeps between runs.
+    pub(crate) fn cache(&self) -> PathBuf {
+        self.directory.path().join("cache/siphon")
+    }
+
+    /// Waits until the daemons, which nobody uses any more, are gone.
+    pub(crate) fn wait_for_daemons_to_leave(&self) {
+        let deadline = Instant::now() + LEAVE_LIMIT;
+        while !self.daemons().is_empty() {
+            assert!(Instant::now() < deadline, "daemons stay: {:?}", self.processes());
+            sleep(Duration::from_millis(50));
+        }
+    }
+
     /// The account that commands run as.
     pub(crate) fn user(&self) -> &nix::unistd::User {
         &self.user

@@ -7,6 +7,7 @@ use crate::settings::Common;
 use anyhow::Context;
 use serde::Serialize;
 use siphon_fsd::cache::{Cache, Entry};
+use siphon_fsd::daemon::remove_traces;
 use std::time::{Duration, SystemTime};
 
 /// What `cache clean` asks, to the letter: scripts answer it.
@@ -100,6 +101,10 @@ fn clean(args: &CacheCleanArgs, common: &Common, report: Report) -> anyhow::Resu
     }
     if !is_wanted(&args.kinds, CacheKind::Net) {
         return Ok(());
+    }
+    if !args.dry_run {
+        let age = Duration::from_secs(args.days.unwrap_or(0).saturating_mul(SECONDS_OF_A_DAY));
+        remove_traces(&directory, age).context("cannot remove what is known of earlier runs")?;
     }
     let cache = Cache::existing(&directory)?;
     let entries = cache.as_ref().map(Cache::entries).transpose()?.unwrap_or_default();

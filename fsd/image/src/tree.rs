@@ -6,6 +6,7 @@
 use serde::{Deserialize, Serialize};
 use std::ffi::{OsStr, OsString};
 use std::io;
+use std::ops::Range;
 
 /// A node of one tree, stable for the tree's life and for every later opening of the same image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -122,6 +123,10 @@ pub trait Tree: Send + Sync + std::fmt::Debug {
     fn files_after(&self, _node: NodeId, _count: usize, _max_bytes: u64) -> Vec<(NodeId, u64)> {
         Vec::new()
     }
+
+    /// Reads and decodes what holds these ranges of bytes of files, in the order of the storage, and keeps it for who
+    /// reads them next, as far as there is room. What cannot be read will show to them.
+    fn prepare(&self, _ranges: &[(NodeId, Range<u64>)]) {}
 
     /// All extended attributes of `node`.
     ///

@@ -257,6 +257,30 @@ fn assert_same_as_others_without_libsquashfs(image: &Path, at: &Path) -> Squashf
 }
 
 #[test]
+fn what_was_prepared_is_not_decoded_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let (source, image) = (dir.path().join("source"), dir.path().join("image"));
+    std::fs::create_dir(&source).unwrap();
+    for seed in [1, 3, 5] {
+        // Text, since blocks of noise are stored as they are.
+        let text = sample::noise(150_000, seed).iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+        std::fs::write(source.join(seed.to_string()), text).unwrap();
+    }
+    mksquashfs(&source, &image, &["-comp", "gzip"]);
+    let tree = open(&image);
+    let files: Vec<_> = tree.entries(tree.root()).unwrap().iter().map(|entry| (entry.node, 10..299_000)).collect();
+
+    tree.prepare(&files);
+    let prepared = tree.activity().decoded_blocks;
+    for (node, _) in &files {
+        assert_eq!(tree.read(*node, 0, &mut vec![0; 299_990]).unwrap(), 299_990);
+    }
+
+    assert!(prepared > 3 * 2, "{prepared}");
+    assert_eq!(tree.activity().decoded_blocks, prepared);
+}
+
+#[test]
 fn many_threads_read_the_same_bytes() {
     let dir = tempfile::tempdir().unwrap();
     let (source, image) = (dir.path().join("source"), dir.path().join("image"));

@@ -5,6 +5,7 @@ mod setup;
 
 use super::join::Ready;
 use super::state::StateDirectory;
+use super::traces::Traces;
 use super::{DaemonError, Placement, Spec};
 use crate::sys::{mounts, processes};
 use conversation::Shared;
@@ -80,6 +81,7 @@ fn chain(error: &dyn std::error::Error) -> String {
 struct Server {
     state: StateDirectory,
     spec: Spec,
+    traces: Traces,
     shared: Arc<Shared>,
     listener: UnixListener,
     /// Device and inode number of the socket: another daemon may have taken the state directory over.
@@ -228,6 +230,7 @@ impl Server {
                 }
             }
         }
+        self.traces.write(self.shared.filesystem.trace());
         if let Some(lock) = lock.filter(|_| is_ours) {
             self.state.remove(&lock)?;
         }
@@ -249,6 +252,7 @@ impl Server {
 
     /// The filesystem was unmounted by someone else.
     fn finish(self) -> Result<(), DaemonError> {
+        self.traces.write(self.shared.filesystem.trace());
         if let Some(lock) = self.state.try_lock()?.filter(|_| self.owns_state()) {
             // The mount point may still be ours in this namespace: then there is nothing behind it any more.
             let _ = mounts::detach(&self.state.root());

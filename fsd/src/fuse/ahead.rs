@@ -89,9 +89,25 @@ impl ReadAhead {
     fn run(&self) {
         let mut buffer = Vec::new();
         while let Some(expected) = self.next() {
-            let fails = |(ino, range): &&(Ino, Range<u64>)| !self.store(*ino, range.clone(), &mut buffer);
-            if let Some((ino, _)) = expected.pieces.iter().find(fails) {
-                self.filesystem.not_made_ready(*ino);
+            match expected {
+                Expected::InOrder(pieces) => self.store_all(pieces, &mut buffer),
+                Expected::Traced(pieces) => {
+                    self.filesystem.decode_ahead(&pieces);
+                    for (ino, range) in pieces.into_iter().skip(1) {
+                        // What the kernel does not know yet stays decoded.
+                        if self.notify(ino, range.start, &[]).is_ok() {
+                            self.store(ino, range, &mut buffer);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    fn store_all(&self, pieces: Vec<(Ino, Range<u64>)>, buffer: &mut Vec<u8>) {
+        for (ino, range) in pieces {
+            if !self.store(ino, range, buffer) {
+                return self.filesystem.not_made_ready(ino);
             }
         }
     }
@@ -108,7 +124,9 @@ impl ReadAhead {
     }
 
     fn give_up(&self, expected: &Expected) {
-        if let Some((ino, _)) = expected.pieces.first() {
+        if let Expected::InOrder(pieces) = expected
+            && let Some((ino, _)) = pieces.first()
+        {
             self.filesystem.not_made_ready(*ino);
         }
     }

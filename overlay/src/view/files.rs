@@ -8,6 +8,7 @@ use rustix::io::Errno;
 use siphon_image::directory::host;
 use siphon_image::tree::Kind;
 use std::fs::File;
+use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -114,6 +115,12 @@ impl View {
             }
             _ => Vec::new(),
         }
+    }
+
+    /// Has the image decode these ranges of bytes of files, which are likely to be read next.
+    pub fn prepare(&self, ranges: &[(Ino, Range<u64>)]) {
+        let lower = |(ino, range): &(Ino, Range<u64>)| Some((self.lower_of(*ino).ok()?, range.clone()));
+        self.lower.prepare(&ranges.iter().filter_map(lower).collect::<Vec<_>>());
     }
 
     /// Writes all of `data` at `offset` bytes, or at the end if the file was opened to append.

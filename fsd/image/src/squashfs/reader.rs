@@ -35,6 +35,7 @@ use crate::read_at::ReadAt;
 use crate::squashfs::format::Superblock;
 use crate::tree::{self, Activity, Attr, Entry, Kind, NodeId, Statistics, Timestamp, Tree, Xattr};
 use std::ffi::{OsStr, OsString};
+use std::ops::Range;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 
@@ -230,6 +231,18 @@ impl Tree for Squashfs {
             }
         }
         files
+    }
+
+    fn prepare(&self, ranges: &[(NodeId, Range<u64>)]) {
+        let mut missing = Vec::new();
+        for (node, range) in ranges {
+            let Ok(inode) = self.file(*node) else { continue };
+            if let Body::File(file) = &inode.body {
+                let range = range.start..range.end.min(file.size);
+                missing.extend(self.blocks.missing(&self.metadata, self.inodes, file, range).unwrap_or_default());
+            }
+        }
+        self.blocks.prepare(missing);
     }
 
     fn xattrs(&self, node: NodeId) -> Result<Vec<Xattr>, tree::Error> {

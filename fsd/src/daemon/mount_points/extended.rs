@@ -163,6 +163,10 @@ impl Tree for Extended {
         }
     }
 
+    fn prepare(&self, ranges: &[(NodeId, Range<u64>)]) {
+        self.below.prepare(ranges);
+    }
+
     fn files_after(&self, node: NodeId, count: usize, max_bytes: u64) -> Vec<(NodeId, u64)> {
         self.below.files_after(node, count, max_bytes)
     }

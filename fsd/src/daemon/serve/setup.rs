@@ -6,6 +6,7 @@ use super::{Server, signal_descriptor};
 use crate::control::{Attached, Status};
 use crate::daemon::mount_points::Extended;
 use crate::daemon::state::StateDirectory;
+use crate::daemon::traces::Traces;
 use crate::daemon::{DaemonError, Ids, Layer, Placement, Spec};
 use crate::fs::{FileSystem, Options, Owners};
 use crate::fuse::Mounted;
@@ -66,6 +67,10 @@ pub(super) fn set_up(state: StateDirectory) -> Result<Server, DaemonError> {
     let other_ids = other_ids(owners, refused);
     let options = Options { owners, read_only: layered.writable.is_err(), stable: layered.is_stable };
     let filesystem = Arc::new(FileSystem::new(layered.view.clone(), options, Arc::new(Counters::default())));
+    let traces = Traces::of(&spec.cache_dir, &opened.identity);
+    if filesystem.opens_nothing() {
+        filesystem.follow(&traces.read());
+    }
     let root = spec.mount_point(state.root());
     let source = locator.to_string();
     // With one user there is nobody whom a setuid program could serve.
@@ -109,7 +114,7 @@ pub(super) fn set_up(state: StateDirectory) -> Result<Server, DaemonError> {
         })
         .map_err(failed("start a thread"))?;
     let (listener, socket) = listen(&state)?;
-    Ok(Server { state, spec, shared, listener, socket, signals, woken, session_over, session })
+    Ok(Server { state, spec, traces, shared, listener, socket, signals, woken, session_over, session })
 }
 
 /// Each open file of the layer takes a descriptor here, for all programs together: the limit that suits one program,

@@ -29,6 +29,9 @@ const BLOCKS_PER_MARK: u64 = 512;
 /// What a block weighs in the cache beyond its bytes.
 const OVERHEAD_BYTES: u64 = 128;
 
+/// What is not wanted between two blocks that are, and is read with them: less than another read costs.
+const MAX_PASSED_OVER_BYTES: u64 = 32 << 10;
+
 /// Buffers of former blocks that are kept for the next ones, in bytes.
 const MAX_FREE_BYTES: usize = 2 << 20;
 
@@ -66,6 +69,15 @@ struct Walk<'a> {
     cursor: Cursor<'a>,
     index: u64,
     start: u64,
+}
+
+/// A block that is to be decoded.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Missing {
+    block: Stored,
+    part: Part,
+    /// Bytes that it decodes to, at most.
+    room: usize,
 }
 
 /// The data blocks and fragments of an image.
@@ -238,6 +250,48 @@ impl Blocks {
         }
         let mut walk = file.blocks.walk(metadata, inodes, indexes.start)?;
         indexes.map(|_| walk.next()).collect()
+    }
+
+    /// What holds `range`, which is within `file`, and is neither in the cache nor a hole.
+    pub(super) fn missing(
+        &self,
+        metadata: &Metadata,
+        inodes: Region,
+        file: &File,
+        range: Range<u64>,
+    ) -> Result<Vec<Missing>, Error> {
+        let first = range.start >> self.block_log;
+        let blocks = self.blocks_in(metadata, inodes, file, range.clone())?;
+        let mut missing: Vec<_> = (first..)
+            .zip(blocks)
+            .map(|(index, block)| Missing { block, part: Part::DataBlock, room: self.decoded_bytes(file, index) })
+            .collect();
+        if let Some((index, _)) = file.fragment.filter(|_| range.end > file.blocks.count << self.block_log) {
+            let mut entry = self.fragments.entry(metadata, index)?;
+            let block = Stored { start: entry.u64()?, size: entry.u32()? };
+            missing.push(Missing { block, part: Part::Fragment, room: 1 << self.block_log });
+        }
+        missing.retain(|missing| !missing.block.is_hole() && !self.cache.contains(missing.block));
+        Ok(missing)
+    }
+
+    /// Decodes blocks into the cache, in the order of the image.
+    pub(super) fn prepare(&self, mut missing: Vec<Missing>) {
+        missing.sort_by_key(|missing| missing.block.start);
+        let mut wanted = 0;
+        for (index, one) in missing.iter().enumerate() {
+            if one.block.start >= wanted {
+                let follows = |pair: &&[Missing]| {
+                    pair[1].block.start.saturating_sub(pair[0].block.end()) <= MAX_PASSED_OVER_BYTES
+                };
+                let run = missing[index..].windows(2).take_while(follows).count();
+                wanted = missing[index + run].block.end();
+            }
+            // One that another thread is decoding is being prepared; what is damaged shows to who reads it.
+            if let Ok(Lookup::Turn(turn)) = self.cache.look_up(one.block) {
+                let _ = self.make(one.part, one.block, one.room, wanted, turn);
+            }
+        }
     }
 
     /// Where in the image the last of `blocks` ends that has to be read; 0 if none has to.
