@@ -118,12 +118,13 @@ impl Server {
         let failed = |source| DaemonError::Process { step: "wait for clients", source };
         let mut quiet = Quiet { since: Instant::now(), patience: self.spec.idle };
         loop {
-            let was_in_use = self.shared.is_in_use();
+            let had_clients = self.shared.has_clients();
             let events = self.wait(quiet).map_err(failed)?;
             if events.connection {
                 self.accept();
             }
-            if was_in_use || self.shared.is_in_use() {
+            // Who only connects, as a start beside it does to see whether this daemon lives, asks for no more time.
+            if had_clients || self.shared.has_clients() {
                 quiet = Quiet { since: Instant::now(), patience: self.spec.idle };
             }
             if events.session_over {

@@ -57,7 +57,11 @@ impl Shared {
 
     /// Whether a client lives or is being answered.
     pub(super) fn is_in_use(&self) -> bool {
-        self.conversations() > 0 || !self.clients.lock().is_empty()
+        self.conversations() > 0 || self.has_clients()
+    }
+
+    pub(super) fn has_clients(&self) -> bool {
+        !self.clients.lock().is_empty()
     }
 
     pub(super) fn conversations(&self) -> usize {
@@ -122,7 +126,7 @@ impl Shared {
 
     /// The main thread does it, once this conversation is over.
     fn leave(&self) -> Reply {
-        if !self.clients.lock().is_empty() {
+        if self.has_clients() {
             return Reply::Failed("there are clients".to_owned());
         }
         self.asked_to_leave.store(true, Ordering::SeqCst);
