@@ -9,8 +9,7 @@ use std::path::{Path, PathBuf};
 pub const DEVICES: [&str; 6] = ["/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom", "/dev/tty"];
 
 /// What a `/dev` of a run's own has besides, that no device of the host takes the place of.
-pub(super) const OWN_NAMES: [&str; 9] =
-    ["console", "fd", "mqueue", "ptmx", "pts", "shm", "stderr", "stdin", "stdout"];
+pub(super) const OWN_NAMES: [&str; 9] = ["console", "fd", "mqueue", "ptmx", "pts", "shm", "stderr", "stdin", "stdout"];
 
 /// Everybody's, as `/tmp` is.
 const SHARED: u32 = 0o1777;

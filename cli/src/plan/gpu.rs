@@ -181,7 +181,9 @@ pub(super) fn lost_devices(gpu: &Gpu, small: bool) -> impl Iterator<Item = Strin
     gpu.devices.iter().filter(lost).map(move |Device { source, target, .. }| {
         let (source, target) = (source.display(), target.display());
         match small {
-            true => format!("the device {target} of the CDI specification has no place in the container's own /dev and stays out"),
+            true => format!(
+                "the device {target} of the CDI specification has no place in the container's own /dev and stays out"
+            ),
             false => format!("the device {target} of the CDI specification keeps its name on the host, {source}"),
         }
     })

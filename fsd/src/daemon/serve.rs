@@ -1,6 +1,7 @@
 //! The daemon's side: sets everything up while there is one thread, then waits for clients, their ends, and its own.
 
 mod conversation;
+mod images;
 mod setup;
 
 use super::join::Ready;
@@ -136,7 +137,8 @@ impl Server {
             let told = events.told_to_leave;
             if (told || self.is_idle(quiet)) && self.leave(told)? {
                 drop(self.listener);
-                return join_session(self.session);
+                join_session(self.session)?;
+                return self.shared.images.wait().into_iter().try_for_each(join_session);
             }
             if !told && self.is_idle(quiet) {
                 // Someone is just joining, or a background program goes on.
@@ -218,6 +220,7 @@ impl Server {
         if !told && (self.shared.is_in_use() || self.serves_background_programs()) {
             return Ok(false);
         }
+        self.shared.images.detach();
         match &self.spec.placement {
             // Its directory may be gone, and the mount with it.
             Placement::InNamespace if !is_ours => drop(mounts::detach(&self.state.root())),
@@ -253,6 +256,7 @@ impl Server {
         if let Some(lock) = self.state.try_lock()?.filter(|_| self.owns_state()) {
             // The mount point may still be ours in this namespace: then there is nothing behind it any more.
             let _ = mounts::detach(&self.state.root());
+            self.shared.images.detach();
             self.state.remove(&lock)?;
         }
         join_session(self.session)

@@ -1,5 +1,6 @@
 //! What the daemon's threads share, and the answers to its clients.
 
+use super::images::Images;
 use crate::control::{self, Attached, Reply, Request, Status};
 use crate::daemon::mount_points::{self, Extended, Places};
 use crate::fs::FileSystem;
@@ -29,6 +30,8 @@ pub(super) struct Shared {
     pub(super) filesystem: Arc<FileSystem>,
     pub(super) notifier: Notifier,
     pub(super) opened: Opened,
+    /// Other images, for binds.
+    pub(super) images: Images,
     pub(super) attached: Attached,
     /// The parts of a status that never change.
     pub(super) status: Status,
@@ -103,6 +106,10 @@ impl Shared {
                     points.iter().map(|(path, kind)| mount_points::make(places, path, *kind)).collect();
                 made.map_or_else(|error| Reply::Failed(super::chain(&error)), Reply::MountPoints)
             }
+            Request::Image(image) => match self.images.place(&image) {
+                Ok(place) => Reply::Image(place),
+                Err(error) => Reply::Failed(super::chain(&error)),
+            },
             Request::Leave => self.leave(),
             Request::Pretend => Reply::Pretending,
             Request::Libraries(wanted) => Reply::Libraries(libraries::present(self.view.as_ref(), &wanted)),
