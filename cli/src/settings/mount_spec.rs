@@ -128,7 +128,7 @@ mod tests {
             ("\"src=/a,dst=/b", "not closed"),
             ("\"src=/a\"x,dst=/b", "closing quote"),
             ("src=/a,dst=b", "not an absolute path"),
-            ("src=/a,dst=/b,image-src=/", "image-src=/"),
+            ("src=/a,dst=/b,id=x", "is not a number"),
         ];
         for (text, expected) in cases {
             let error = parse(text).unwrap_err().to_string();
