@@ -28,6 +28,8 @@ mod end_to_end {
     mod fakeroot;
     /// Drivers of GPUs, and devices by CDI.
     mod gpu;
+    /// Files out of other images.
+    mod image_binds;
     /// Lines of the container's shell, for the tests of the other modules.
     mod in_image;
     /// Looking into an image without mounting it.

@@ -3,6 +3,7 @@
 pub(crate) mod driver;
 pub(crate) mod environment;
 pub(crate) mod image;
+pub(crate) mod listener;
 pub(crate) mod server;
 
 use std::sync::{Arc, Mutex, PoisonError, Weak};

@@ -1,5 +1,6 @@
 //! What is typed: clap types whose doc comments are the help.
 
+mod booleans;
 mod cache;
 #[cfg(test)]
 mod compatibility;
@@ -34,6 +35,9 @@ pub struct Cli {
     /// Options before the command
     #[command(flatten)]
     pub global: GlobalFlags,
+    /// Flags that were given the value false, by the names of their fields
+    #[arg(skip)]
+    pub switched_off: Vec<String>,
     /// What to do
     #[command(subcommand)]
     pub verb: Verb,
@@ -45,7 +49,7 @@ impl Cli {
     /// # Errors
     /// What clap says of it: help and version are among the errors.
     pub fn read() -> Result<Self, clap::Error> {
-        let cli = Self::try_parse()?;
+        let cli = booleans::read(&std::env::args_os().collect::<Vec<_>>())?;
         // The image and all behind it are taken as they are, so that a wrong option before it looks like an image.
         if let Some(option) = cli.verb.image().filter(|image| image.as_encoded_bytes().starts_with(b"-")) {
             let message = format!("unknown flag: {}; options stand before the image", option.display());
@@ -85,7 +89,7 @@ impl Verb {
 }
 
 /// Options that stand before the command.
-#[derive(Debug, Clone, Copy, Default, Args)]
+#[derive(Debug, Clone, Default, Args)]
 pub struct GlobalFlags {
     /// Print every message, for finding out what goes wrong
     #[arg(short, long)]
@@ -102,6 +106,12 @@ pub struct GlobalFlags {
     /// Print messages without color
     #[arg(long)]
     pub nocolor: bool,
+    /// Another apptainer.conf; without effect, as siphon has none
+    #[arg(short, long, value_name = "FILE", hide = true)]
+    pub config: Option<PathBuf>,
+    /// The configuration that was built in; without effect, as siphon has no other
+    #[arg(long, hide = true)]
+    pub build_config: bool,
     /// Print the version
     #[arg(long, action = clap::ArgAction::Version)]
     version: (),

@@ -47,6 +47,7 @@ pub fn gather(settings: &RunSettings, environment: Environment) -> anyhow::Resul
         env_files: Vec::new(),
         resolv_conf: std::fs::read("/etc/resolv.conf").ok(),
         kinds: BTreeMap::new(),
+        images: BTreeMap::new(),
     };
     host.env_files = settings.variables.files.iter().map(|path| env_file(path)).collect::<Result<_, _>>()?;
     host.kinds = source_kinds(settings, &host);

@@ -27,14 +27,18 @@ use siphon_fsd::daemon::DaemonError;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    let environment = Environment::new(std::env::vars_os());
+    let mut environment = Environment::new(std::env::vars_os());
     let cli = match Cli::read() {
         Ok(cli) => cli,
         Err(error) => return usage(&error),
     };
-    let verbosity = settings::verbosity(cli.global, &environment);
+    environment.switch_off(&cli.switched_off);
+    let verbosity = settings::verbosity(&cli.global, &environment);
     let report = Report::new(verbosity);
     report.log();
+    if let Some(path) = cli.global.config {
+        report.warning(format_args!("--config {} has no effect: siphon has no configuration file", path.display()));
+    }
     match run(cli.verb, environment, report) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,

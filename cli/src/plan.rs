@@ -84,6 +84,13 @@ pub enum What {
         /// Whether device nodes and setuid bits count; not for what users bind.
         trusted: bool,
     },
+    /// Files of another image, read-only.
+    Image {
+        /// Where the daemon of the run has them mounted.
+        source: PathBuf,
+        /// What it is.
+        kind: SourceKind,
+    },
     /// A file with this content.
     File(Vec<u8>),
     /// A directory that holds these files of the host, each under its own name, read-only.
@@ -143,7 +150,7 @@ impl What {
     /// What the target has to be.
     pub fn kind(&self) -> SourceKind {
         match self {
-            Self::Bind { kind, .. } => *kind,
+            Self::Bind { kind, .. } | Self::Image { kind, .. } => *kind,
             Self::File(_) => SourceKind::File,
             Self::Libraries(_) | Self::Empty { .. } | Self::Kept { .. } | Self::Devices(_) | Self::Processes => {
                 SourceKind::Directory

@@ -34,6 +34,8 @@ pub struct Place {
     pub root: PathBuf,
     /// An existing directory of our own, over which a temporary filesystem is mounted.
     pub session: PathBuf,
+    /// Where other images are mounted, if there is such a directory.
+    pub images: PathBuf,
     /// Who pretends ids, where the plan says so.
     pub pretence: Option<Pretence>,
 }
@@ -64,6 +66,7 @@ fn build(plan: &Plan, place: &Place, report: Report) -> anyhow::Result<()> {
     // What is made for the run is readable whatever the caller's umask.
     let callers_umask = umask(Mode::S_IWGRP | Mode::S_IWOTH);
     unshare(CloneFlags::CLONE_NEWNS).context("cannot make a mount namespace")?;
+    let images = mount::Images::take(&place.images, &plan.mounts)?;
     let root = mount::root(&place.root, plan.writable_root)?;
     let session = mount::Session::new(&place.session)?;
     for (index, file) in plan.files.iter().enumerate() {
@@ -71,8 +74,9 @@ fn build(plan: &Plan, place: &Place, report: Report) -> anyhow::Result<()> {
     }
     session.close()?;
     for bind in &plan.mounts {
-        judge(bind, mount::place(&root, bind), report)?;
+        judge(bind, mount::place(&root, bind, &images), report)?;
     }
+    drop(images);
     for warning in &plan.warnings {
         report.warning(warning);
     }

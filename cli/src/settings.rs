@@ -16,7 +16,7 @@ mod size;
 mod variables;
 mod verbosity;
 
-pub use binds::{Bind, BindError};
+pub use binds::{Bind, BindError, ImageBind};
 pub use common::Common;
 pub use contain::Contain;
 pub use environment::Environment;

@@ -109,17 +109,24 @@ pub enum CacheError {
 }
 
 impl Cache {
-    /// Opens the cache in `dir`, made with mode 0700 if it is missing and set to it if others may enter.
+    /// Opens the cache in `dir`, made with mode 0700 if it is missing and set to it if others may enter, as the directory
+    /// of its objects is.
     ///
     /// # Errors
     /// If it cannot be used, or belongs to another user.
     pub fn open(dir: &Path) -> Result<Self, CacheError> {
         let failed = |source| CacheError::Directory { path: dir.to_owned(), source };
         DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(failed)?;
-        let meta = fs::metadata(dir).map_err(failed)?;
-        check_owner(dir, &meta)?;
-        if meta.mode() & 0o077 != 0 {
-            fs::set_permissions(dir, Permissions::from_mode(0o700)).map_err(failed)?;
+        for directory in [dir, &dir.join(LAYOUT)] {
+            let meta = match fs::metadata(directory) {
+                // Made with the first object, which a full disk is no reason to refuse.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                meta => meta.map_err(failed)?,
+            };
+            check_owner(directory, &meta)?;
+            if meta.mode() & 0o077 != 0 {
+                fs::set_permissions(directory, Permissions::from_mode(0o700)).map_err(failed)?;
+            }
         }
         Ok(Self { dir: dir.to_owned() })
     }

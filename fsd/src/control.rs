@@ -64,6 +64,28 @@ pub enum MountPointKind {
     File,
 }
 
+/// Files of an image that are to be bound.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DataImage {
+    /// The image file, absolute.
+    pub path: PathBuf,
+    /// Which object of a SIF; the first with data if `None`.
+    pub id: Option<u32>,
+    /// Which file or directory in there.
+    pub inside: PathBuf,
+}
+
+/// Where the files of a [`DataImage`] are.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DataPlace {
+    /// In the daemon's mount namespace.
+    pub path: PathBuf,
+    /// What is there.
+    pub kind: MountPointKind,
+    /// Whether the image holds other things too, as a SIF does.
+    pub is_partition: bool,
+}
+
 /// What a client asks.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) enum Request {
@@ -71,6 +93,8 @@ pub(crate) enum Request {
     Attach,
     /// To have places to mount on.
     MountPoints(Vec<(PathBuf, MountPointKind)>),
+    /// To have the files of another image mounted, which others may have had before.
+    Image(DataImage),
     /// Which of these libraries the image has itself.
     Libraries(Vec<Wanted>),
     /// How it goes.
@@ -88,6 +112,8 @@ pub(crate) enum Reply {
     Attached(Box<Attached>),
     /// Paths relative to the root, links followed.
     MountPoints(Vec<PathBuf>),
+    /// Where in the daemon's mount namespace the files are.
+    Image(DataPlace),
     /// One answer for each library that was asked for.
     Libraries(Vec<bool>),
     Status(Box<Status>),

@@ -7,6 +7,7 @@
 //!     spec.json          what it was started for
 //!     log                its standard error
 //!     root/              the mount point, in the daemon's own mount namespace
+//!     images/            where other images are mounted whose files clients bind, in the daemon's own mount namespace
 //!     session/           empty: a client may mount files of its own over it, in a mount namespace of its own
 //! ```
 //!
@@ -34,7 +35,7 @@ use crate::control::{self, Reply, Request};
 use crate::sys::subordinate_ids::SubordinateIds;
 use crate::sys::{mounts, namespaces};
 
-pub use crate::control::MountPointKind;
+pub use crate::control::{DataImage, DataPlace, MountPointKind};
 pub use join::join;
 pub use pretence::Pretence;
 pub use serve::serve;
@@ -110,6 +111,14 @@ pub enum DaemonError {
         #[source]
         source: OverlayError,
     },
+    /// A file that another image was to have.
+    #[error("{inside} doesn't exist in image {image}")]
+    NotInside {
+        /// The image.
+        image: PathBuf,
+        /// The path in it.
+        inside: PathBuf,
+    },
     /// The directories that daemons keep their state in.
     #[error("cannot use {path} for the state of a daemon")]
     State {
@@ -180,6 +189,8 @@ pub struct Joined {
     pub root: PathBuf,
     /// An empty directory to mount over.
     pub session: PathBuf,
+    /// The directory that has a mount for each of the other images that clients of the daemon bind from, if it exists.
+    pub images: PathBuf,
     /// What the image says of itself.
     pub facts: Facts,
     /// Whether writes are taken; if not, why.
@@ -203,6 +214,18 @@ impl Joined {
     pub fn make_mount_points(&self, points: &[(PathBuf, MountPointKind)]) -> Result<Vec<PathBuf>, DaemonError> {
         match control::ask(&self.socket, &Request::MountPoints(points.to_vec()))? {
             Reply::MountPoints(paths) => Ok(paths),
+            _ => Err(control::Error::Refused("the daemon answered something else".to_owned()).into()),
+        }
+    }
+
+    /// Has another image mounted and returns where the files in it are, below [`Joined::images`], links followed within
+    /// the image.
+    ///
+    /// # Errors
+    /// [`DaemonError::Control`] if that is no such image, or has no such file.
+    pub fn image(&self, image: &DataImage) -> Result<DataPlace, DaemonError> {
+        match control::ask(&self.socket, &Request::Image(image.clone()))? {
+            Reply::Image(place) => Ok(place),
             _ => Err(control::Error::Refused("the daemon answered something else".to_owned()).into()),
         }
     }

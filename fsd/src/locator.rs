@@ -228,6 +228,18 @@ pub fn open(locator: &Locator, cache_dir: &Path, cache_bytes: Option<u64>) -> Re
     }
 }
 
+/// Opens the files that an image holds for others to use: those of the object `id` of a SIF, or of its first data
+/// partition, or of a squashfs.
+///
+/// # Errors
+/// Any [`Error`].
+pub fn open_data(path: &Path, id: Option<u32>, cache_bytes: Option<u64>) -> Result<Image, Error> {
+    let failed = |source| Error::Path { path: path.into(), source };
+    let bytes = Arc::new(File::open(path).and_then(FileAt::new).map_err(failed)?);
+    let options = Options { cache_bytes: cache_bytes.unwrap_or_else(default_cache_bytes) };
+    open::open_data(bytes, id, options).map_err(|source| Error::Format { image: path.display().to_string(), source })
+}
+
 fn open_file(path: &Path, cache_bytes: Option<u64>) -> Result<Opened, Error> {
     let failed = |source| Error::Path { path: path.into(), source };
     let file = File::open(path).map_err(failed)?;

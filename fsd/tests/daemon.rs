@@ -11,6 +11,7 @@ use std::fs;
 use std::io::Write;
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -118,7 +119,7 @@ fn run(directory: &Path) {
         println!("skipped: /dev/fuse: {error}");
         return;
     }
-    let tests: [(&str, Test); 11] = [
+    let tests: [(&str, Test); 12] = [
         ("twenty_clients_at_once_share_one_daemon", twenty_clients_at_once_share_one_daemon),
         ("a_client_sees_the_tree_of_the_image", a_client_sees_the_tree_of_the_image),
         ("a_read_only_image_takes_no_writes", a_read_only_image_takes_no_writes),
@@ -136,6 +137,7 @@ fn run(directory: &Path) {
         ("a_daemon_may_open_more_files_than_its_starter", a_daemon_may_open_more_files_than_its_starter),
         ("an_interrupted_start_holds_the_next_one_up", an_interrupted_start_holds_the_next_one_up),
         ("what_was_read_is_read_ahead_the_next_time", what_was_read_is_read_ahead_the_next_time),
+        ("who_only_connects_does_not_keep_a_daemon", who_only_connects_does_not_keep_a_daemon),
     ];
     for (name, test) in tests {
         print!("{name} ... ");
@@ -319,4 +321,18 @@ fn what_was_read_is_read_ahead_the_next_time(directory: &Path) {
     }
     leave();
     in_image(directory, &format!("cmp $1/large {}/tree/large", directory.display()));
+}
+
+fn who_only_connects_does_not_keep_a_daemon(directory: &Path) {
+    in_image(directory, "true");
+    let pid = daemons(directory)[0].pid;
+    let state = fs::read_dir(runtime_dir(directory)).unwrap().next().unwrap().unwrap().path();
+
+    let start = Instant::now();
+    while is_running(pid) {
+        // As the start of another image's daemon does.
+        drop(UnixStream::connect(state.join("socket")));
+        assert!(start.elapsed() < 4 * IDLE, "the daemon stays");
+        std::thread::sleep(IDLE / 10);
+    }
 }

@@ -133,6 +133,23 @@ fn root_alone_is_not_pretended_to_have_company_if_that_is_refused() {
 }
 
 #[test]
+fn where_another_program_answers_system_calls_nobody_is_pretended_and_that_is_said() {
+    let environment = TestEnvironment::new();
+    let run = |options: &[&str]| {
+        let arguments = [&["exec"], ALONE, options, &[environment.images().sif(), "id", "-u"]].concat();
+        environment.siphon(&arguments).below_a_listener().run()
+    };
+
+    let refused = run(&[]);
+    let plain = run(&["--ignore-fakeroot-command"]);
+
+    assert_eq!(refused.code, 255, "{refused}");
+    assert!(refused.stderr.contains("such as a container engine"), "{refused}");
+    assert!(refused.stderr.contains("--ignore-fakeroot-command"), "{refused}");
+    assert_eq!((plain.code, plain.stdout.as_str()), (0, "0\n"), "{plain}");
+}
+
+#[test]
 fn an_archive_of_files_of_many_owners_is_unpacked() {
     let environment = TestEnvironment::new();
     environment.shell("mkdir tree; echo x > tree/file; tar -c --owner 42 --group 43 -f tree.tar tree").stdout();

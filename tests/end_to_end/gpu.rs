@@ -264,6 +264,28 @@ fn a_contained_run_has_the_devices_that_were_asked_for_under_their_names() {
 }
 
 #[test]
+fn a_device_is_not_made_in_a_directory_of_the_host() {
+    as_user_and_as_root(|environment| {
+        let directory = environment.make_directory("cdi");
+        let devices = environment.make_directory("devices");
+        let text = format!(
+            "cdiVersion: 0.5.0\nkind: vendor.org/class\ndevices:\n- name: one\n  containerEdits:\n    deviceNodes: \
+             [{{path: /dev/made, hostPath: {}}}, {{path: /dev/made/up/null, hostPath: /dev/null}}]\n",
+            devices.display()
+        );
+        std::fs::write(directory.join("vendor.yaml"), text).unwrap();
+        let options = ["--contain", "--cdi-dirs", directory.to_str().unwrap(), "--device", "vendor.org/class=one"];
+
+        let finished =
+            environment.siphon(&[&["exec"], &options[..], &[environment.images().sif(), "true"]].concat()).run();
+
+        assert_eq!(finished.code, 255, "{finished}");
+        assert!(finished.stderr.contains("is a directory of the host, which has no such device"), "{finished}");
+        assert_eq!(std::fs::read_dir(&devices).unwrap().count(), 0);
+    });
+}
+
+#[test]
 fn runs_in_an_instance_find_its_driver() {
     let environment = TestEnvironment::new();
     let driver = driver(&environment);

@@ -254,6 +254,12 @@ impl Invocation {
         self
     }
 
+    /// Starts the command below another program that listens for system calls.
+    pub(crate) fn below_a_listener(mut self) -> Self {
+        super::listener::install(&mut self.command);
+        self
+    }
+
     /// Starts the command and leaves it running, its output piped.
     pub(crate) fn spawn(mut self) -> Child {
         self.command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());

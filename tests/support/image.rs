@@ -169,6 +169,25 @@ pub(crate) fn wrap(squashfs: &Path, deffile: &str, sif: &Path) {
     std::fs::write(sif, bytes).unwrap();
 }
 
+/// Makes a SIF with these squashfs files as data partitions, numbered from 1 on, and with nothing to run.
+pub(crate) fn wrap_data(parts: &[&Path], sif: &Path) {
+    let mut bytes = vec![0; SIF_PARTITION_START];
+    put(&mut bytes, 32, b"SIF_MAGIC\0\x30\x31\0\x30\x32\0");
+    for (index, part) in parts.iter().enumerate() {
+        let (start, content) = (bytes.len(), std::fs::read(part).unwrap());
+        // Squashfs, data partition, amd64.
+        describe(&mut bytes, index, 0x4004, start, content.len(), b"\x01\0\0\0\x03\0\0\x0002\0");
+        bytes.extend(content);
+    }
+    let table_bytes = SIF_DESCRIPTORS * SIF_DESCRIPTOR_BYTES;
+    let (free, data_bytes) = (SIF_DESCRIPTORS - parts.len(), bytes.len() - SIF_DATA_START);
+    let fields = [free, SIF_DESCRIPTORS, SIF_TABLE_START, table_bytes, SIF_DATA_START, data_bytes];
+    for (index, field) in fields.into_iter().enumerate() {
+        put(&mut bytes, 80 + index * 8, &(field as u64).to_le_bytes());
+    }
+    std::fs::write(sif, bytes).unwrap();
+}
+
 /// Fills descriptor `index`: an object of the first group.
 fn describe(bytes: &mut [u8], index: usize, data_type: u32, start: usize, length: usize, extra: &[u8]) {
     let at = SIF_TABLE_START + index * SIF_DESCRIPTOR_BYTES;

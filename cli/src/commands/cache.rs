@@ -4,9 +4,9 @@ use crate::args::{CacheCleanArgs, CacheKind, CacheListArgs, CacheVerb};
 use crate::host::cache_dir;
 use crate::report::{Report, utc};
 use crate::settings::Common;
-use anyhow::Context;
+use anyhow::{Context, bail};
 use serde::Serialize;
-use siphon_fsd::cache::{Cache, Entry};
+use siphon_fsd::cache::{Cache, CacheError, Entry};
 use siphon_fsd::daemon::remove_traces;
 use std::time::{Duration, SystemTime};
 
@@ -107,6 +107,16 @@ fn clean(args: &CacheCleanArgs, common: &Common, report: Report) -> anyhow::Resu
         remove_traces(&directory, age).context("cannot remove what is known of earlier runs")?;
     }
     let cache = Cache::existing(&directory)?;
+    let mut left = 0;
+    let mut judge = |result: Result<(), CacheError>| {
+        if let Err(error) = result {
+            left += 1;
+            report.warning(format_args!("{:#}", anyhow::Error::from(error)));
+        }
+    };
+    if let Some(cache) = cache.as_ref().filter(|_| !args.dry_run) {
+        judge(cache.sweep());
+    }
     let entries = cache.as_ref().map(Cache::entries).transpose()?.unwrap_or_default();
     if entries.is_empty() {
         report.info(format_args!("No cached files to remove at {}", directory.display()));
@@ -116,11 +126,11 @@ fn clean(args: &CacheCleanArgs, common: &Common, report: Report) -> anyhow::Resu
         let url = entry.description.as_ref().map(|description| format!(" ({})", description.url)).unwrap_or_default();
         report.info(format_args!("Removing net cache entry: {}{url}", entry.key));
         if !args.dry_run {
-            cache.remove(entry)?;
+            judge(cache.remove(entry));
         }
     }
-    if !args.dry_run {
-        cache.sweep()?;
+    if left > 0 {
+        bail!("{left} of what was to be removed could not be");
     }
     Ok(())
 }

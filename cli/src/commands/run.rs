@@ -5,14 +5,18 @@ use crate::host::{cache_dir, gather, runtime_dir, subordinate_ids};
 use crate::plan::{HostFacts, Plan, PlanError, SourceKind, home, plan};
 use crate::report::Report;
 use crate::runtime::{Place, apply};
-use crate::settings::{Common, Environment, RunSettings, Writes};
+use crate::settings::{Common, Environment, ImageBind, RunSettings, Writes};
 use anyhow::{Context, bail};
-use siphon_fsd::daemon::{self, Ids, Joined, Layer, MountPointKind, Placement, Spec};
+use siphon_fsd::daemon::{self, DataImage, DataPlace, Ids, Joined, Layer, MountPointKind, Placement, Spec};
 use siphon_fsd::locator::Locator;
 use siphon_fsd::sys::subordinate_ids::SubordinateIds;
+use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+
+/// Where files of other images are: [`HostFacts::images`].
+type Images = BTreeMap<(PathBuf, ImageBind), (PathBuf, SourceKind)>;
 
 /// Runs. Returns only if that fails.
 ///
@@ -85,8 +89,31 @@ pub(super) fn prepare(
         let present = joined.libraries(&wanted).context("cannot tell which libraries the image has")?;
         host.gpu.leave_to_image(wanted.into_iter().zip(present).filter_map(|(wanted, has)| has.then_some(wanted)));
     }
+    host.images = images(settings, &host, &joined, report)?;
     let plan = plan(settings, &joined.facts, &host)?;
     Ok(Prepared { plan, joined, home: home(settings, &host) })
+}
+
+/// Has the daemon mount the images that files are to be bound out of.
+fn images(settings: &RunSettings, host: &HostFacts, joined: &Joined, report: Report) -> anyhow::Result<Images> {
+    let mut images = Images::new();
+    for bind in &settings.binds {
+        let Some(image) = &bind.image else { continue };
+        let path = host.absolute(&bind.source);
+        let wanted = DataImage { path: path.clone(), id: image.id, inside: image.inside.clone() };
+        let found = joined.image(&wanted);
+        let DataPlace { path: place, kind, is_partition } =
+            found.with_context(|| format!("could not use {} for image binding", path.display()))?;
+        if !bind.read_only && !is_partition {
+            report.warning(format_args!("Data image {} is not writable, proceeding with read-only", path.display()));
+        }
+        let kind = match kind {
+            MountPointKind::Directory => SourceKind::Directory,
+            MountPointKind::File => SourceKind::File,
+        };
+        images.insert((path, image.clone()), (place, kind));
+    }
+    Ok(images)
 }
 
 /// Has the places made that the plan mounts on, and joins the namespaces of the daemon.
@@ -103,7 +130,7 @@ pub(super) fn enter_daemon(Prepared { plan, joined, .. }: &Prepared) -> anyhow::
     let pretence = plan.pretends_ids.then(|| daemon::pretence(&joined.socket)).transpose();
     let pretence = pretence.context("cannot pretend users and owners")?;
     joined.enter().context("cannot join the namespaces of the image's daemon")?;
-    Ok(Place { root: joined.root.clone(), session: joined.session.clone(), pretence })
+    Ok(Place { root: joined.root.clone(), session: joined.session.clone(), images: joined.images.clone(), pretence })
 }
 
 /// The ids of the container. Root has its own already: all of the host's, or those of the user namespace that it is in.

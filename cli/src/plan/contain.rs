@@ -8,6 +8,9 @@ use std::path::{Path, PathBuf};
 /// The devices that programs expect wherever they run, as far as the host has them.
 pub const DEVICES: [&str; 6] = ["/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom", "/dev/tty"];
 
+/// What a `/dev` of a run's own has besides, that no device of the host takes the place of.
+pub(super) const OWN_NAMES: [&str; 9] = ["console", "fd", "mqueue", "ptmx", "pts", "shm", "stderr", "stdin", "stdout"];
+
 /// Everybody's, as `/tmp` is.
 const SHARED: u32 = 0o1777;
 /// The caller's, as a home is.
@@ -17,7 +20,7 @@ const PRIVATE: u32 = 0o750;
 pub(super) fn devices(settings: &RunSettings, host: &HostFacts) -> Mount {
     let existing = DEVICES.iter().map(Path::new).filter(|path| host.kind(path).is_some());
     let mut nodes: Vec<Device> = existing.map(Device::unchanged).collect();
-    for device in host.gpu.devices.iter().filter(|device| device.is_below_dev()) {
+    for device in host.gpu.devices.iter().filter(|device| device.has_place_in_dev()) {
         nodes.retain(|other| other.target != device.target);
         nodes.push(device.clone());
     }

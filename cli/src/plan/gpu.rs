@@ -14,6 +14,7 @@ use crate::settings::{GpuSettings, RunSettings};
 use cdi::Injection;
 use siphon_image::elf::ElfKind;
 use siphon_image::libraries::Wanted;
+use std::ffi::OsStr;
 use std::path::{Component, Path, PathBuf};
 
 /// Where libraries of the host appear.
@@ -70,11 +71,13 @@ impl Device {
         Self { source: path.into(), target: path.into(), kind: SourceKind::File }
     }
 
-    /// Whether it can be in a `/dev` that is made for the run.
-    pub(super) fn is_below_dev(&self) -> bool {
-        let inside = self.target.strip_prefix("/dev").map(Path::components);
-        inside
-            .is_ok_and(|mut parts| parts.clone().count() > 0 && parts.all(|part| matches!(part, Component::Normal(_))))
+    /// Whether it can be in a `/dev` that is made for the run, and has things of its own there.
+    pub(super) fn has_place_in_dev(&self) -> bool {
+        let Ok(inside) = self.target.strip_prefix("/dev") else { return false };
+        let mut parts = inside.components();
+        let plain = parts.all(|part| matches!(part, Component::Normal(_)));
+        let first = inside.iter().next().and_then(OsStr::to_str);
+        plain && first.is_some_and(|name| !super::contain::OWN_NAMES.contains(&name))
     }
 }
 
@@ -174,11 +177,13 @@ pub(super) fn mounts(gpu: &Gpu, warnings: &mut Vec<String>) -> Result<Vec<Mount>
 
 /// What cannot be had: another name in the host's whole `/dev`, and a place elsewhere in a small one.
 pub(super) fn lost_devices(gpu: &Gpu, small: bool) -> impl Iterator<Item = String> {
-    let lost = move |device: &&Device| if small { !device.is_below_dev() } else { device.source != device.target };
+    let lost = move |device: &&Device| if small { !device.has_place_in_dev() } else { device.source != device.target };
     gpu.devices.iter().filter(lost).map(move |Device { source, target, .. }| {
         let (source, target) = (source.display(), target.display());
         match small {
-            true => format!("the device {target} of the CDI specification is not below /dev and stays out"),
+            true => format!(
+                "the device {target} of the CDI specification has no place in the container's own /dev and stays out"
+            ),
             false => format!("the device {target} of the CDI specification keeps its name on the host, {source}"),
         }
     })

@@ -2,7 +2,7 @@
 
 use super::SourceKind;
 use super::gpu::Gpu;
-use crate::settings::Environment;
+use crate::settings::{Environment, ImageBind};
 use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
 
@@ -39,6 +39,8 @@ pub struct HostFacts {
     pub gpu: Gpu,
     /// The sources of mounts that exist.
     pub kinds: BTreeMap<PathBuf, SourceKind>,
+    /// Where the files of other images are that are to be bound, by those images and paths in them.
+    pub images: BTreeMap<(PathBuf, ImageBind), (PathBuf, SourceKind)>,
 }
 
 impl HostFacts {
@@ -92,6 +94,7 @@ impl HostFacts {
             resolv_conf: Some(Vec::new()),
             gpu: Gpu::default(),
             kinds: directories.chain(files).collect(),
+            images: BTreeMap::new(),
         }
     }
 }

@@ -189,6 +189,13 @@ fn user_binds(settings: &RunSettings, host: &HostFacts) -> Result<Vec<Mount>, Pl
     let mut mounts = Vec::new();
     for wanted in &settings.binds {
         let source = host.absolute(&wanted.source);
+        if let Some(image) = &wanted.image {
+            let found = host.images.get(&(source.clone(), image.clone()));
+            let (place, kind) = found.cloned().ok_or(PlanError::NoSource(source))?;
+            let what = What::Image { source: place, kind };
+            mounts.push(Mount { target: wanted.destination.clone(), what, failure: Failure::Fatal });
+            continue;
+        }
         let kind = host.kind(&source).ok_or_else(|| PlanError::NoSource(source.clone()))?;
         let target = if wanted.destination.is_absolute() { wanted.destination.clone() } else { source.clone() };
         // Who binds a device wants to use it; whether that is allowed is for the device's own permissions to say.

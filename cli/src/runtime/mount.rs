@@ -8,8 +8,10 @@ use crate::plan::{Failure, Mount, SourceKind, What};
 use anyhow::{Context, bail};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::statvfs::{FsFlags, fstatvfs};
-use rustix::fs::{Mode, OFlags, ResolveFlags, mkdirat, openat, openat2};
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, mkdirat, openat, openat2};
 use rustix::io::Errno;
+use rustix::mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -40,9 +42,10 @@ pub(super) fn bindable_root() -> nix::Result<()> {
 }
 
 /// Makes a mount that needs nothing but the kernel and the host's tree.
-pub(super) fn place(root: &OwnedFd, wanted: &Mount) -> anyhow::Result<()> {
+pub(super) fn place(root: &OwnedFd, wanted: &Mount, images: &Images) -> anyhow::Result<()> {
     let (source, kind, read_only, trusted) = match &wanted.what {
         What::Bind { source, kind, read_only, trusted } => (source, kind, read_only, trusted),
+        What::Image { kind, .. } => return images.place(root, &wanted.target, *kind),
         What::Processes => return processes(root, &wanted.target),
         What::Devices(devices) => return devices::place(root, &wanted.target, devices),
         What::Empty { mode } => return empty(root, &wanted.target, *mode),
@@ -89,6 +92,43 @@ fn filesystem(kind: &str, place: &Path, options: &str, flags: MsFlags) -> anyhow
     mount(Some(kind), place, Some(kind), flags, Some(options)).with_context(|| format!("cannot mount a {kind}"))
 }
 
+/// Files of other images, taken from where the daemon has them mounted, before anything of the run hides or shows that.
+#[derive(Debug, Default)]
+pub(super) struct Images {
+    /// By the path that each is to have, a mount that lies nowhere yet.
+    taken: BTreeMap<PathBuf, OwnedFd>,
+}
+
+impl Images {
+    /// Takes what `mounts` need, and takes all mounts below `directory` out of this mount namespace, or a bind of what
+    /// the directory lies in would bring them along.
+    pub(super) fn take(directory: &Path, mounts: &[Mount]) -> anyhow::Result<Self> {
+        let mut taken = BTreeMap::new();
+        for wanted in mounts {
+            if let What::Image { source, .. } = &wanted.what {
+                let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+                let tree =
+                    open_tree(CWD, source, flags).with_context(|| format!("cannot take {}", source.display()))?;
+                taken.insert(wanted.target.clone(), tree);
+            }
+        }
+        // There is none where no client has ever asked for another image.
+        for place in fs::read_dir(directory).into_iter().flatten() {
+            // One that is just being made is no mount yet.
+            let _ = umount2(&place?.path(), MntFlags::MNT_DETACH);
+        }
+        Ok(Self { taken })
+    }
+
+    fn place(&self, root: &OwnedFd, target: &Path, kind: SourceKind) -> anyhow::Result<()> {
+        let tree = self.taken.get(target).with_context(|| format!("{} was not taken", target.display()))?;
+        make_target(root, target, kind)?;
+        let place = open_in_root(root, target)?;
+        let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+        Ok(move_mount(tree, "", place, "", flags)?)
+    }
+}
+
 /// A temporary filesystem for the files of one run.
 #[derive(Debug)]
 pub(super) struct Session {
@@ -107,9 +147,12 @@ impl Session {
     pub(super) fn mount(&self, root: &OwnedFd, index: usize, wanted: &Mount) -> anyhow::Result<()> {
         let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
         match &wanted.what {
-            What::Bind { .. } | What::Processes | What::Devices(_) | What::Empty { .. } | What::Kept { .. } => {
-                place(root, wanted)
-            }
+            What::Bind { .. }
+            | What::Image { .. }
+            | What::Processes
+            | What::Devices(_)
+            | What::Empty { .. }
+            | What::Kept { .. } => place(root, wanted, &Images::default()),
             What::File(content) => {
                 let source = self.directory.join(index.to_string());
                 fs::write(&source, content)?;

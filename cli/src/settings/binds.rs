@@ -11,19 +11,35 @@ pub struct Bind {
     pub destination: PathBuf,
     /// Whether writes fail.
     pub read_only: bool,
+    /// Out of which image it comes, if the source is one.
+    pub image: Option<ImageBind>,
+}
+
+/// What of an image appears inside.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ImageBind {
+    /// A path within it.
+    pub inside: PathBuf,
+    /// Which object of a SIF has it; the first with data if `None`.
+    pub id: Option<u32>,
+}
+
+impl Default for ImageBind {
+    /// All of it.
+    fn default() -> Self {
+        Self { inside: "/".into(), id: None }
+    }
 }
 
 /// Why a bind cannot be read.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum BindError {
     /// An option that does not exist.
-    #[error("while getting bind path: {0} is not a valid bind option; known are ro and rw")]
+    #[error("while getting bind path: {0} is not a valid bind option; known are ro, rw, image-src=PATH and id=NUMBER")]
     Option(String),
-    /// An option of image binds.
-    #[error(
-        "bind option {0} (a bind out of another image) is not supported yet; mount that image with \"siphon mount\" and bind the directory"
-    )]
-    ImageBind(String),
+    /// An object of an image that cannot be.
+    #[error("while parsing id bind option: {0:?} is not a number from 1 on")]
+    Id(String),
     /// A `--mount` that cannot be read.
     #[error("while parsing mount {line:?}: {reason}")]
     Mount {
@@ -53,8 +69,9 @@ impl Bind {
             if item.is_empty() {
                 continue;
             }
-            if let (true, Some(bind), Some(read_only)) = (last_had_options, binds.last_mut(), option(&item)) {
-                bind.read_only = read_only;
+            if let (true, Some(bind)) = (last_had_options, binds.last_mut())
+                && bind.set(&unescape(&item))?
+            {
                 continue;
             }
             let fields = split_unescaped(&item, ':');
@@ -73,21 +90,46 @@ impl Bind {
         if let Some(path) = destination.as_ref().filter(|path| !path.starts_with('/')) {
             return Err(BindError::Destination(path.clone()));
         }
-        let mut read_only = false;
-        for word in fields.iter().skip(2) {
-            read_only = match option(word) {
-                Some(read_only) => read_only,
-                None if word.starts_with("image-src=") || word.starts_with("id=") => {
-                    return Err(BindError::ImageBind(word.clone()));
-                }
-                None => return Err(BindError::Option(word.clone())),
-            };
-        }
-        Ok(Self {
+        let mut bind = Self {
             destination: destination.map_or_else(|| PathBuf::from(&source), PathBuf::from),
             source: source.into(),
-            read_only,
-        })
+            read_only: false,
+            image: None,
+        };
+        for word in fields.iter().skip(2).map(|word| unescape(word)) {
+            if !bind.set(&word)? {
+                return Err(BindError::Option(word));
+            }
+        }
+        Ok(bind)
+    }
+
+    /// Takes an option; `false` if the word is none.
+    fn set(&mut self, word: &str) -> Result<bool, BindError> {
+        match word.split_once('=') {
+            None if word == "ro" => self.read_only = true,
+            None if word == "rw" => self.read_only = false,
+            Some(("image-src", inside)) => self.set_inside(inside),
+            Some(("id", number)) => self.set_id(number)?,
+            _ => return Ok(false),
+        }
+        Ok(true)
+    }
+
+    /// Has it come from `inside` the image that the source is.
+    pub(super) fn set_inside(&mut self, inside: &str) {
+        // As apptainer has it, the path is absolute and the empty one is the root.
+        self.image.get_or_insert_default().inside = PathBuf::from("/").join(inside);
+    }
+
+    /// Has it come from this object of the image that the source is.
+    ///
+    /// # Errors
+    /// [`BindError::Id`].
+    pub(super) fn set_id(&mut self, number: &str) -> Result<(), BindError> {
+        let id = number.parse().ok().filter(|id| *id > 0).ok_or_else(|| BindError::Id(number.to_owned()))?;
+        self.image.get_or_insert_default().id = Some(id);
+        Ok(())
     }
 }
 
@@ -105,14 +147,6 @@ pub(super) fn without_repeated_destinations(binds: Vec<Bind>, warnings: &mut Vec
         }
     }
     kept
-}
-
-fn option(word: &str) -> Option<bool> {
-    match word {
-        "ro" => Some(true),
-        "rw" => Some(false),
-        _ => None,
-    }
 }
 
 fn split_unescaped(text: &str, separator: char) -> Vec<String> {
@@ -138,7 +172,11 @@ mod tests {
     use super::*;
 
     fn bind(source: &str, destination: &str, read_only: bool) -> Bind {
-        Bind { source: source.into(), destination: destination.into(), read_only }
+        Bind { source: source.into(), destination: destination.into(), read_only, image: None }
+    }
+
+    fn out_of(image: &str, inside: &str, id: Option<u32>) -> Bind {
+        Bind { image: Some(ImageBind { inside: inside.into(), id }), ..bind(image, "/x", false) }
     }
 
     #[test]
@@ -164,6 +202,11 @@ mod tests {
             ("/a\\:b:/c", vec![bind("/a:b", "/c", false)]),
             ("/a\\,b", vec![bind("/a,b", "/a,b", false)]),
             ("rel:/x", vec![bind("rel", "/x", false)]),
+            ("a.sif:/x:image-src=/in,id=2", vec![out_of("a.sif", "/in", Some(2))]),
+            ("a.sif:/x:id=2,image-src=in", vec![out_of("a.sif", "/in", Some(2))]),
+            ("a.sif:/x:image-src=", vec![out_of("a.sif", "/", None)]),
+            ("a.sif:/x:image-src=/a\\,b", vec![out_of("a.sif", "/a,b", None)]),
+            ("a.sif:/x:id=3,/c", vec![out_of("a.sif", "/", Some(3)), bind("/c", "/c", false)]),
         ];
         for (list, expected) in cases {
             assert_eq!(Bind::parse_list(list), Ok(expected), "{list}");
@@ -175,6 +218,8 @@ mod tests {
         assert_eq!(Bind::parse_list("/a:/b:zz"), Err(BindError::Option("zz".into())));
         assert_eq!(Bind::parse_list("/a:b"), Err(BindError::Destination("b".into())));
         assert_eq!(Bind::parse_list(":/b"), Err(BindError::NoSource(":/b".into())));
-        assert!(matches!(Bind::parse_list("/a:/b:image-src=/"), Err(BindError::ImageBind(_))));
+        for id in ["x", "0", "-1", ""] {
+            assert_eq!(Bind::parse_list(&format!("/a:/b:id={id}")), Err(BindError::Id(id.into())));
+        }
     }
 }

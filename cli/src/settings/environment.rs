@@ -44,6 +44,18 @@ impl Environment {
     }
 }
 
+impl Environment {
+    /// Takes the variables away that would switch one of `flags` on: the command line wins.
+    pub fn switch_off(&mut self, flags: &[String]) {
+        for key in flags.iter().map(|flag| flag.to_uppercase()) {
+            for prefix in PREFIXES {
+                self.0.remove(OsStr::new(&format!("{prefix}{key}")));
+                self.0.remove(OsStr::new(&format!("{prefix}UNSHARE_{key}")));
+            }
+        }
+    }
+}
+
 #[cfg(test)]
 impl Environment {
     /// An environment of these variables, for tests.
@@ -55,6 +67,15 @@ impl Environment {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_flag_that_is_off_wins_over_its_variable() {
+        let mut environment = Environment::made_up(&[("APPTAINER_NO_HOME", "1"), ("SINGULARITY_UNSHARE_PID", "1")]);
+
+        environment.switch_off(&["no_home".to_owned(), "pid".to_owned()]);
+
+        assert!(!environment.switch(&["NO_HOME"]) && !environment.switch(&["PID", "UNSHARE_PID"]));
+    }
 
     #[test]
     fn variables_of_siphon_win_over_apptainers_and_those_over_singularitys() {

@@ -15,6 +15,7 @@ pub(super) fn parse(text: &str) -> Result<Vec<Bind>, BindError> {
 fn parse_line(line: &str) -> Result<Bind, BindError> {
     let refused = |reason: String| BindError::Mount { line: line.to_owned(), reason };
     let (mut source, mut destination, mut read_only) = (None, None, false);
+    let (mut inside, mut id) = (None, None);
     for field in fields(line).map_err(|reason| refused(reason.into()))? {
         let (key, value) = field.split_once('=').unwrap_or((&field, ""));
         match key {
@@ -24,7 +25,8 @@ fn parse_line(line: &str) -> Result<Bind, BindError> {
             "destination" | "dst" | "target" => destination = Some(value.to_owned()),
             // As singularity has it, whatever the value.
             "ro" | "readonly" => read_only = true,
-            "image-src" | "id" => return Err(BindError::ImageBind(field)),
+            "image-src" => inside = Some(value.to_owned()),
+            "id" => id = Some(value.to_owned()),
             _ => return Err(refused(format!("invalid key {key:?} in mount specification"))),
         }
     }
@@ -34,7 +36,15 @@ fn parse_line(line: &str) -> Result<Bind, BindError> {
     if !destination.starts_with('/') {
         return Err(BindError::Destination(destination));
     }
-    Ok(Bind { source: source.into(), destination: PathBuf::from(destination), read_only })
+    let destination = PathBuf::from(destination);
+    let mut bind = Bind { source: source.into(), destination, read_only, image: None };
+    if let Some(inside) = inside {
+        bind.set_inside(&inside);
+    }
+    if let Some(id) = id {
+        bind.set_id(&id)?;
+    }
+    Ok(bind)
 }
 
 /// The fields of a line. A quote stands doubled within quotes.
@@ -78,6 +88,7 @@ fn quoted_field(text: &str) -> Result<(String, &str), &'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::settings::ImageBind;
 
     #[test]
     fn mounts_are_read_as_singularity_reads_them() {
@@ -85,6 +96,11 @@ mod tests {
             source: source.into(),
             destination: destination.into(),
             read_only,
+            image: None,
+        };
+        let out_of = |inside: &str, id| Bind {
+            image: Some(ImageBind { inside: inside.into(), id }),
+            ..bind("a.sif", "/b", false)
         };
         let cases = [
             ("type=bind,source=/a,destination=/b", vec![bind("/a", "/b", false)]),
@@ -93,6 +109,8 @@ mod tests {
             ("type=bind,\"src=/a,b\",dst=/c", vec![bind("/a,b", "/c", false)]),
             ("\"src=/a\"\"b\",dst=/c", vec![bind("/a\"b", "/c", false)]),
             ("src=/a,dst=/b\n\nsrc=/c,dst=/d", vec![bind("/a", "/b", false), bind("/c", "/d", false)]),
+            ("src=a.sif,dst=/b,image-src=/in,id=2", vec![out_of("/in", Some(2))]),
+            ("id=2,src=a.sif,dst=/b", vec![out_of("/", Some(2))]),
             ("", vec![]),
         ];
         for (text, expected) in cases {
@@ -110,7 +128,7 @@ mod tests {
             ("\"src=/a,dst=/b", "not closed"),
             ("\"src=/a\"x,dst=/b", "closing quote"),
             ("src=/a,dst=b", "not an absolute path"),
-            ("src=/a,dst=/b,image-src=/", "image-src=/"),
+            ("src=/a,dst=/b,id=x", "is not a number"),
         ];
         for (text, expected) in cases {
             let error = parse(text).unwrap_err().to_string();

@@ -3,6 +3,7 @@
 
 use super::{Environment, SettingsError};
 use crate::args::OtherFlags;
+use std::ffi::OsStr;
 
 /// What comes of the options.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -22,13 +23,15 @@ const FUSE: &str = "mount it on the host and bind that directory";
 const LIBRARIES: &str = "bind them: -B LIBRARY:/.singularity.d/libs/NAME";
 const ENCRYPTION: &str = "has no effect: encrypted images cannot be opened yet";
 const CAPABILITIES: &str = "has no effect: a container has the capabilities of its caller";
+const CACHE: &str = "has no effect: of a remote image only what is read is fetched, and kept until \"cache clean\"";
+const CREDENTIALS: &str = "have no effect: they are for registries, and this image comes from a web server";
 const UNDERLAY: &str = "has no effect: missing mount points are always made";
 
-/// Judges flags and variables. One that is refused ends the run.
+/// Judges flags and variables for a run of `image`. One that is refused ends the run.
 ///
 /// # Errors
 /// [`SettingsError::Unsupported`] for the first that is refused.
-pub(super) fn judge(flags: &OtherFlags, environment: &Environment) -> Result<Judged, SettingsError> {
+pub(super) fn judge(flags: &OtherFlags, image: &OsStr, environment: &Environment) -> Result<Judged, SettingsError> {
     let text = |flag: &Option<String>, key| flag.is_some() || environment.setting(&[key]).is_some();
     let list = |flag: &[String], key| !flag.is_empty() || environment.setting(&[key]).is_some();
     let switch = |flag: bool, key| flag || environment.switch(&[key]);
@@ -57,7 +60,15 @@ pub(super) fn judge(flags: &OtherFlags, environment: &Environment) -> Result<Jud
     }
     let pem = text(&flags.pem_path, "ENCRYPTION_PEM_PATH") || environment.setting(&["ENCRYPTION_PEM_DATA"]).is_some();
     let passphrase = flags.passphrase || environment.setting(&["ENCRYPTION_PASSPHRASE"]).is_some();
+    // What is on this machine needs neither cache nor credentials.
+    let remote = image.as_encoded_bytes().starts_with(b"http://") || image.as_encoded_bytes().starts_with(b"https://");
+    let credentials = text(&flags.authfile, "AUTH_FILE")
+        || switch(flags.docker_login, "DOCKER_LOGIN")
+        || text(&flags.docker_username, "DOCKER_USERNAME")
+        || text(&flags.docker_password, "DOCKER_PASSWORD");
     let warned = [
+        ("--disable-cache", remote && switch(flags.disable_cache, "DISABLE_CACHE"), CACHE),
+        ("--authfile, --docker-login and the like", remote && credentials, CREDENTIALS),
         ("--underlay", switch(flags.underlay, "UNDERLAY"), UNDERLAY),
         ("--passphrase", passphrase, ENCRYPTION),
         ("--pem-path", pem, ENCRYPTION),
@@ -80,7 +91,7 @@ mod tests {
     use super::*;
 
     fn judged(flags: &OtherFlags, pairs: &[(&str, &str)]) -> Result<Judged, SettingsError> {
-        judge(flags, &Environment::made_up(pairs))
+        judge(flags, OsStr::new("a.sif"), &Environment::made_up(pairs))
     }
 
     #[test]
@@ -91,6 +102,24 @@ mod tests {
             let error = refused.unwrap_err().to_string();
             assert!(error.starts_with("--memory is not supported; ") && error.contains("systemd-run"), "{error}");
         }
+    }
+
+    #[test]
+    fn what_is_for_remote_images_is_taken_for_all_and_has_no_effect_on_those_of_web_servers() {
+        let flags = OtherFlags {
+            disable_cache: true,
+            no_https: true,
+            authfile: Some("/x".into()),
+            docker_login: true,
+            docker_host: Some("tcp://x".into()),
+            ..OtherFlags::default()
+        };
+
+        assert_eq!(judged(&flags, &[]).unwrap(), Judged::default());
+        let environment = Environment::made_up(&[]);
+        let remote = judge(&flags, OsStr::new("https://host/a.sif"), &environment).unwrap().warnings;
+        assert_eq!(remote.len(), 2, "{remote:?}");
+        assert!(remote[0].starts_with("--disable-cache has no effect"), "{remote:?}");
     }
 
     #[test]

@@ -214,7 +214,7 @@ impl RunSettings {
         environment: &Environment,
     ) -> Result<Self, SettingsError> {
         contain::expand(&mut flags, environment);
-        let judged = other::judge(&flags.other, environment)?;
+        let judged = other::judge(&flags.other, &image, environment)?;
         let mut warnings = judged.warnings;
         let mut binds = Vec::new();
         for spec in flags.bind.iter().chain(&environment.text(&["BIND", "BINDPATH"])) {

@@ -19,7 +19,7 @@ pub enum Verbosity {
 }
 
 /// How much to print: the flags, or `*_DEBUG`, `*_SILENT`, `*_QUIET`, `*_VERBOSE`.
-pub fn verbosity(flags: GlobalFlags, environment: &Environment) -> Verbosity {
+pub fn verbosity(flags: &GlobalFlags, environment: &Environment) -> Verbosity {
     let on = |flag: bool, key: &str| flag || environment.switch(&[key]);
     if on(flags.debug, "DEBUG") {
         Verbosity::Debug
@@ -65,8 +65,8 @@ mod tests {
 
         for (text, expected) in cases {
             let environment = Environment::made_up(&[("APPTAINER_MESSAGELEVEL", text)]);
-            assert_eq!(verbosity(GlobalFlags::default(), &environment), expected, "{text}");
-            assert_eq!(verbosity(quiet, &environment), Verbosity::Quiet, "{text}");
+            assert_eq!(verbosity(&GlobalFlags::default(), &environment), expected, "{text}");
+            assert_eq!(verbosity(&quiet, &environment), Verbosity::Quiet, "{text}");
         }
     }
 }

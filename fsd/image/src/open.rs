@@ -12,7 +12,7 @@ mod facts;
 use crate::directory::Directory;
 use crate::oci::MAX_CONFIG_BYTES;
 use crate::read_at::{ReadAt, Window};
-use crate::sif::{self, DataType, FilesystemType, Sif};
+use crate::sif::{self, DataType, Descriptor, FilesystemType, HEADER_BYTES, Partition, PartitionType, Sif};
 use crate::squashfs::format::MAGIC as SQUASHFS_MAGIC;
 use crate::squashfs::reader::{self, Options, Squashfs};
 use crate::tree::{self, Tree};
@@ -93,6 +93,15 @@ pub enum Error {
         "the root file system of the SIF image is {0:?}, not squashfs; convert it with \"apptainer build new.sif\""
     )]
     Filesystem(FilesystemType),
+    /// An ext2, ext3 or ext4 file system that is to be bound.
+    #[error(
+        "it is an ext3 file system, which only the kernel and fuse2fs read; mount it with fuse2fs (package fuse2fs) and \
+         bind the directory, or pack its files with mksquashfs"
+    )]
+    Ext3Data,
+    /// A SIF without the file system that is to be bound.
+    #[error("no data partition{} found in it", .0.map(|id| format!(" with the number {id}")).unwrap_or_default())]
+    NoData(Option<u32>),
     /// A damaged SIF.
     #[error("the SIF image cannot be used")]
     Sif(#[from] sif::Error),
@@ -151,6 +160,41 @@ pub fn open_with(bytes: Arc<dyn ReadAt>, options: Options) -> Result<Image, Erro
         return Ok(Image { tree, format: Format::Simg, sif: None });
     }
     Err(refusal(&head, content))
+}
+
+/// Opens the file system that `bytes` hold for others to use: the object `id` of a SIF, or the first of its data
+/// partitions, or else the squashfs that all of them are.
+///
+/// # Errors
+/// See [`Error`].
+pub fn open_data(bytes: Arc<dyn ReadAt>, id: Option<u32>, options: Options) -> Result<Image, Error> {
+    let mut head = [0; HEADER_BYTES];
+    if bytes.len() >= head.len() as u64 {
+        bytes.read_exact_at(&mut head, 0)?;
+    }
+    if !sif::is_sif(&head) {
+        return match open_with(bytes, options) {
+            Err(Error::Ext3) => Err(Error::Ext3Data),
+            opened => opened,
+        };
+    }
+    let sif = Sif::open(bytes)?;
+    let is_wanted = |descriptor: &&Descriptor, partition: Partition| match id {
+        Some(id) => descriptor.id == id,
+        None => partition.kind == PartitionType::Data,
+    };
+    let mut partitions = sif.descriptors().iter().filter_map(|found| Some((found, found.partition()?)));
+    let (found, partition) =
+        partitions.find(|(found, partition)| is_wanted(found, *partition)).ok_or(Error::NoData(id))?;
+    match partition.filesystem {
+        FilesystemType::Squashfs => {
+            let tree = Arc::new(Squashfs::open_with(Arc::new(sif.object(found)), options)?);
+            Ok(Image { tree, format: Format::Sif, sif: Some(sif) })
+        }
+        FilesystemType::Ext3 => Err(Error::Ext3Data),
+        FilesystemType::EncryptedSquashfs | FilesystemType::GocryptfsSquashfs => Err(Error::Encrypted),
+        other => Err(Error::Filesystem(other)),
+    }
 }
 
 /// Opens a directory of the host, such as one that `apptainer build --sandbox` made, as an image. The name `hidden` at

@@ -32,15 +32,21 @@ impl Cache {
     /// Opens the cache in `dir` if there is one, and makes nothing.
     ///
     /// # Errors
-    /// If it cannot be read, or belongs to another user.
+    /// If it cannot be read, or it or what it holds belongs to another user.
     pub fn existing(dir: &Path) -> Result<Option<Self>, CacheError> {
+        if !Self::is_ours(dir)? {
+            return Ok(None);
+        }
+        Self::is_ours(&dir.join(LAYOUT))?;
+        Ok(Some(Self { dir: dir.to_owned() }))
+    }
+
+    /// `false` if there is no such directory.
+    fn is_ours(dir: &Path) -> Result<bool, CacheError> {
         match fs::metadata(dir) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
             Err(source) => Err(CacheError::Directory { path: dir.to_owned(), source }),
-            Ok(meta) => {
-                super::check_owner(dir, &meta)?;
-                Ok(Some(Self { dir: dir.to_owned() }))
-            }
+            Ok(meta) => super::check_owner(dir, &meta).map(|()| true),
         }
     }
 
@@ -65,22 +71,25 @@ impl Cache {
     /// If it cannot be removed; one that is gone is no error.
     pub fn remove(&self, entry: &Entry) -> Result<(), CacheError> {
         let (path, doomed) = (self.objects().join(&entry.key), self.objects().join(removed_name(&entry.key)));
-        let moved = ignore_missing(fs::rename(&path, &doomed));
+        // What a process with the same number left would be in the way.
+        let moved = remove_tree(&doomed).and_then(|()| ignore_missing(fs::rename(&path, &doomed)));
         moved.and_then(|()| remove_tree(&doomed)).map_err(|source| CacheError::Directory { path, source })
     }
 
-    /// Takes away what removals left that were interrupted.
+    /// Takes away what removals left that were interrupted, as much of it as can be.
     ///
     /// # Errors
-    /// If something cannot be removed.
+    /// If something cannot be removed: the first such thing.
     pub fn sweep(&self) -> Result<(), CacheError> {
+        let mut first = Ok(());
         for name in self.names()? {
             if name.as_encoded_bytes().starts_with(REMOVED.as_bytes()) {
                 let path = self.objects().join(name);
-                remove_tree(&path).map_err(|source| CacheError::Directory { path, source })?;
+                let removed = remove_tree(&path).map_err(|source| CacheError::Directory { path, source });
+                first = first.and(removed);
             }
         }
-        Ok(())
+        first
     }
 
     fn objects(&self) -> PathBuf {
@@ -189,6 +198,33 @@ mod tests {
         cache.sweep().unwrap();
 
         assert_eq!(fs::read_dir(cache.objects()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn the_rest_of_an_earlier_removal_by_a_process_of_this_number_is_not_in_the_way() {
+        let directory = tempfile::tempdir().unwrap();
+        let cache = Cache::open(directory.path()).unwrap();
+        store(&cache, "ab12", 1);
+        let rest = cache.objects().join(removed_name("ab12"));
+        fs::create_dir(&rest).unwrap();
+        fs::write(rest.join("data"), "x").unwrap();
+
+        cache.remove(&cache.entries().unwrap()[0]).unwrap();
+
+        assert_eq!(fs::read_dir(cache.objects()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn the_directory_of_objects_is_closed_to_others() {
+        use std::os::unix::fs::PermissionsExt;
+        let directory = tempfile::tempdir().unwrap();
+        let cache = Cache::open(directory.path()).unwrap();
+        store(&cache, "ab12", 1);
+        fs::set_permissions(cache.objects(), fs::Permissions::from_mode(0o777)).unwrap();
+
+        Cache::open(directory.path()).unwrap();
+
+        assert_eq!(fs::metadata(cache.objects()).unwrap().mode() & 0o777, 0o700);
     }
 
     #[test]

@@ -75,7 +75,8 @@ fn attach(state: &StateDirectory) -> Result<Joined, DaemonError> {
     let Attached { pid, root, facts, writable, other_ids } = *attached;
     let pidfd =
         open_process(pid).map_err(|source| DaemonError::Process { step: "watch the process of the daemon", source })?;
-    Ok(Joined { root, session: state.session(), facts, writable, other_ids, pid, pidfd, socket })
+    let (session, images) = (state.session(), state.images());
+    Ok(Joined { root, session, images, facts, writable, other_ids, pid, pidfd, socket })
 }
 
 fn start(spec: &Spec, state: &StateDirectory, lock: &Lock, executable: &Path) -> Result<(), DaemonError> {

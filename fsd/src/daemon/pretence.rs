@@ -24,15 +24,25 @@ impl Pretence {
     /// nothing where this is so already.
     ///
     /// # Errors
-    /// [`DaemonError::Process`] if the kernel refuses, or the daemon is gone.
+    /// [`DaemonError::Process`] if the kernel refuses, as it does where a container engine around this one answers
+    /// system calls itself, or the daemon is gone.
     pub fn begin(mut self) -> Result<(), DaemonError> {
         let failed = |step| move |source: io::Error| DaemonError::Process { step, source };
-        let installed = seccomp::install(&identity::answered_calls());
-        let Some(listener) = installed.map_err(failed("filter system calls (seccomp)"))? else { return Ok(()) };
+        let installed = seccomp::install(&identity::answered_calls()).map_err(|source| match source.kind() {
+            io::ErrorKind::ResourceBusy => failed(
+                "filter system calls: a program that this one was started by, such as a container engine, answers some \
+                 of them itself, and the kernel lets only one do so",
+            )(source),
+            _ => failed("filter system calls (seccomp)")(source),
+        });
+        let Some(listener) = installed? else { return Ok(()) };
         let hand_over = || {
             descriptors::send(&self.stream, OwnedFd::from(listener).as_fd())?;
             self.stream.read_exact(&mut [0])
         };
-        hand_over().map_err(failed("hand system calls over to the daemon"))
+        hand_over().map_err(failed("hand system calls over to the daemon"))?;
+        // The first answer: it shows the daemon whose calls it waits for.
+        let _ = rustix::process::getuid();
+        Ok(())
     }
 }

@@ -1,6 +1,7 @@
 //! The daemon's side: sets everything up while there is one thread, then waits for clients, their ends, and its own.
 
 mod conversation;
+mod images;
 mod setup;
 
 use super::join::Ready;
@@ -120,12 +121,13 @@ impl Server {
         let failed = |source| DaemonError::Process { step: "wait for clients", source };
         let mut quiet = Quiet { since: Instant::now(), patience: self.spec.idle };
         loop {
-            let was_in_use = self.shared.is_in_use();
+            let had_clients = self.shared.has_clients();
             let events = self.wait(quiet).map_err(failed)?;
             if events.connection {
                 self.accept();
             }
-            if was_in_use || self.shared.is_in_use() {
+            // Who only connects, as a start beside it does to see whether this daemon lives, asks for no more time.
+            if had_clients || self.shared.has_clients() {
                 quiet = Quiet { since: Instant::now(), patience: self.spec.idle };
             }
             if events.session_over {
@@ -137,7 +139,8 @@ impl Server {
             let told = events.told_to_leave;
             if (told || self.is_idle(quiet)) && self.leave(told)? {
                 drop(self.listener);
-                return join_session(self.session);
+                join_session(self.session)?;
+                return self.shared.images.wait().into_iter().try_for_each(join_session);
             }
             if !told && self.is_idle(quiet) {
                 // Someone is just joining, or a background program goes on.
@@ -219,6 +222,7 @@ impl Server {
         if !told && (self.shared.is_in_use() || self.serves_background_programs()) {
             return Ok(false);
         }
+        self.shared.images.detach();
         match &self.spec.placement {
             // Its directory may be gone, and the mount with it.
             Placement::InNamespace if !is_ours => drop(mounts::detach(&self.state.root())),
@@ -256,6 +260,7 @@ impl Server {
         if let Some(lock) = self.state.try_lock()?.filter(|_| self.owns_state()) {
             // The mount point may still be ours in this namespace: then there is nothing behind it any more.
             let _ = mounts::detach(&self.state.root());
+            self.shared.images.detach();
             self.state.remove(&lock)?;
         }
         join_session(self.session)

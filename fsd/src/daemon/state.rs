@@ -15,7 +15,7 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 /// Raised with every change of the control messages or of what a daemon promises.
-const PROTOCOL_VERSION: u32 = 3;
+const PROTOCOL_VERSION: u32 = 4;
 
 /// Bytes of a key: enough to tell the few daemons of a user apart.
 const KEY_BYTES: usize = 8;
@@ -86,6 +86,11 @@ impl StateDirectory {
         self.path.join("root")
     }
 
+    /// Where other images are mounted.
+    pub(super) fn images(&self) -> PathBuf {
+        self.path.join("images")
+    }
+
     /// An empty directory over which a client mounts files of its own, in a mount namespace of its own.
     pub(super) fn session(&self) -> PathBuf {
         self.path.join("session")
@@ -143,7 +148,8 @@ impl StateDirectory {
         for path in [self.socket(), self.spec(), self.log()] {
             ignore_missing(fs::remove_file(&path)).map_err(|source| DaemonError::State { path, source })?;
         }
-        for path in [self.root(), self.session()] {
+        let images = fs::read_dir(self.images()).into_iter().flatten().filter_map(|entry| Some(entry.ok()?.path()));
+        for path in images.chain([self.images(), self.root(), self.session()]) {
             ignore_missing(fs::remove_dir(&path)).map_err(|source| DaemonError::State { path, source })?;
         }
         Ok(())

@@ -9,6 +9,7 @@ use nix::unistd::{SysconfVar, sysconf};
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
 
 /// Answers until no process of the container is left.
 ///
@@ -16,7 +17,9 @@ use std::os::unix::fs::FileExt;
 /// If the listener is none.
 pub fn supervise(listener: &Listener) -> io::Result<()> {
     let (mut processes, kernel) = (Processes::default(), ProcFs::new()?);
-    while let Some(call) = listener.next()? {
+    let mut members = Members::default();
+    while let Some(call) = listener.next(|| members.are_there())? {
+        members.learn_from(call.thread);
         let question = QUESTIONS.iter().find(|(number, _)| *number == call.number).map(|(_, question)| *question);
         let result = question.ok_or(Errno::ENOSYS).and_then(|question| {
             let mut at = At { processes: &mut processes, kernel: &kernel, listener };
@@ -25,6 +28,31 @@ pub fn supervise(listener: &Listener) -> io::Result<()> {
         listener.answer(&call, result.map_err(|errno| errno as i32))?;
     }
     Ok(())
+}
+
+/// The processes of a container, by the mount namespace that is their own.
+#[derive(Default)]
+struct Members {
+    /// As `/proc/PID/ns/mnt` names it; `None` as long as nobody has called, and then they are taken to be there.
+    namespace: Option<PathBuf>,
+}
+
+impl Members {
+    /// The first one who calls is the process that becomes the program, and waits now.
+    fn learn_from(&mut self, thread: u32) {
+        if self.namespace.is_none() {
+            self.namespace = fs::read_link(format!("/proc/{thread}/ns/mnt")).ok();
+        }
+    }
+
+    /// Whether one of them lives. A program that went on into a mount namespace of its own is not seen, which only
+    /// matters to kernels before 5.9, and after everything else in the container has ended.
+    fn are_there(&self) -> bool {
+        let (Some(namespace), Ok(processes)) = (&self.namespace, fs::read_dir("/proc")) else { return true };
+        // An entry that is no process has no such link, and neither has one that has ended.
+        let mut links = processes.filter_map(|entry| fs::read_link(entry.ok()?.path().join("ns/mnt")).ok());
+        links.any(|link| link == *namespace)
+    }
 }
 
 /// What an answer takes.
@@ -144,6 +172,16 @@ mod tests {
         assert_eq!(parse_stat(7, line), Some(Process { id: 7, parent: 5, made: 123_456 }));
         assert_eq!(parse_stat(7, b"7 (a) S"), None);
         assert_eq!(parse_stat(7, b""), None);
+    }
+
+    #[test]
+    fn a_container_is_there_as_long_as_one_process_has_its_namespace() {
+        let mut members = Members::default();
+
+        assert!(members.are_there());
+        members.learn_from(std::process::id());
+        assert!(members.namespace.is_some() && members.are_there());
+        assert!(!Members { namespace: Some("mnt:[1]".into()) }.are_there());
     }
 
     #[test]

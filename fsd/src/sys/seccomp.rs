@@ -14,9 +14,9 @@
 #![expect(unsafe_code, reason = "seccomp and its listener have no safe interface")]
 
 use nix::libc::{self, c_long, c_ulong, sock_filter};
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 
 /// What `AUDIT_ARCH` the kernel calls this machine (`linux/audit.h`).
 #[cfg(target_arch = "x86_64")]
@@ -58,14 +58,18 @@ const MKNOD: &[(c_long, u32)] = &[
     (libc::SYS_mknodat, 2),
 ];
 
+/// How long a listener waits before it looks whether anyone is left who could call, where the kernel does not say.
+const PATIENCE: Timespec = Timespec { tv_sec: 5, tv_nsec: 0 };
+
 /// Puts the filter on the calling thread, for good, and for all that it starts. The calls numbered `answered` wait for
-/// the returned listener; while there is none, they fail with `ENOSYS`. `None` if an earlier filter of this process has
-/// a listener, of which there can be one only: its answers go on.
+/// the returned listener; while there is none, they fail with `ENOSYS`. `None` if this process has such a filter: its
+/// answers go on.
 ///
 /// Needs `CAP_SYS_ADMIN` in the user namespace of the caller.
 ///
 /// # Errors
-/// If the kernel refuses, or has no listeners (before 5.0).
+/// If the kernel refuses, as it does with `EBUSY` where another program's filter has the one listener that there can
+/// be, or has no listeners (before 5.0).
 pub fn install(answered: &[c_long]) -> io::Result<Option<Listener>> {
     let mut instructions = program(answered);
     let length = instructions.len().try_into().map_err(io::Error::other)?;
@@ -83,12 +87,18 @@ pub fn install(answered: &[c_long]) -> io::Result<Option<Listener>> {
         outcome => outcome,
     };
     let descriptor = match set {
-        Err(error) if error.raw_os_error() == Some(libc::EBUSY) => return Ok(None),
+        Err(error) if error.raw_os_error() == Some(libc::EBUSY) && is_installed() => return Ok(None),
         outcome => outcome?,
     };
     let descriptor = i32::try_from(descriptor).map_err(io::Error::other)?;
     // SAFETY: the kernel has just made this descriptor for us, and nobody else knows its number.
     Ok(Some(Listener(unsafe { OwnedFd::from_raw_fd(descriptor) })))
+}
+
+/// Whether the owners that this process gives to files are pretended: no kernel gives one to what is not open.
+fn is_installed() -> bool {
+    // SAFETY: three numbers, of which the kernel takes none for an address.
+    unsafe { libc::fchown(-1, 1, 1) == 0 }
 }
 
 /// A system call that waits for an answer.
@@ -120,15 +130,14 @@ impl From<Listener> for OwnedFd {
 }
 
 impl Listener {
-    /// Waits for the next call. `None` when no process is left that has the filter.
+    /// Waits for the next call. `None` when no process is left that has the filter: newer kernels (5.9) say so, and
+    /// with older ones `is_anyone_left` is asked now and then.
     ///
     /// # Errors
     /// If this is not a listener.
-    pub fn next(&self) -> io::Result<Option<Call>> {
+    pub fn next(&self, is_anyone_left: impl Fn() -> bool) -> io::Result<Option<Call>> {
         loop {
-            let mut ready = [PollFd::new(&self.0, PollFlags::IN)];
-            rustix::io::retry_on_intr(|| poll(&mut ready, None))?;
-            if !ready[0].revents().contains(PollFlags::IN) {
+            if !is_readable(&self.0, PATIENCE, &is_anyone_left)? {
                 return Ok(None);
             }
             // SAFETY: all fields are numbers, for which zeros are values; the kernel demands them.
@@ -170,6 +179,19 @@ impl Listener {
             _ if result == 0 => Ok(()),
             error if error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
             error => Err(error),
+        }
+    }
+}
+
+/// Waits until there is something to read. `false` once there never will be: the other side is gone, or nobody is left,
+/// which is asked each time that nothing came for `patience`.
+fn is_readable(descriptor: impl AsFd, patience: Timespec, is_anyone_left: impl Fn() -> bool) -> io::Result<bool> {
+    loop {
+        let mut ready = [PollFd::new(&descriptor, PollFlags::IN)];
+        match rustix::io::retry_on_intr(|| poll(&mut ready, Some(&patience)))? {
+            0 if is_anyone_left() => {}
+            0 => return Ok(false),
+            _ => return Ok(ready[0].revents().contains(PollFlags::IN)),
         }
     }
 }
@@ -322,6 +344,28 @@ mod tests {
             assert_eq!(native(libc::SYS_mknodat, [3, 0, mode, 0x501, 0, 0]), expected, "{kind:o}");
             assert_eq!(native(libc::SYS_mknodat, [3, 0, mode, 0, 0, 0]), ALLOW, "{kind:o}");
         }
+    }
+
+    #[test]
+    fn waiting_ends_when_nobody_is_left_even_if_the_kernel_does_not_say_so() {
+        use std::cell::Cell;
+        let (reader, mut writer) = io::pipe().unwrap();
+        let soon = Timespec { tv_sec: 0, tv_nsec: 1_000_000 };
+        let asked = Cell::new(0);
+        let left_twice = || asked.replace(asked.get() + 1) < 2;
+
+        assert!(!is_readable(&reader, soon, left_twice).unwrap());
+        assert_eq!(asked.get(), 3);
+        io::Write::write_all(&mut writer, &[0]).unwrap();
+        assert!(is_readable(&reader, soon, || false).unwrap());
+        io::Read::read_exact(&mut &reader, &mut [0]).unwrap();
+        drop(writer);
+        assert!(!is_readable(&reader, soon, || true).unwrap());
+    }
+
+    #[test]
+    fn a_process_without_the_filter_is_not_taken_for_one_with_it() {
+        assert!(!is_installed());
     }
 
     #[test]

@@ -24,6 +24,27 @@ pub struct OtherFlags {
     /// Make mount points in another way; without effect
     #[arg(long, hide = true)]
     pub underlay: bool,
+    /// Keep nothing of remote images
+    #[arg(long, hide = true)]
+    pub disable_cache: bool,
+    /// Ask registries over plain http; a URL says itself which it is
+    #[arg(long, alias = "nohttps", hide = true)]
+    pub no_https: bool,
+    /// Credentials for registries
+    #[arg(long, value_name = "FILE", hide = true)]
+    pub authfile: Option<String>,
+    /// Ask for credentials of a registry
+    #[arg(long, hide = true)]
+    pub docker_login: bool,
+    /// A docker daemon to fetch images from
+    #[arg(long, value_name = "HOST", hide = true)]
+    pub docker_host: Option<String>,
+    /// A name for registries
+    #[arg(long, value_name = "NAME", hide = true)]
+    pub docker_username: Option<String>,
+    /// A password for registries
+    #[arg(long, value_name = "PASSWORD", hide = true)]
+    pub docker_password: Option<String>,
     /// Ask for the passphrase of an encrypted image
     #[arg(long, hide = true)]
     pub passphrase: bool,

@@ -97,12 +97,21 @@ fn a_node_under_another_name_is_not_had_from_the_hosts_dev() {
 #[test]
 fn a_small_dev_holds_what_is_to_be_below_it() {
     let device = |target: &str| Device { source: "/dev/x".into(), target: target.into(), kind: SourceKind::File };
-    let devices = vec![device("/dev/dri/y"), device("/dev/../etc/passwd"), device("/dev"), device("/run/x")];
+    let devices = vec![
+        device("/dev/dri/y"),
+        device("/dev/../etc/passwd"),
+        device("/dev"),
+        device("/run/x"),
+        device("/dev/shm/x"),
+        device("/dev/pts"),
+    ];
 
     let warnings: Vec<_> = lost_devices(&Gpu { devices, ..Gpu::default() }, true).collect();
 
-    let lost = |path| format!("the device {path} of the CDI specification is not below /dev and stays out");
-    assert_eq!(warnings, ["/dev/../etc/passwd", "/dev", "/run/x"].map(lost));
+    let lost = |path| {
+        format!("the device {path} of the CDI specification has no place in the container's own /dev and stays out")
+    };
+    assert_eq!(warnings, ["/dev/../etc/passwd", "/dev", "/run/x", "/dev/shm/x", "/dev/pts"].map(lost));
 }
 
 #[test]

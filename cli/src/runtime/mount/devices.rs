@@ -4,6 +4,8 @@ use super::{bind, descriptor_path, filesystem, open_in_root};
 use crate::plan::{Devices, SourceKind};
 use anyhow::Context;
 use nix::mount::MsFlags;
+use rustix::fs::{Mode, OFlags, ResolveFlags, mkdirat, openat, openat2};
+use rustix::io::Errno;
 use std::fs;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::symlink;
@@ -22,12 +24,13 @@ pub(super) fn place(root: &OwnedFd, target: &Path, wanted: &Devices) -> anyhow::
     let below = open_in_root(root, target)?;
     // Links and empty files are all that it holds.
     filesystem("tmpfs", &descriptor_path(&below), "mode=0755,size=64k", MsFlags::MS_NOSUID)?;
-    let top = open_in_root(root, target)?;
-    let top = descriptor_path(&top);
+    let dev = open_in_root(root, target)?;
+    let top = descriptor_path(&dev);
+    let device = |source: &Path, name: &Path, kind| {
+        device(source, &dev, name, kind).with_context(|| format!("cannot bind {}", source.display()))
+    };
     for node in &wanted.nodes {
-        let name = node.target.strip_prefix("/dev").context("a device belongs below /dev")?;
-        device(&node.source, &top.join(name), node.kind)
-            .with_context(|| format!("cannot bind {}", node.source.display()))?;
+        device(&node.source, node.target.strip_prefix("/dev").context("a device belongs below /dev")?, node.kind)?;
     }
     for (name, leads_to) in LINKS {
         symlink(leads_to, top.join(name))?;
@@ -43,23 +46,44 @@ pub(super) fn place(root: &OwnedFd, target: &Path, wanted: &Devices) -> anyhow::
         symlink("pts/ptmx", top.join("ptmx"))?;
     }
     if let Some(terminal) = &wanted.console {
-        device(terminal, &top.join("console"), SourceKind::File)
-            .with_context(|| format!("cannot bind {}", terminal.display()))?;
+        device(terminal, Path::new("console"), SourceKind::File)?;
     }
     Ok(())
 }
 
-/// Binds a device, or a directory of devices, of the host.
-fn device(source: &Path, place: &Path, kind: SourceKind) -> anyhow::Result<()> {
+/// Binds a device, or a directory of devices, of the host to `name` in the `/dev` that `top` is.
+fn device(source: &Path, top: &OwnedFd, name: &Path, kind: SourceKind) -> anyhow::Result<()> {
+    let place = descriptor_path(top).join(name);
     // A directory of devices that was bound before may hold it already.
     if !place.exists() {
-        let directory = if kind == SourceKind::Directory { Some(place) } else { place.parent() };
-        fs::create_dir_all(directory.unwrap_or(place))?;
-        if kind == SourceKind::File {
-            fs::write(place, [])?;
-        }
+        make(top, name, kind).with_context(|| format!("cannot make {name:?} in the container's own /dev"))?;
     }
-    Ok(bind(source, place, kind == SourceKind::Directory)?)
+    Ok(bind(source, &place, kind == SourceKind::Directory)?)
+}
+
+/// Makes a place to mount on. A directory of the host that was bound before is not made in: it takes no step onto
+/// another mount.
+fn make(top: &OwnedFd, name: &Path, kind: SourceKind) -> anyhow::Result<()> {
+    let own = ResolveFlags::BENEATH | ResolveFlags::NO_XDEV | ResolveFlags::NO_SYMLINKS;
+    let directory = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let mut at = top.try_clone()?;
+    let directories = if kind == SourceKind::Directory { name } else { name.parent().unwrap_or(Path::new("")) };
+    for part in directories {
+        let open = || openat2(&at, part, directory, Mode::empty(), own);
+        at = match open() {
+            Err(Errno::NOENT) => mkdirat(&at, part, Mode::from_raw_mode(0o755)).and_then(|()| open()),
+            opened => opened,
+        }
+        .map_err(|errno| match errno {
+            Errno::XDEV => anyhow::anyhow!("{part:?} is a directory of the host, which has no such device"),
+            errno => errno.into(),
+        })?;
+    }
+    if let (SourceKind::File, Some(file)) = (kind, name.file_name()) {
+        let flags = OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::WRONLY;
+        openat(&at, file, flags, Mode::from_raw_mode(0o644))?;
+    }
+    Ok(())
 }
 
 fn directory(kind: &str, place: &Path, options: &str, flags: MsFlags) -> anyhow::Result<()> {

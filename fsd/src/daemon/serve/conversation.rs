@@ -1,5 +1,6 @@
 //! What the daemon's threads share, and the answers to its clients.
 
+use super::images::Images;
 use crate::control::{self, Attached, Reply, Request, Status};
 use crate::daemon::mount_points::{self, Extended, Places};
 use crate::fs::FileSystem;
@@ -29,6 +30,8 @@ pub(super) struct Shared {
     pub(super) filesystem: Arc<FileSystem>,
     pub(super) notifier: Notifier,
     pub(super) opened: Opened,
+    /// Other images, for binds.
+    pub(super) images: Images,
     pub(super) attached: Attached,
     /// The parts of a status that never change.
     pub(super) status: Status,
@@ -57,7 +60,11 @@ impl Shared {
 
     /// Whether a client lives or is being answered.
     pub(super) fn is_in_use(&self) -> bool {
-        self.conversations() > 0 || !self.clients.lock().is_empty()
+        self.conversations() > 0 || self.has_clients()
+    }
+
+    pub(super) fn has_clients(&self) -> bool {
+        !self.clients.lock().is_empty()
     }
 
     pub(super) fn conversations(&self) -> usize {
@@ -99,6 +106,10 @@ impl Shared {
                     points.iter().map(|(path, kind)| mount_points::make(places, path, *kind)).collect();
                 made.map_or_else(|error| Reply::Failed(super::chain(&error)), Reply::MountPoints)
             }
+            Request::Image(image) => match self.images.place(&image) {
+                Ok(place) => Reply::Image(place),
+                Err(error) => Reply::Failed(super::chain(&error)),
+            },
             Request::Leave => self.leave(),
             Request::Pretend => Reply::Pretending,
             Request::Libraries(wanted) => Reply::Libraries(libraries::present(self.view.as_ref(), &wanted)),
@@ -122,7 +133,7 @@ impl Shared {
 
     /// The main thread does it, once this conversation is over.
     fn leave(&self) -> Reply {
-        if !self.clients.lock().is_empty() {
+        if self.has_clients() {
             return Reply::Failed("there are clients".to_owned());
         }
         self.asked_to_leave.store(true, Ordering::SeqCst);

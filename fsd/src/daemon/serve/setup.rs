@@ -2,6 +2,7 @@
 //! thread, then the image, the layer, the mount, and last the socket by which others find it.
 
 use super::conversation::Shared;
+use super::images::Images;
 use super::{Server, signal_descriptor};
 use crate::control::{Attached, Status};
 use crate::daemon::mount_points::Extended;
@@ -95,6 +96,7 @@ pub(super) fn set_up(state: StateDirectory) -> Result<Server, DaemonError> {
         filesystem,
         notifier: mounted.notifier(),
         opened,
+        images: Images::new(state.images(), owners, spec.cache_bytes),
         attached,
         status,
         clients: Mutex::default(),
