@@ -68,8 +68,20 @@ pub enum Layer {
     ReadOnly,
     /// Into memory, until the daemon leaves.
     Temporary,
-    /// Into this directory.
+    /// Into this directory: a sandbox, or a plain directory that is the image itself.
     Directory(PathBuf),
+    /// Into this overlay directory, which has its files in `upper`. It is written to, or there is no daemon.
+    Overlay(PathBuf),
+}
+
+impl Layer {
+    /// The directory that only one daemon may write to.
+    pub(crate) fn directory(&self) -> Option<&Path> {
+        match self {
+            Self::ReadOnly | Self::Temporary => None,
+            Self::Directory(directory) | Self::Overlay(directory) => Some(directory),
+        }
+    }
 }
 
 /// Which ids exist in the daemon's namespace.

@@ -9,6 +9,8 @@
 //!     work/           nodes being made, and nodes that wait for their removal
 //! ```
 //!
+//! In an overlay directory, as apptainer makes them, the files are in `upper` and `.siphon` is beside it.
+//!
 //! A node is made whole in `work/` and then renamed into place, so that a crash leaves the old state or the new one.
 //! See [`form`](self) for how absence is written down: `upper/form.rs`.
 
@@ -34,6 +36,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64};
 
 /// The directory at the root of a layer that holds what is ours.
 pub const PRIVATE_NAME: &str = ".siphon";
+/// The files of an overlay directory.
+const OVERLAY_FILES: &str = "upper";
+/// What the kernel's overlayfs works in, in an overlay directory.
+const OVERLAY_WORK: &str = "work";
 /// Longest holder's line that is read from a lock file.
 const MAX_HOLDER_BYTES: u64 = 256;
 
@@ -65,8 +71,23 @@ impl Upper {
     /// # Errors
     /// If the directory cannot be opened or `.siphon` not be made.
     pub fn open(directory: &Path) -> Result<Self, Error> {
-        let root = fs::open(directory, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
-        let private = match Private::open(root.as_fd()) {
+        let root = open_path(directory)?;
+        Self::with_private_in(root.try_clone()?, root.as_fd())
+    }
+
+    /// Opens the layer in an overlay directory: its `upper`, which is made if it is missing, as is `work`.
+    ///
+    /// # Errors
+    /// If the directory cannot be opened, or `upper`, `work` or `.siphon` not be made.
+    pub fn open_overlay(directory: &Path) -> Result<Self, Error> {
+        let overlay = open_path(directory)?;
+        let files = made(overlay.as_fd(), OsStr::new(OVERLAY_FILES))?;
+        made(overlay.as_fd(), OsStr::new(OVERLAY_WORK))?;
+        Self::with_private_in(files, overlay.as_fd())
+    }
+
+    fn with_private_in(root: OwnedFd, place: BorrowedFd<'_>) -> Result<Self, Error> {
+        let private = match Private::open(place) {
             Err(Errno::ACCESS | Errno::PERM | Errno::ROFS) => None,
             other => Some(other?),
         };
@@ -74,7 +95,7 @@ impl Upper {
             Some(private) => form::probe(private.work.as_fd())?,
             None => Form::Device,
         };
-        let markers = form == Form::Marker || has_markers(root.as_fd());
+        let markers = form == Form::Marker || has_markers(place);
         Ok(Self {
             root,
             private,
@@ -170,6 +191,10 @@ impl Private {
     }
 }
 
+fn open_path(directory: &Path) -> Result<OwnedFd, Errno> {
+    fs::open(directory, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+}
+
 fn made(parent: BorrowedFd<'_>, name: &OsStr) -> Result<OwnedFd, Errno> {
     match fs::mkdirat(parent, name, Mode::from_raw_mode(0o755)) {
         Ok(()) | Err(Errno::EXIST) => {}
@@ -181,8 +206,8 @@ fn made(parent: BorrowedFd<'_>, name: &OsStr) -> Result<OwnedFd, Errno> {
     Ok(directory)
 }
 
-fn has_markers(root: BorrowedFd<'_>) -> bool {
-    let found = host::open_directory(root, OsStr::new(PRIVATE_NAME))
+fn has_markers(place: BorrowedFd<'_>) -> bool {
+    let found = host::open_directory(place, OsStr::new(PRIVATE_NAME))
         .and_then(|private| host::stat_at(private.as_fd(), OsStr::new(form::MARKERS_NAME)));
     matches!(found, Ok(Some(_)))
 }

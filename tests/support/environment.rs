@@ -58,7 +58,7 @@ pub(crate) struct TestEnvironment {
 pub(crate) fn as_user_and_as_root(body: impl Fn(&TestEnvironment)) {
     body(&TestEnvironment::new());
     if is_root() {
-        body(&TestEnvironment::of(nix::unistd::User::from_uid(nix::unistd::geteuid())));
+        body(&TestEnvironment::root());
     }
 }
 
@@ -70,6 +70,11 @@ impl TestEnvironment {
         } else {
             nix::unistd::User::from_uid(nix::unistd::geteuid())
         })
+    }
+
+    /// An environment of root, which the tests have to be run by.
+    pub(crate) fn root() -> Self {
+        Self::of(nix::unistd::User::from_uid(nix::unistd::Uid::from_raw(0)))
     }
 
     fn of(user: nix::Result<Option<nix::unistd::User>>) -> Self {

@@ -34,12 +34,18 @@ pub struct CommitArgs {
 /// `mount`.
 #[derive(Debug, Args)]
 pub struct MountArgs {
+    /// Mount writable, with the changes kept in this directory: in its upper/, which is made if it is missing
+    ///
+    /// What root mounts so is a disk like any other: for all users, with their owners, setuid bits and device nodes.
+    #[arg(short, long, value_name = "DIR")]
+    pub overlay: Option<PathBuf>,
     /// How the image is served
     #[command(flatten)]
     pub daemon: DaemonFlags,
     /// The image: SIF, squashfs, sandbox, directory or http(s) URL
     pub image: String,
     /// An existing directory
+    #[arg(value_name = "MOUNTPOINT")]
     pub directory: PathBuf,
 }
 

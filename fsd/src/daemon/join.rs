@@ -80,7 +80,7 @@ fn attach(state: &StateDirectory) -> Result<Joined, DaemonError> {
 
 fn start(spec: &Spec, state: &StateDirectory, lock: &Lock, executable: &Path) -> Result<(), DaemonError> {
     state.sweep();
-    if let Layer::Directory(layer) = &spec.layer {
+    if let Some(layer) = spec.layer.directory() {
         free(layer, state);
     }
     state.clear()?;
@@ -100,7 +100,7 @@ fn start(spec: &Spec, state: &StateDirectory, lock: &Lock, executable: &Path) ->
 /// leave keeps it, and the started daemon says so where it matters.
 fn free(layer: &Path, own: &StateDirectory) {
     for other in own.siblings() {
-        let has_it = other.read_spec().is_ok_and(|spec| spec.layer == Layer::Directory(layer.into()));
+        let has_it = other.read_spec().is_ok_and(|spec| spec.layer.directory() == Some(layer));
         if let (true, Ok(Reply::Leaving(pid))) = (has_it, control::ask(&other.socket(), &Request::Leave)) {
             // Without such a process there is nothing to wait for.
             let Ok(process) = open_process(pid) else { continue };

@@ -78,6 +78,8 @@ pub struct FuseMount<'a> {
     pub read_only: bool,
     /// Whether setuid bits and file capabilities count.
     pub setuid: bool,
+    /// Whether device nodes lead to devices.
+    pub devices: bool,
 }
 
 impl FuseMount<'_> {
@@ -92,7 +94,8 @@ impl FuseMount<'_> {
             device.as_raw_fd()
         );
         let options = CString::new(options).expect("numbers and words hold no NUL");
-        let mut flags = MountFlags::NODEV;
+        let mut flags = MountFlags::empty();
+        flags.set(MountFlags::NODEV, !self.devices);
         flags.set(MountFlags::NOSUID, !self.setuid);
         flags.set(MountFlags::RDONLY, self.read_only);
         rustix::mount::mount(self.source, self.target, TYPE, flags, options.as_c_str())

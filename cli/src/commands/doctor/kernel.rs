@@ -30,7 +30,8 @@ pub(super) fn checks() -> Vec<Check> {
     match entered {
         Ok(()) => {
             let mut found = vec![Check::ok(NAMESPACES, format!("{own} can be made"))];
-            let fuse = FuseMount { source: "siphon-doctor", target: place.path(), read_only: true, setuid: false };
+            let target = place.path();
+            let fuse = FuseMount { source: "siphon-doctor", target, read_only: true, setuid: false, devices: false };
             found.push(fuse_check(fuse.mount(uid.as_raw(), gid.as_raw()).map(drop), place.path()));
             // A FUSE mount that nobody serves any more ends with its descriptor; the namespace, and all that is mounted
             // in it, ends with this process.

@@ -68,9 +68,12 @@ pub(super) fn set_up(state: StateDirectory) -> Result<Server, DaemonError> {
     let filesystem = Arc::new(FileSystem::new(layered.view.clone(), options, Arc::new(Counters::default())));
     let root = spec.mount_point(state.root());
     let source = locator.to_string();
-    // With one user there is nobody whom a setuid program could serve.
-    let setuid = matches!(spec.ids, Ids::Root(_)) && other_ids.is_ok();
-    let fuse_mount = FuseMount { source: &source, target: &root, read_only: options.read_only, setuid };
+    // What root mounts with a layer is a disk like any other. Else, with one user, there is nobody whom a setuid program
+    // could serve.
+    let is_disk = spec.is_disk();
+    let setuid = is_disk || (matches!(spec.ids, Ids::Root(_)) && other_ids.is_ok());
+    let read_only = options.read_only;
+    let fuse_mount = FuseMount { source: &source, target: &root, read_only, setuid, devices: is_disk };
     let device = mount(&spec, &fuse_mount)?;
     let workers = worker_count(&locator);
     let mounted = Mounted::new(filesystem.clone(), device, workers).map_err(failed("speak to the kernel"))?;
@@ -169,6 +172,13 @@ fn layer(spec: &Spec, opened: &Opened, place: &Path) -> Result<Layered, DaemonEr
             }
             Err(reason) => read_only(read_only_sandbox(opened, directory)?, false, reason, place),
         },
+        Layer::Overlay(directory) => {
+            let failed = |source| DaemonError::Layer { path: directory.clone(), source };
+            let upper = Upper::open_overlay(directory).map_err(failed)?;
+            upper.lock_exclusive().map_err(failed)?;
+            let view = view(below(opened)?, Some(upper), directory)?;
+            Ok(Layered { view, writable: Ok(()), is_stable, extended: None, memory: None })
+        }
         Layer::Temporary if spec.placement == Placement::InNamespace => over_memory(below(opened)?, is_stable, place),
         Layer::Temporary => {
             read_only(below(opened)?, is_stable, "a mount in the host's tree takes no temporary layer".into(), place)
@@ -219,6 +229,14 @@ fn view(lower: Arc<dyn Tree>, upper: Option<Upper>, path: &Path) -> Result<Arc<V
     Ok(Arc::new(view))
 }
 
+impl Spec {
+    /// Whether it is mounted as root mounts a disk: for all users of the host, and in earnest.
+    fn is_disk(&self) -> bool {
+        let on_host = matches!(self.placement, Placement::HostMount(_));
+        on_host && self.ids == Ids::Host && matches!(self.layer, Layer::Overlay(_))
+    }
+}
+
 fn mount(spec: &Spec, mount: &FuseMount<'_>) -> Result<OwnedFd, DaemonError> {
     // As the namespace that was entered has them.
     let (uid, gid) = (geteuid().as_raw(), getegid().as_raw());
@@ -238,7 +256,7 @@ fn first_status(spec: &Spec, image: String, mount: PathBuf, attached: &Attached,
     let layer = match &spec.layer {
         Layer::ReadOnly => "none".to_owned(),
         Layer::Temporary => "memory".to_owned(),
-        Layer::Directory(directory) => directory.display().to_string(),
+        Layer::Directory(directory) | Layer::Overlay(directory) => directory.display().to_string(),
     };
     let started = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |age| age.as_secs());
     Status {
