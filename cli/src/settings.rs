@@ -16,6 +16,7 @@ mod size;
 mod variables;
 mod verbosity;
 
+pub use crate::args::EngineArg;
 pub use binds::{Bind, BindError};
 pub use common::Common;
 pub use contain::Contain;
@@ -48,6 +49,9 @@ pub enum SettingsError {
         /// What was given.
         size: String,
     },
+    /// `SIPHON_LAYER_ENGINE` with something else than an engine.
+    #[error("SIPHON_LAYER_ENGINE is {0:?}, and must be auto, kernel or fuse")]
+    Engine(String),
     /// A place for a scratch directory that is not absolute.
     #[error("scratch directory {0:?} must be an absolute path")]
     Scratch(String),

@@ -14,6 +14,7 @@
 //! it takes its directory away and detaches the mount from its own namespace. Told to leave, it does so at once, and
 //! goes on serving the programs that have copies of the mount, unseen, until the last of them is gone.
 
+mod engine;
 mod join;
 mod mount_points;
 mod pretence;
@@ -33,7 +34,8 @@ use crate::control::{self, Reply, Request};
 use crate::sys::subordinate_ids::SubordinateIds;
 use crate::sys::{mounts, namespaces};
 
-pub use crate::control::MountPointKind;
+pub use crate::control::{Engine, EngineName, MountPointKind};
+pub use engine::{LayerEngine, try_kernel};
 pub use join::join;
 pub use pretence::Pretence;
 pub use serve::serve;
@@ -58,6 +60,8 @@ pub struct Spec {
     pub idle: Duration,
     /// Where it mounts.
     pub placement: Placement,
+    /// Who merges the image and the layer.
+    pub engine: LayerEngine,
 }
 
 /// Where writes go.
@@ -119,6 +123,12 @@ pub enum DaemonError {
         /// What is wrong.
         #[source]
         source: OverlayError,
+    },
+    /// The kernel's overlayfs was asked for and cannot be used.
+    #[error("the kernel cannot merge the image and its layer: {reason}")]
+    Engine {
+        /// Why.
+        reason: String,
     },
     /// The directories that daemons keep their state in.
     #[error("cannot use {path} for the state of a daemon")]
@@ -196,6 +206,8 @@ pub struct Joined {
     pub writable: Result<(), String>,
     /// Whether there are other ids than the caller's; if not, why.
     pub other_ids: Result<(), String>,
+    /// What merges the image and the layer; none without a layer.
+    pub engine: Option<Engine>,
     /// The daemon's process id.
     pub pid: i32,
     /// The daemon's process: readable when it ends.
@@ -211,6 +223,9 @@ impl Joined {
     /// # Errors
     /// [`DaemonError::Control`] if one cannot be made, such as below a file.
     pub fn make_mount_points(&self, points: &[(PathBuf, MountPointKind)]) -> Result<Vec<PathBuf>, DaemonError> {
+        if self.engine.as_ref().is_some_and(|engine| engine.name == EngineName::Kernel) {
+            return mount_points::make_merged(self, points);
+        }
         match control::ask(&self.socket, &Request::MountPoints(points.to_vec()))? {
             Reply::MountPoints(paths) => Ok(paths),
             _ => Err(control::Error::Refused("the daemon answered something else".to_owned()).into()),

@@ -11,15 +11,22 @@
 //!
 //! In an overlay directory, as apptainer makes them, the files are in `upper` and `.siphon` is beside it.
 //!
+//! The kernel's overlayfs works in a directory of its own that must not be inside the layer: `work` in an overlay
+//! directory, else `.siphon-work-N` beside the layer, N being the layer's inode number. It is there while the kernel
+//! serves the layer, and what a killed process left of it is cleared by the next one that does.
+//!
 //! A node is made whole in `work/` and then renamed into place, so that a crash leaves the old state or the new one.
 //! See [`form`](self) for how absence is written down: `upper/form.rs`.
 
 mod base;
 mod form;
+mod kernel;
 mod staging;
 
 pub use base::Base;
 pub(crate) use form::Place;
+pub use kernel::KernelDirectories;
+pub use staging::Scratch;
 
 use crate::error::Error;
 use form::Form;
@@ -49,6 +56,8 @@ pub struct Upper {
     root: OwnedFd,
     /// `None` where the directory cannot be written to.
     private: Option<Private>,
+    /// An overlay directory, for a layer that lies in one.
+    overlay: Option<OwnedFd>,
     form: Form,
     /// Whether `.wh.` names are marks here.
     markers: AtomicBool,
@@ -83,7 +92,9 @@ impl Upper {
         let overlay = open_path(directory)?;
         let files = made(overlay.as_fd(), OsStr::new(OVERLAY_FILES))?;
         made(overlay.as_fd(), OsStr::new(OVERLAY_WORK))?;
-        Self::with_private_in(files, overlay.as_fd())
+        let mut upper = Self::with_private_in(files, overlay.as_fd())?;
+        upper.overlay = Some(overlay);
+        Ok(upper)
     }
 
     fn with_private_in(root: OwnedFd, place: BorrowedFd<'_>) -> Result<Self, Error> {
@@ -99,6 +110,7 @@ impl Upper {
         Ok(Self {
             root,
             private,
+            overlay: None,
             copies_xattrs: form != Form::Marker,
             form,
             markers: AtomicBool::new(markers),

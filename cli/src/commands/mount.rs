@@ -1,5 +1,6 @@
 //! `siphon mount`: an image onto a directory of the host.
 
+use super::run::engine;
 use crate::args::MountArgs;
 use crate::host::{cache_dir, runtime_dir};
 use crate::report::Report;
@@ -36,6 +37,7 @@ pub fn mount(args: &MountArgs, common: &Common, report: Report) -> anyhow::Resul
         cache_bytes: common.cache_bytes,
         idle: common.idle,
         placement: Placement::HostMount(directory.clone()),
+        engine: engine(common),
     };
     let executable = std::env::current_exe().context("cannot find the siphon program itself")?;
     daemon::join(&spec, &runtime_dir(common), &executable).with_context(context)?;

@@ -5,9 +5,9 @@ use crate::host::{cache_dir, gather, runtime_dir, subordinate_ids};
 use crate::plan::{HostFacts, Plan, PlanError, SourceKind, home, plan};
 use crate::report::Report;
 use crate::runtime::{Place, apply};
-use crate::settings::{Common, Environment, RunSettings, Writes};
+use crate::settings::{Common, EngineArg, Environment, RunSettings, Writes};
 use anyhow::{Context, bail};
-use siphon_fsd::daemon::{self, Ids, Joined, Layer, MountPointKind, Placement, Spec};
+use siphon_fsd::daemon::{self, Ids, Joined, Layer, LayerEngine, MountPointKind, Placement, Spec};
 use siphon_fsd::locator::Locator;
 use siphon_fsd::sys::subordinate_ids::SubordinateIds;
 use std::convert::Infallible;
@@ -67,6 +67,7 @@ pub(super) fn prepare(
         cache_bytes: common.cache_bytes,
         idle,
         placement: Placement::InNamespace,
+        engine: engine(common),
     };
     let executable = std::env::current_exe().context("cannot find the siphon program itself")?;
     let joined = daemon::join(&spec, &runtime_dir(common), &executable)
@@ -129,6 +130,15 @@ fn sharing(settings: &RunSettings, common: &Common) -> (String, Duration) {
     match settings.writes {
         Writes::Temporary => (format!("run {}", uuid::Uuid::new_v4()), Duration::ZERO),
         Writes::Refused | Writes::Sandbox => (common.scope.clone(), common.idle),
+    }
+}
+
+/// Who merges the image and the layer.
+pub(super) fn engine(common: &Common) -> LayerEngine {
+    match common.layer_engine {
+        EngineArg::Auto => LayerEngine::Auto,
+        EngineArg::Kernel => LayerEngine::Kernel,
+        EngineArg::Fuse => LayerEngine::Fuse,
     }
 }
 

@@ -1,7 +1,7 @@
 //! The client's side: finds the daemon, or starts it.
 
 use super::state::{Lock, StateDirectory};
-use super::{DaemonError, Joined, Layer, Placement, Spec};
+use super::{DaemonError, Joined, Layer, LayerEngine, Placement, Spec};
 use crate::control::{self, Attached, Reply, Request};
 use crate::locator::Locator;
 use crate::sys::processes::open_process;
@@ -64,6 +64,10 @@ fn with_own_layer(spec: &Spec) -> Result<Spec, DaemonError> {
     if let (Locator::Sandbox(path), Layer::ReadOnly, true) = (Locator::parse(&spec.image)?, &spec.layer, is_run) {
         spec.layer = Layer::Directory(path);
     }
+    if spec.layer == Layer::ReadOnly {
+        // Without a layer nothing is merged, whoever would do it.
+        spec.engine = LayerEngine::Auto;
+    }
     Ok(spec)
 }
 
@@ -72,10 +76,10 @@ fn attach(state: &StateDirectory) -> Result<Joined, DaemonError> {
     let Reply::Attached(attached) = control::ask(&socket, &Request::Attach)? else {
         return Err(control::Error::Refused("the daemon answered something else".to_owned()).into());
     };
-    let Attached { pid, root, facts, writable, other_ids } = *attached;
+    let Attached { pid, root, facts, writable, other_ids, engine } = *attached;
     let pidfd =
         open_process(pid).map_err(|source| DaemonError::Process { step: "watch the process of the daemon", source })?;
-    Ok(Joined { root, session: state.session(), facts, writable, other_ids, pid, pidfd, socket })
+    Ok(Joined { root, session: state.session(), facts, writable, other_ids, engine, pid, pidfd, socket })
 }
 
 fn start(spec: &Spec, state: &StateDirectory, lock: &Lock, executable: &Path) -> Result<(), DaemonError> {

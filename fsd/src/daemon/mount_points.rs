@@ -1,7 +1,8 @@
 //! Places to mount on, made where the image lacks them: beside its own nodes in memory, or in the layer of a run that
-//! has one.
+//! has one. Where the kernel merges, a run makes them itself.
 
 mod extended;
+mod merged;
 
 use crate::control::MountPointKind;
 use crate::fuse::Notifier;
@@ -15,6 +16,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 pub(super) use extended::Extended;
+pub(super) use merged::make_merged;
 
 /// A mount point could not be had.
 #[derive(Debug, thiserror::Error)]

@@ -15,7 +15,7 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 /// Raised with every change of the control messages or of what a daemon promises.
-const PROTOCOL_VERSION: u32 = 3;
+const PROTOCOL_VERSION: u32 = 4;
 
 /// Bytes of a key: enough to tell the few daemons of a user apart.
 const KEY_BYTES: usize = 8;
@@ -54,7 +54,7 @@ impl StateDirectory {
         let distinguishing = (
             (PROTOCOL_VERSION, env!("CARGO_PKG_VERSION"), namespaces),
             (name, locator.identity()?),
-            (layer, &spec.ids, &spec.scope, &spec.placement),
+            (layer, &spec.ids, &spec.scope, &spec.placement, spec.engine),
         );
         let text = serde_json::to_vec(&distinguishing).map_err(|error| failed(error.into()))?;
         let digest = Sha256::digest(&text);
@@ -89,6 +89,16 @@ impl StateDirectory {
     /// An empty directory over which a client mounts files of its own, in a mount namespace of its own.
     pub(super) fn session(&self) -> PathBuf {
         self.path.join("session")
+    }
+
+    /// Where the image alone is mounted for a moment, for the kernel to merge it with a layer.
+    pub(super) fn lower(&self) -> PathBuf {
+        self.path.join("lower")
+    }
+
+    /// Where a layer in memory is mounted for a moment.
+    pub(super) fn memory(&self) -> PathBuf {
+        self.path.join("memory")
     }
 
     pub(super) fn log(&self) -> PathBuf {
@@ -143,7 +153,7 @@ impl StateDirectory {
         for path in [self.socket(), self.spec(), self.log()] {
             ignore_missing(fs::remove_file(&path)).map_err(|source| DaemonError::State { path, source })?;
         }
-        for path in [self.root(), self.session()] {
+        for path in [self.root(), self.session(), self.lower(), self.memory()] {
             ignore_missing(fs::remove_dir(&path)).map_err(|source| DaemonError::State { path, source })?;
         }
         Ok(())

@@ -213,7 +213,7 @@ impl Snapshot {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Caller, Options, Owners};
+    use super::super::{Caller, Options, Owners, Xattrs};
     use super::*;
     use crate::metrics::Counters;
     use siphon_image::tree::EmptyTree;
@@ -236,7 +236,8 @@ mod tests {
         let base = Base { version: Base::VERSION, image: "/image".into(), identity: String::new() };
         let upper = Upper::create(layer.path(), &base).unwrap();
         let view = View::new(Arc::new(EmptyTree), Some(upper)).unwrap();
-        let options = Options { owners: Owners::Squash { uid: 0, gid: 0 }, read_only: false, stable: true };
+        let owners = Owners::Squash { uid: 0, gid: 0 };
+        let options = Options { owners, read_only: false, stable: true, xattrs: Xattrs::All };
         let filesystem = FileSystem::new(Arc::new(view), options, Arc::new(Counters::default()));
         let caller = Caller { uid: 0, gid: 0 };
 

@@ -72,7 +72,7 @@ fn marker(name: &OsStr) -> OsString {
 }
 
 impl Upper {
-    fn uses_markers(&self) -> bool {
+    pub(super) fn uses_markers(&self) -> bool {
         self.markers.load(Ordering::Relaxed)
     }
 

@@ -1,17 +1,17 @@
 //! From a specification to a served mount, in the order that the kernel demands: namespaces while there is a single
 //! thread, then the image, the layer, the mount, and last the socket by which others find it.
 
-use super::conversation::Shared;
+use super::conversation::{Parts, Shared};
 use super::{Server, signal_descriptor};
 use crate::control::{Attached, Status};
+use crate::daemon::engine::{self, Helper, LayerEngine};
 use crate::daemon::mount_points::Extended;
 use crate::daemon::state::StateDirectory;
 use crate::daemon::{DaemonError, Ids, Layer, Placement, Spec};
-use crate::fs::{FileSystem, Options, Owners};
-use crate::fuse::Mounted;
+use crate::fs::{FileSystem, Options, Owners, Xattrs};
+use crate::fuse::{Mounted, Notifier};
 use crate::locator::{self, Locator, Opened};
-use crate::metrics::Counters;
-use crate::sys::mounts::{FuseMount, memory_directory};
+use crate::sys::mounts::{self, FuseMount, OverlayMount, mount_memory};
 use crate::sys::namespaces::{self, Mapped};
 use parking_lot::Mutex;
 use rustix::process::{Resource, Rlimit, getegid, geteuid, getrlimit, setrlimit};
@@ -20,12 +20,13 @@ use siphon_image::tree::{EmptyTree, Tree};
 use siphon_overlay::upper::Upper;
 use siphon_overlay::view::View;
 use std::fs::{File, Permissions};
-use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::io::{self, PipeReader};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::thread::JoinHandle;
 use std::time::SystemTime;
 
 /// A local image keeps as many workers busy as there are processors, and more than this many only wait for each other.
@@ -47,6 +48,18 @@ struct Layered {
     extended: Option<Arc<Extended>>,
     /// Keeps a layer in memory alive.
     memory: Option<File>,
+    /// What the kernel's overlayfs would merge, or why it must not.
+    parts: Result<Parts, String>,
+}
+
+/// A filesystem that the kernel has mounted, and the thread that serves it.
+#[derive(Debug)]
+struct Serving {
+    filesystem: Arc<FileSystem>,
+    notifier: Notifier,
+    session: JoinHandle<()>,
+    /// At its end when the filesystem is not served any more.
+    over: PipeReader,
 }
 
 pub(super) fn set_up(state: StateDirectory) -> Result<Server, DaemonError> {
@@ -56,42 +69,62 @@ pub(super) fn set_up(state: StateDirectory) -> Result<Server, DaemonError> {
     let spec = state.read_spec()?;
     let (uid, gid) = (geteuid().as_raw(), getegid().as_raw());
     let refused = enter_namespaces(&spec, uid, gid)?;
+    // The last moment at which there is surely one thread.
+    let helper = Helper::start(&spec, &state);
     let owners = owners(&spec, uid, gid).map_err(failed("read the map of ids"))?;
     let locator = Locator::parse(&spec.image)?;
     let opened = locator::open(&locator, &spec.cache_dir, spec.cache_bytes)?;
-    let layered = layer(&spec, &opened, &state.root())?;
+    let mut layered = layer(&spec, &opened, &state)?;
     let facts = open::facts(layered.view.as_ref())
         .map_err(|source| locator::Error::Tree { image: locator.to_string(), source })?;
 
     let other_ids = other_ids(owners, refused);
-    let options = Options { owners, read_only: layered.writable.is_err(), stable: layered.is_stable };
-    let filesystem = Arc::new(FileSystem::new(layered.view.clone(), options, Arc::new(Counters::default())));
     let root = spec.mount_point(state.root());
     let source = locator.to_string();
     // What root mounts with a layer is a disk like any other. Else, with one user, there is nobody whom a setuid program
     // could serve.
     let is_disk = spec.is_disk();
     let setuid = is_disk || (matches!(spec.ids, Ids::Root(_)) && other_ids.is_ok());
-    let read_only = options.read_only;
+    let read_only = layered.writable.is_err();
     let fuse_mount = FuseMount { source: &source, target: &root, read_only, setuid, devices: is_disk };
-    let device = mount(&spec, &fuse_mount)?;
     let workers = worker_count(&locator);
-    let mounted = Mounted::new(filesystem.clone(), device, workers).map_err(failed("speak to the kernel"))?;
+    let parts = std::mem::replace(&mut layered.parts, Err(String::new()));
+    let by_kernel = helper.and_then(|helper| {
+        let parts = parts?;
+        serve_by_kernel(helper, &parts, &spec, &state, owners, &fuse_mount, workers).map(|serving| (parts, serving))
+    });
+    discard_directory(&state.memory());
+    let (engine, serving, parts) = match by_kernel {
+        Ok((parts, serving)) => (engine::kernel(spec.engine), serving, Some(parts)),
+        Err(reason) if spec.engine == LayerEngine::Kernel && layered.writable.is_ok() => {
+            return Err(DaemonError::Engine { reason });
+        }
+        Err(reason) => {
+            let options = Options { owners, read_only, stable: layered.is_stable, xattrs: Xattrs::All };
+            let filesystem = Arc::new(FileSystem::new(layered.view.clone(), options, Arc::default()));
+            let device = mount(&spec, &fuse_mount)?;
+            let serving = serve(filesystem, device, workers, layered.memory).map_err(failed("serve the filesystem"))?;
+            (engine::fuse(reason), serving, None)
+        }
+    };
+    let engine = layered.writable.is_ok().then_some(engine);
 
     let (woken, wake) = io::pipe().map_err(failed("make a pipe"))?;
     let attached = Attached {
         pid: rustix::process::getpid().as_raw_nonzero().get(),
         root: root.clone(),
         facts,
-        writable: layered.writable.clone(),
+        writable: layered.writable,
         other_ids,
+        engine,
     };
     let status = first_status(&spec, source, root, &attached, &opened);
     let shared = Arc::new(Shared {
         view: layered.view,
+        parts,
         extended: layered.extended,
-        filesystem,
-        notifier: mounted.notifier(),
+        filesystem: serving.filesystem,
+        notifier: serving.notifier,
         opened,
         attached,
         status,
@@ -100,19 +133,94 @@ pub(super) fn set_up(state: StateDirectory) -> Result<Server, DaemonError> {
         asked_to_leave: false.into(),
         wake,
     });
-    let (session_over, over) = io::pipe().map_err(failed("make a pipe"))?;
-    let memory = layered.memory;
-    let session = std::thread::Builder::new()
-        .name("fuse".to_owned())
-        .spawn(move || {
-            if let Err(error) = mounted.serve() {
-                tracing::error!("the filesystem is served no more: {error}");
-            }
-            drop((over, memory));
-        })
-        .map_err(failed("start a thread"))?;
     let (listener, socket) = listen(&state)?;
+    let (session, session_over) = (serving.session, serving.over);
     Ok(Server { state, spec, shared, listener, socket, signals, woken, session_over, session })
+}
+
+/// Serves `filesystem` on `device`, which is mounted, in threads of its own. `kept` lives as long as they do.
+fn serve<K: Send + 'static>(
+    filesystem: Arc<FileSystem>,
+    device: OwnedFd,
+    workers: usize,
+    kept: K,
+) -> io::Result<Serving> {
+    let mounted = Mounted::new(filesystem.clone(), device, workers)?;
+    let notifier = mounted.notifier();
+    let (over, end) = io::pipe()?;
+    let session = std::thread::Builder::new().name("fuse".to_owned()).spawn(move || {
+        if let Err(error) = mounted.serve() {
+            tracing::error!("the filesystem is served no more: {error}");
+        }
+        drop((end, kept));
+    })?;
+    Ok(Serving { filesystem, notifier, session, over })
+}
+
+/// Serves the image alone, out of sight, and has the kernel merge it with the layer on the mount point. The reason if
+/// that cannot be; then nothing of it stays.
+fn serve_by_kernel(
+    helper: Helper,
+    parts: &Parts,
+    spec: &Spec,
+    state: &StateDirectory,
+    owners: Owners,
+    merged: &FuseMount<'_>,
+    workers: usize,
+) -> Result<Serving, String> {
+    if let Some(reason) = parts.upper.foreign_to_kernel() {
+        return Err(reason.to_owned());
+    }
+    let directories = parts.upper.kernel_directories();
+    let directories =
+        directories.map_err(|error| format!("overlayfs has no place beside the layer to work in: {error}"))?;
+    let (upper, work) = (engine::path_of(directories.upper()), engine::path_of(directories.work()));
+    let view = View::new(parts.lower.clone(), None).map_err(|error| super::chain(&error))?;
+    let filesystem = engine::below(Arc::new(view), owners, Arc::default(), spec.ids == Ids::Host);
+    let lower = state.lower();
+    make_directory(&lower).map_err(|error| super::chain(&error))?;
+    let mount = FuseMount { target: &lower, read_only: true, ..merged.clone() };
+    let (uid, gid) = (geteuid().as_raw(), getegid().as_raw());
+    let served = mount
+        .mount(uid, gid)
+        .map_err(|error| super::chain(&error))
+        .and_then(|device| serve(filesystem, device, workers, directories).map_err(|error| error.to_string()));
+    let overlay = OverlayMount {
+        source: merged.source.to_owned(),
+        target: merged.target.to_owned(),
+        lower: lower.clone(),
+        upper,
+        work,
+        setuid: merged.setuid,
+    };
+    let result = served.and_then(|serving| match helper.mount(&parts.upper, overlay) {
+        Ok(()) => Ok(serving),
+        Err(reason) => Err((reason, serving)).or_else(|(reason, serving)| {
+            discard_directory(&lower);
+            // Its last mount is gone.
+            let _ = serving.session.join();
+            Err(reason)
+        }),
+    });
+    // What the kernel merges, it holds by itself.
+    discard_directory(&lower);
+    result
+}
+
+fn make_directory(path: &Path) -> Result<(), DaemonError> {
+    let made = std::fs::DirBuilder::new().mode(0o700).create(path);
+    made.map_err(|source| DaemonError::State { path: path.into(), source })
+}
+
+/// Takes a directory away, and what is mounted there, if there is one.
+fn discard_directory(path: &Path) {
+    let _ = mounts::detach(path);
+    match std::fs::remove_dir(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            tracing::warn!("cannot remove {}: {error}", path.display());
+        }
+        _ => {}
+    }
 }
 
 /// Each open file of the layer takes a descriptor here, for all programs together: the limit that suits one program,
@@ -159,7 +267,8 @@ fn other_ids(owners: Owners, refused: Option<String>) -> Result<(), String> {
 }
 
 /// Puts the layer on the image.
-fn layer(spec: &Spec, opened: &Opened, place: &Path) -> Result<Layered, DaemonError> {
+fn layer(spec: &Spec, opened: &Opened, state: &StateDirectory) -> Result<Layered, DaemonError> {
+    let place = &state.root();
     // Someone else may write to the layer of a sandbox that is only read here.
     let is_stable = opened.is_stable && opened.upper_dir.is_none();
     match &spec.layer {
@@ -167,8 +276,12 @@ fn layer(spec: &Spec, opened: &Opened, place: &Path) -> Result<Layered, DaemonEr
             Ok(upper) => {
                 // A plain directory is written to as it is: nothing lies below it that a deletion would have to hide.
                 let below = if opened.upper_dir.is_some() { opened.lower.clone() } else { Arc::new(EmptyTree) };
+                let parts = match &opened.upper_dir {
+                    Some(_) => parts(&upper, opened),
+                    None => Err("a plain directory is written to as it is".to_owned()),
+                };
                 let view = view(below, Some(upper), directory)?;
-                Ok(Layered { view, writable: Ok(()), is_stable: opened.is_stable, extended: None, memory: None })
+                Ok(Layered { parts, ..Layered::writable(view, opened.is_stable) })
             }
             Err(reason) => read_only(read_only_sandbox(opened, directory)?, false, reason, place),
         },
@@ -176,10 +289,11 @@ fn layer(spec: &Spec, opened: &Opened, place: &Path) -> Result<Layered, DaemonEr
             let failed = |source| DaemonError::Layer { path: directory.clone(), source };
             let upper = Upper::open_overlay(directory).map_err(failed)?;
             upper.lock_exclusive().map_err(failed)?;
+            let parts = parts_below(&upper, opened);
             let view = view(below(opened)?, Some(upper), directory)?;
-            Ok(Layered { view, writable: Ok(()), is_stable, extended: None, memory: None })
+            Ok(Layered { parts, ..Layered::writable(view, is_stable) })
         }
-        Layer::Temporary if spec.placement == Placement::InNamespace => over_memory(below(opened)?, is_stable, place),
+        Layer::Temporary if spec.placement == Placement::InNamespace => over_memory(opened, is_stable, &state.memory()),
         Layer::Temporary => {
             read_only(below(opened)?, is_stable, "a mount in the host's tree takes no temporary layer".into(), place)
         }
@@ -191,16 +305,42 @@ fn layer(spec: &Spec, opened: &Opened, place: &Path) -> Result<Layered, DaemonEr
 fn read_only(below: Arc<dyn Tree>, is_stable: bool, reason: String, place: &Path) -> Result<Layered, DaemonError> {
     let extended = Arc::new(Extended::new(below));
     let view = view(extended.clone(), None, place)?;
-    Ok(Layered { view, writable: Err(reason), is_stable, extended: Some(extended), memory: None })
+    let parts = Err(reason.clone());
+    Ok(Layered { view, writable: Err(reason), is_stable, extended: Some(extended), memory: None, parts })
 }
 
-/// A layer in memory, for writes that are not kept.
-fn over_memory(below: Arc<dyn Tree>, is_stable: bool, place: &Path) -> Result<Layered, DaemonError> {
-    let memory = memory_directory(place, None)?;
-    let path = PathBuf::from(format!("/proc/self/fd/{}", memory.as_raw_fd()));
-    let upper = Upper::open(&path).map_err(|source| DaemonError::Layer { path: place.into(), source })?;
-    let view = view(below, Some(upper), place)?;
-    Ok(Layered { view, writable: Ok(()), is_stable, extended: None, memory: Some(memory) })
+/// A layer in memory, for writes that are not kept. `place` leads to it until that is detached.
+fn over_memory(opened: &Opened, is_stable: bool, place: &Path) -> Result<Layered, DaemonError> {
+    let failed = |source| DaemonError::Layer { path: place.into(), source };
+    make_directory(place)?;
+    let memory = mount_memory(place, None)?;
+    let upper = Upper::open_overlay(place).map_err(failed)?;
+    let parts = parts_below(&upper, opened);
+    let view = view(below(opened)?, Some(upper), place)?;
+    Ok(Layered { memory: Some(memory), parts, ..Layered::writable(view, is_stable) })
+}
+
+impl Layered {
+    fn writable(view: Arc<View>, is_stable: bool) -> Self {
+        let parts = Err("the kernel was not considered".to_owned());
+        Self { view, writable: Ok(()), is_stable, extended: None, memory: None, parts }
+    }
+}
+
+/// What the kernel's overlayfs may merge: an image that never changes.
+fn parts(upper: &Upper, opened: &Opened) -> Result<Parts, String> {
+    if !opened.is_stable {
+        return Err("the image is a directory that may change, which overlayfs does not allow".to_owned());
+    }
+    let upper = upper.try_clone().map_err(|error| error.to_string())?;
+    Ok(Parts { upper, lower: opened.lower.clone() })
+}
+
+fn parts_below(upper: &Upper, opened: &Opened) -> Result<Parts, String> {
+    match opened.upper_dir {
+        Some(_) => Err("below the layer is a sandbox, which may change".to_owned()),
+        None => parts(upper, opened),
+    }
 }
 
 /// The image, or the tree of a sandbox that is read only.
@@ -265,6 +405,7 @@ fn first_status(spec: &Spec, image: String, mount: PathBuf, attached: &Attached,
         mount,
         layer,
         writable: attached.writable.is_ok(),
+        engine: attached.engine.clone(),
         started,
         clients: 0,
         image_bytes: opened.image_bytes,
