@@ -3,7 +3,7 @@
 //! What is renamed is brought into the layer whole first, a directory with all that is in it, since the layer has no way
 //! to say that a directory of the image is now elsewhere that every engine understands.
 
-use super::copying::WHOLE;
+use super::copying::ATTRIBUTES;
 use super::lookup::Both;
 use super::state::{Found, State};
 use super::{Ino, Layer, RenameMode, View};
@@ -34,7 +34,7 @@ impl View {
         }
         // The content of a file is copied before names are locked.
         let (ino, attr) = self.lookup(from, name)?;
-        let copied = if attr.kind == Kind::Directory { Ok(()) } else { self.copy_up(ino, WHOLE) };
+        let copied = if attr.kind == Kind::Directory { Ok(()) } else { self.copy_up(ino, ATTRIBUTES) };
         let renamed = copied.and_then(|()| {
             let mut state = layer.state.write();
             state.epoch += 1;
@@ -168,14 +168,14 @@ fn move_over(
         Place::Absent => false,
     };
     // A directory replaces nothing but an empty directory, and what looks empty here may hold whiteouts. Swapped, the
-    // two are never both missing.
-    let flags = if occupied { RenameFlags::EXCHANGE } else { RenameFlags::empty() };
-    match fs::renameat_with(from.0, from.1, to.0, to.1, flags) {
-        Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) if occupied => {
-            upper.remove(to.0, to.1)?;
-            fs::renameat(from.0, from.1, to.0, to.1)?;
+    // two are never both missing; else a marker stands in for the one.
+    if occupied && upper.swaps() {
+        fs::renameat_with(from.0, from.1, to.0, to.1, RenameFlags::EXCHANGE)?;
+    } else {
+        if occupied {
+            upper.whiteout(to.0, to.1)?;
         }
-        other => other?,
+        fs::renameat(from.0, from.1, to.0, to.1)?;
     }
     if covered {
         upper.whiteout(from.0, from.1)?;
