@@ -227,6 +227,47 @@ impl View {
         state.release_hold(&layer.upper, ino)
     }
 
+    /// As [`View::bring_up_all`], with the lock for one directory at a time.
+    pub(super) fn bring_up_below(&self, ino: Ino) -> Result<(), Error> {
+        let layer = self.layer()?;
+        let mut entered = Vec::new();
+        let done = self.bring_up_each(layer, ino, &mut entered);
+        entered.into_iter().rev().for_each(|child| self.forget(child, 1));
+        done
+    }
+
+    fn bring_up_each(&self, layer: &Layer, ino: Ino, entered: &mut Vec<Ino>) -> Result<(), Error> {
+        let mut pending = vec![(ino, false)];
+        while let Some((directory, is_ready)) = pending.pop() {
+            if is_ready {
+                let mut state = layer.state.write();
+                state.epoch += 1;
+                self.bring_up_all(layer, &mut state, directory)?;
+                continue;
+            }
+            let both = self.both(layer, &layer.state.read(), directory)?;
+            if both.lower.is_none() {
+                continue;
+            }
+            pending.push((directory, true));
+            for (name, _) in self.names_in(layer, &both)? {
+                let (child, attr) = match self.lookup(directory, &name) {
+                    Err(error) if error.errno() == Errno::NOENT.raw_os_error() => continue,
+                    other => other?,
+                };
+                if attr.kind == Kind::Directory {
+                    entered.push(child);
+                    pending.push((child, false));
+                } else {
+                    let done = self.copy_up(child, ATTRIBUTES);
+                    self.forget(child, 1);
+                    done?;
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// Brings everything below the directory `ino` up, so that nothing of the image shows through it.
     pub(super) fn bring_up_all(&self, layer: &Layer, state: &mut State, ino: Ino) -> Result<(), Error> {
         let mut directories = Vec::new();
@@ -250,6 +291,7 @@ impl View {
         // Children first, so that a crash leaves each directory merged or complete.
         for directory in directories.into_iter().rev() {
             if state.node_mut(directory)?.lower.take().is_some() {
+                state.closed += 1;
                 let opened = self.upper_directory(layer, state, directory)?;
                 keeping_times(opened.as_fd(), || {
                     layer.upper.make_opaque(opened.as_fd())?;

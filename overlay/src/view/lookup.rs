@@ -187,13 +187,24 @@ impl View {
             }
             return Ok(entries);
         };
-        let both = self.both(layer, &layer.state.read(), ino)?;
-        let listed = self.list(layer, &both)?;
-        Ok(self.with_numbers(layer, listed))
+        for _ in 0..UNLOCKED_TRIES {
+            let (both, closed) = {
+                let state = layer.state.read();
+                (self.both(layer, &state, ino)?, state.closed)
+            };
+            let listed = self.list(layer, &both)?;
+            let mut state = layer.state.write();
+            // Else whiteouts may have gone between the one directory and the other.
+            if state.closed == closed {
+                return Ok(self.with_numbers(&mut state, listed));
+            }
+        }
+        let mut state = layer.state.write();
+        let listed = self.list(layer, &self.both(layer, &state, ino)?)?;
+        Ok(self.with_numbers(&mut state, listed))
     }
 
-    fn with_numbers(&self, layer: &Layer, listed: Vec<Listed>) -> Vec<Entry> {
-        let mut state = layer.state.write();
+    fn with_numbers(&self, state: &mut State, listed: Vec<Listed>) -> Vec<Entry> {
         let mut entries = Vec::with_capacity(listed.len());
         for entry in listed {
             let lower = entry.lower.map(|node| self.ino_of(node));

@@ -42,6 +42,8 @@ pub(super) struct State {
     next: u64,
     /// Counts changes of names, so that what was found without the lock is known to be still true.
     pub(super) epoch: u64,
+    /// Counts directories that ceased to be merged, whose whiteouts then go.
+    pub(super) closed: u64,
 }
 
 #[derive(Debug)]
@@ -112,6 +114,7 @@ impl State {
             device: stat.st_dev,
             next: UPPER_BIT + COUNTED,
             epoch: 0,
+            closed: 0,
         };
         state.own(key_of(&stat), Ino::ROOT);
         for (node, mut links) in upper.links()? {
