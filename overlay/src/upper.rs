@@ -6,6 +6,8 @@
 //!     base.json       which image the layer belongs to
 //!     lock            flock(2)ed by the one process that writes; holds its pid and host
 //!     markers         exists once marker files were used for whiteouts
+//!     stubs           exists while files may be here whose content is in the image (`upper/content.rs`)
+//!     links/          what is known of hard links of the image (`upper/links.rs`)
 //!     work/           nodes being made, and nodes that wait for their removal
 //! ```
 //!
@@ -19,17 +21,21 @@
 //! See [`form`](self) for how absence is written down: `upper/form.rs`.
 
 mod base;
+mod content;
 mod form;
 mod kernel;
+mod links;
 mod staging;
 
 pub use base::Base;
+pub(crate) use content::Origin;
 pub(crate) use form::Place;
 pub use kernel::KernelDirectories;
+pub(crate) use links::Links;
 pub use staging::Scratch;
 
 use crate::error::Error;
-use form::Form;
+use form::{Abilities, Form};
 use rustix::fs::{self, AtFlags, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 use siphon_image::directory::host;
@@ -47,6 +53,8 @@ pub const PRIVATE_NAME: &str = ".siphon";
 const OVERLAY_FILES: &str = "upper";
 /// What the kernel's overlayfs works in, in an overlay directory.
 const OVERLAY_WORK: &str = "work";
+/// The directory in it for hard links of the image.
+const LINKS_NAME: &str = "links";
 /// Longest holder's line that is read from a lock file.
 const MAX_HOLDER_BYTES: u64 = 256;
 
@@ -58,11 +66,15 @@ pub struct Upper {
     private: Option<Private>,
     /// An overlay directory, for a layer that lies in one.
     overlay: Option<OwnedFd>,
+    /// `None` where there is none yet and none can be made.
+    links: Option<OwnedFd>,
     form: Form,
     /// Whether `.wh.` names are marks here.
     markers: AtomicBool,
+    /// Whether files may be stubs; the same for all clones.
+    stubs: Arc<AtomicBool>,
     next_temporary: AtomicU64,
-    copies_xattrs: bool,
+    has_xattrs: bool,
 }
 
 #[derive(Debug)]
@@ -102,18 +114,25 @@ impl Upper {
             Err(Errno::ACCESS | Errno::PERM | Errno::ROFS) => None,
             other => Some(other?),
         };
-        let form = match &private {
+        let Abilities { form, has_xattrs } = match &private {
             Some(private) => form::probe(private.work.as_fd())?,
-            None => Form::Device,
+            // Whatever is written down is read.
+            None => Abilities { form: Form::Device, has_xattrs: true },
         };
-        let markers = form == Form::Marker || has_markers(place);
+        let links = match &private {
+            Some(private) => Some(made(private.directory.as_fd(), OsStr::new(LINKS_NAME))?),
+            None => host::walk(place, &[PRIVATE_NAME, LINKS_NAME]).ok(),
+        };
+        let markers = form == Form::Marker || has_note(place, form::MARKERS_NAME);
         Ok(Self {
             root,
             private,
             overlay: None,
-            copies_xattrs: form != Form::Marker,
+            links,
+            has_xattrs,
             form,
             markers: AtomicBool::new(markers),
+            stubs: Arc::new(has_note(place, content::STUBS_NAME).into()),
             next_temporary: AtomicU64::new(0),
         })
     }
@@ -170,8 +189,8 @@ impl Upper {
     }
 
     /// Whether xattrs can be kept at all.
-    pub(crate) fn copies_xattrs(&self) -> bool {
-        self.copies_xattrs
+    pub(crate) fn has_xattrs(&self) -> bool {
+        self.has_xattrs
     }
 
     pub(crate) fn root(&self) -> BorrowedFd<'_> {
@@ -218,9 +237,9 @@ fn made(parent: BorrowedFd<'_>, name: &OsStr) -> Result<OwnedFd, Errno> {
     Ok(directory)
 }
 
-fn has_markers(place: BorrowedFd<'_>) -> bool {
+fn has_note(place: BorrowedFd<'_>, name: &str) -> bool {
     let found = host::open_directory(place, OsStr::new(PRIVATE_NAME))
-        .and_then(|private| host::stat_at(private.as_fd(), OsStr::new(form::MARKERS_NAME)));
+        .and_then(|private| host::stat_at(private.as_fd(), OsStr::new(name)));
     matches!(found, Ok(Some(_)))
 }
 

@@ -30,6 +30,12 @@ impl Upper {
         if self.uses_markers() {
             return Some("the layer has files that stand for deleted ones, which the kernel does not know");
         }
+        if self.may_have_stubs() {
+            return Some("the layer has files whose content is in the image");
+        }
+        if self.holds_links() {
+            return Some("the layer has changed a file that has other names in the image");
+        }
         (self.form != Form::Device).then_some("the filesystem of the layer takes no device nodes as whiteouts")
     }
 
@@ -77,10 +83,12 @@ impl Upper {
             root: self.root.try_clone()?,
             private: private.transpose()?,
             overlay: self.overlay.as_ref().map(OwnedFd::try_clone).transpose()?,
+            links: self.links.as_ref().map(OwnedFd::try_clone).transpose()?,
+            has_xattrs: self.has_xattrs,
             form: self.form,
             markers: AtomicBool::new(self.uses_markers()),
+            stubs: self.stubs.clone(),
             next_temporary: AtomicU64::new(self.next_temporary.load(Ordering::Relaxed)),
-            copies_xattrs: self.copies_xattrs,
         })
     }
 }

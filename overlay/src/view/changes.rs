@@ -1,7 +1,7 @@
 //! Makes and removes names.
 
-use super::copying::{WHOLE, stage_link};
-use super::lookup::Both;
+use super::copying::{ATTRIBUTES, stage_link};
+use super::lookup::{Both, MAX_NAME_BYTES};
 use super::state::{Found, State, key_of};
 use super::{Ino, Layer, OpenFile, OpenMode, Owner, View};
 use crate::copy_up;
@@ -124,6 +124,9 @@ impl View {
     }
 
     pub(super) fn check_name(&self, layer: &Layer, both: &Both, name: &OsStr) -> Result<(), Error> {
+        if name.len() > MAX_NAME_BYTES {
+            return Err(Errno::NAMETOOLONG.into());
+        }
         if !host::is_name(name) {
             return Err(Errno::INVAL.into());
         }
@@ -152,7 +155,7 @@ impl View {
                 return Err(Errno::PERM.into());
             }
         }
-        self.copy_up(ino, WHOLE)?;
+        self.copy_up(ino, ATTRIBUTES)?;
         let mut state = layer.state.write();
         self.vacant(layer, &mut state, parent, name)?;
         let object = state.object(&layer.upper, ino)?.ok_or(Errno::STALE)?;
@@ -222,7 +225,7 @@ impl View {
         if let (None, Some((_, attr))) = (&found.upper, &found.lower)
             && (attr.nlink > 1 || state.nodes.contains_key(&ino))
         {
-            state.name_gone(ino);
+            state.name_gone(&layer.upper, ino, attr.nlink)?;
         }
         state.drop_name(ino, at.0, at.1);
         state.release_hold(&layer.upper, ino)?;

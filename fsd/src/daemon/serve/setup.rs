@@ -89,6 +89,11 @@ pub(super) fn set_up(state: StateDirectory) -> Result<Server, DaemonError> {
     let fuse_mount = FuseMount { source: &source, target: &root, read_only, setuid, devices: is_disk };
     let workers = worker_count(&locator);
     let parts = std::mem::replace(&mut layered.parts, Err(String::new()));
+    if let (LayerEngine::Kernel, Ok(())) = (spec.engine, &layered.writable) {
+        // What our own engine left in the image for later is done now.
+        let path = spec.layer.directory().unwrap_or(&root).to_owned();
+        layered.view.complete().map_err(|source| DaemonError::Layer { path, source })?;
+    }
     let by_kernel = helper.and_then(|helper| {
         let parts = parts?;
         serve_by_kernel(helper, &parts, &spec, &state, owners, &fuse_mount, workers).map(|serving| (parts, serving))
