@@ -119,6 +119,27 @@ impl Pair {
         }
     }
 
+    /// Does the operation to `merged`, which the kernel merges of the same two directories, and to the plain directory.
+    /// What needs open files or a whole listing is left out, and so is a rename that the kernel has no form for.
+    pub(crate) fn apply_through(&mut self, merged: &OwnedFd, operation: &Operation) -> Result<(), String> {
+        match operation {
+            Operation::Open(..) | Operation::CloseOpen(_) | Operation::List(_) => return Ok(()),
+            Operation::WriteOpen(..) | Operation::ReadOpen(_) | Operation::StatOpen(_) => return Ok(()),
+            _ => {}
+        }
+        let plain = std::mem::replace(&mut self.plain, merged.try_clone().unwrap());
+        let theirs = self.plainly(operation);
+        self.plain = plain;
+        if theirs == Err(Errno::XDEV) {
+            return Ok(());
+        }
+        let plain = self.plainly(operation);
+        match theirs == plain {
+            true => Ok(()),
+            false => Err(format!("{operation:?}\nkernel: {theirs:?}\nplain:  {plain:?}")),
+        }
+    }
+
     fn index(&self, which: u64) -> Option<usize> {
         let count = self.open.len() as u64;
         (count > 0).then(|| usize::try_from(which % count).unwrap())
