@@ -24,6 +24,7 @@ mod attributes;
 mod changes;
 mod copying;
 mod files;
+mod links;
 mod lookup;
 mod merged;
 mod rename;
@@ -177,13 +178,16 @@ impl View {
         }
     }
 
-    /// Gives all files of the layer that have only their attributes there the content that the image has, so that the
-    /// kernel's overlayfs can serve the layer. Returns how many there were. Nobody may change anything meanwhile.
+    /// Gives all files of the layer that have only their attributes there the content that the image has, and those that
+    /// have only some of their names there all, so that the kernel's overlayfs can serve the layer. Returns how many there were. Nobody may change anything meanwhile.
     ///
     /// # Errors
     /// `EROFS` without a layer that can be written, or what the layer or the image says.
     pub fn complete(&self) -> Result<u64, Error> {
         let layer = self.layer()?;
+        if layer.upper.holds_links() {
+            self.write_out_links(layer)?;
+        }
         if !layer.upper.may_have_stubs() {
             return Ok(0);
         }

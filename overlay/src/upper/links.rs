@@ -76,7 +76,7 @@ impl Upper {
     }
 
     /// Whether a copy may be held that names in the image stand for; so it is taken to be where that cannot be read.
-    pub(super) fn holds_links(&self) -> bool {
+    pub(crate) fn holds_links(&self) -> bool {
         self.links().map_or(true, |known| known.values().any(|links| links.held))
     }
 
