@@ -66,6 +66,7 @@ pub struct Upper {
     stubs: AtomicBool,
     next_temporary: AtomicU64,
     has_xattrs: bool,
+    has_acls: bool,
 }
 
 #[derive(Debug)]
@@ -103,10 +104,10 @@ impl Upper {
             Err(Errno::ACCESS | Errno::PERM | Errno::ROFS) => None,
             other => Some(other?),
         };
-        let Abilities { form, has_xattrs } = match &private {
+        let Abilities { form, has_xattrs, has_acls } = match &private {
             Some(private) => form::probe(private.work.as_fd())?,
             // Whatever is written down is read.
-            None => Abilities { form: Form::Device, has_xattrs: true },
+            None => Abilities { form: Form::Device, has_xattrs: true, has_acls: false },
         };
         let links = match &private {
             Some(private) => Some(made(private.directory.as_fd(), OsStr::new(LINKS_NAME))?),
@@ -118,6 +119,7 @@ impl Upper {
             private,
             links,
             has_xattrs,
+            has_acls,
             form,
             markers: AtomicBool::new(markers),
             stubs: AtomicBool::new(has_note(place, content::STUBS_NAME)),
@@ -179,6 +181,11 @@ impl Upper {
     /// Whether xattrs can be kept at all.
     pub(crate) fn has_xattrs(&self) -> bool {
         self.has_xattrs
+    }
+
+    /// Whether POSIX ACLs can be kept.
+    pub(crate) fn has_acls(&self) -> bool {
+        self.has_acls
     }
 
     pub(crate) fn root(&self) -> BorrowedFd<'_> {

@@ -150,9 +150,7 @@ impl View {
         self.raise(layer, state, name.parent)?;
         let directory = self.upper_directory(layer, state, name.parent)?;
         let object = host::open_object(work, &staged.name)?;
-        keeping_times(directory.as_fd(), || {
-            Ok(layer.upper.install(&staged.name, directory.as_fd(), &name.name)?)
-        })?;
+        keeping_times(directory.as_fd(), || Ok(layer.upper.install(&staged.name, directory.as_fd(), &name.name)?))?;
         state.mark_up(ino, name.parent, &name.name, &host::stat(object.as_fd())?)?;
         if total > 1 {
             state.name_gone(&layer.upper, ino, total)?;

@@ -9,8 +9,8 @@ use siphon_image::directory::host;
 use siphon_image::tree::Kind;
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::{Arc, OnceLock};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
 /// `lseek(2)`'s numbers, the same on every architecture.
 const SEEK_DATA: i32 = 3;
