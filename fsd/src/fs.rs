@@ -189,6 +189,11 @@ impl FileSystem {
         self.options.stable
     }
 
+    /// Whether files have POSIX ACLs, which the kernel is then to ask for and to heed.
+    pub fn has_acls(&self) -> bool {
+        !self.options.read_only && self.view.has_acls()
+    }
+
     /// Whether every change is refused.
     pub fn is_read_only(&self) -> bool {
         self.options.read_only

@@ -62,7 +62,7 @@ fn fill(
 ) -> Result<bool, Error> {
     match attr.kind {
         Kind::Symlink => fs::symlinkat(lower.read_link(node)?, upper.work()?, name)?,
-        kind => make(upper, name, kind, attr.rdev)?,
+        kind => make(upper.work()?, name, kind, 0o700, attr.rdev)?,
     }
     let object = host::open_object(upper.work()?, name)?;
     let mut is_stub = false;
@@ -108,12 +108,11 @@ pub(crate) fn complete(upper: &Upper, lower: &dyn Tree, node: NodeId, object: Bo
     Ok(upper.unmark_stub(object)?)
 }
 
-/// Makes an empty node of any kind but a symbolic link, for its owner only, in `work`.
-pub(crate) fn make(upper: &Upper, name: &OsStr, kind: Kind, rdev: u32) -> Result<(), Error> {
-    let work = upper.work()?;
-    let private = Mode::from_raw_mode(0o700);
+/// Makes an empty node of any kind but a symbolic link in `directory`.
+pub(crate) fn make(directory: BorrowedFd<'_>, name: &OsStr, kind: Kind, mode: u16, rdev: u32) -> Result<(), Error> {
+    let mode = Mode::from_raw_mode(mode.into());
     let file_type = match kind {
-        Kind::Directory => return Ok(fs::mkdirat(work, name, private)?),
+        Kind::Directory => return Ok(fs::mkdirat(directory, name, mode)?),
         Kind::Symlink => return Err(Errno::INVAL.into()),
         // It would be a whiteout.
         Kind::CharDevice if rdev == 0 => return Err(Errno::PERM.into()),
@@ -123,7 +122,7 @@ pub(crate) fn make(upper: &Upper, name: &OsStr, kind: Kind, rdev: u32) -> Result
         Kind::Fifo => FileType::Fifo,
         Kind::Socket => FileType::Socket,
     };
-    Ok(fs::mknodat(work, name, file_type, private, rdev.into())?)
+    Ok(fs::mknodat(directory, name, file_type, mode, rdev.into())?)
 }
 
 fn copy_content(lower: &dyn Tree, node: NodeId, file: &File, size: u64) -> Result<(), Error> {

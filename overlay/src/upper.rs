@@ -75,6 +75,7 @@ pub struct Upper {
     stubs: Arc<AtomicBool>,
     next_temporary: AtomicU64,
     has_xattrs: bool,
+    has_acls: bool,
 }
 
 #[derive(Debug)]
@@ -114,10 +115,10 @@ impl Upper {
             Err(Errno::ACCESS | Errno::PERM | Errno::ROFS) => None,
             other => Some(other?),
         };
-        let Abilities { form, has_xattrs } = match &private {
+        let Abilities { form, has_xattrs, has_acls } = match &private {
             Some(private) => form::probe(private.work.as_fd())?,
             // Whatever is written down is read.
-            None => Abilities { form: Form::Device, has_xattrs: true },
+            None => Abilities { form: Form::Device, has_xattrs: true, has_acls: false },
         };
         let links = match &private {
             Some(private) => Some(made(private.directory.as_fd(), OsStr::new(LINKS_NAME))?),
@@ -130,6 +131,7 @@ impl Upper {
             overlay: None,
             links,
             has_xattrs,
+            has_acls,
             form,
             markers: AtomicBool::new(markers),
             stubs: Arc::new(has_note(place, content::STUBS_NAME).into()),
@@ -191,6 +193,11 @@ impl Upper {
     /// Whether xattrs can be kept at all.
     pub(crate) fn has_xattrs(&self) -> bool {
         self.has_xattrs
+    }
+
+    /// Whether POSIX ACLs can be kept.
+    pub(crate) fn has_acls(&self) -> bool {
+        self.has_acls
     }
 
     pub(crate) fn root(&self) -> BorrowedFd<'_> {

@@ -51,6 +51,22 @@ impl Ino {
 /// Who a new node belongs to. `None` leaves it to the process that serves the view (rootless: there is only one owner).
 pub type Owner = Option<(u32, u32)>;
 
+/// The permissions of a new node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Permissions {
+    /// Low 12 bits of `st_mode`, as asked for.
+    pub mode: u16,
+    /// What is taken from them, unless the directory has a default ACL.
+    pub umask: u16,
+}
+
+impl Permissions {
+    /// These, where no ACL says otherwise.
+    pub fn exactly(mode: u16) -> Self {
+        Self { mode, umask: 0 }
+    }
+}
+
 /// A time to set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SetTime {
@@ -221,6 +237,11 @@ impl View {
     /// Whether the layer may hold files that only [`View::complete`] makes readable for the kernel's overlayfs.
     pub fn may_be_incomplete(&self) -> bool {
         self.layer.as_ref().is_some_and(|layer| layer.upper.may_have_stubs())
+    }
+
+    /// Whether POSIX ACLs can be kept: an image alone has none that count.
+    pub fn has_acls(&self) -> bool {
+        self.layer.as_ref().is_some_and(|layer| layer.upper.has_acls())
     }
 
     fn layer(&self) -> Result<&Layer, Error> {

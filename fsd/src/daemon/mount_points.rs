@@ -10,7 +10,7 @@ use nix::libc;
 use siphon_image::path::resolve;
 use siphon_image::tree::{Attr, Error as TreeError, Kind};
 use siphon_overlay::error::Error as ViewError;
-use siphon_overlay::view::{Ino, View};
+use siphon_overlay::view::{Ino, Permissions, View};
 use std::ffi::OsStr;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -101,8 +101,8 @@ fn step(places: Places<'_>, parent: Ino, name: &OsStr, wanted: MountPointKind, p
     }
     let made = match (extended, wanted) {
         (Some(extended), _) => add(view, extended, parent, name, wanted),
-        (None, MountPointKind::Directory) => view.make_directory(parent, name, 0o755, None),
-        (None, MountPointKind::File) => view.make_node(parent, name, Kind::File, 0o644, 0, None),
+        (None, MountPointKind::Directory) => view.make_directory(parent, name, Permissions::exactly(0o755), None),
+        (None, MountPointKind::File) => view.make_node(parent, name, Kind::File, Permissions::exactly(0o644), 0, None),
     };
     let ino = match made {
         // Another client, or a program in a container, was faster.

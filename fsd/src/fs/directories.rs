@@ -218,7 +218,7 @@ mod tests {
     use crate::metrics::Counters;
     use siphon_image::tree::EmptyTree;
     use siphon_overlay::upper::{Base, Upper};
-    use siphon_overlay::view::View;
+    use siphon_overlay::view::{Permissions, View};
 
     fn names(filesystem: &FileSystem, handle: u64) -> Vec<String> {
         let mut names = Vec::new();
@@ -242,9 +242,9 @@ mod tests {
         let caller = Caller { uid: 0, gid: 0 };
 
         let handle = filesystem.open_directory(Ino::ROOT);
-        filesystem.make_directory(caller, Ino::ROOT, OsStr::new("a"), 0o755).unwrap();
+        filesystem.make_directory(caller, Ino::ROOT, OsStr::new("a"), Permissions::exactly(0o755)).unwrap();
         let first = names(&filesystem, handle);
-        filesystem.make_directory(caller, Ino::ROOT, OsStr::new("b"), 0o755).unwrap();
+        filesystem.make_directory(caller, Ino::ROOT, OsStr::new("b"), Permissions::exactly(0o755)).unwrap();
         let rewound = names(&filesystem, handle);
 
         assert_eq!(first, ["a"]);

@@ -31,6 +31,8 @@ const MAX_NAME_BYTES: usize = 255;
 const LONG_NAME_BYTES: usize = 192;
 const OPAQUE_MARKER: &str = ".wh..wh..opq";
 const OPAQUE: [&str; 2] = ["user.overlay.opaque", "trusted.overlay.opaque"];
+/// The xattr that the kernel shows a POSIX ACL as.
+const ACL_OF_FILES: &str = "system.posix_acl_access";
 const WHITEOUT: [&str; 2] = ["user.overlay.whiteout", "trusted.overlay.whiteout"];
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,6 +58,7 @@ pub(crate) enum Place {
 pub(super) struct Abilities {
     pub(super) form: Form,
     pub(super) has_xattrs: bool,
+    pub(super) has_acls: bool,
 }
 
 /// Tries out in `work` what its filesystem can do. Whatever it answers to what it cannot do, it cannot.
@@ -68,9 +71,11 @@ pub(super) fn probe(work: BorrowedFd<'_>) -> io::Result<Abilities> {
     let swaps = fs::renameat_with(work, &name, work, &other, RenameFlags::EXCHANGE).is_ok();
     fs::unlinkat(work, &name, AtFlags::empty())?;
     fs::unlinkat(work, &other, AtFlags::empty())?;
+    // It has none yet: what differs is the answer where there can be none.
+    let has_acls = matches!(fs::getxattr_query(host::path_of(work), ACL_OF_FILES), Ok(_) | Err(Errno::NODATA));
     if !has_xattrs || !swaps {
         // Only markers can be written before the node is taken away that they stand in for.
-        return Ok(Abilities { form: Form::Marker, has_xattrs });
+        return Ok(Abilities { form: Form::Marker, has_xattrs, has_acls });
     }
     let form = match fs::mknodat(work, &name, FileType::CharacterDevice, Mode::empty(), 0) {
         Ok(()) => {
@@ -82,7 +87,7 @@ pub(super) fn probe(work: BorrowedFd<'_>) -> io::Result<Abilities> {
         }
         Err(_) => Form::Xattr,
     };
-    Ok(Abilities { form, has_xattrs })
+    Ok(Abilities { form, has_xattrs, has_acls })
 }
 
 fn marker(name: &OsStr) -> OsString {

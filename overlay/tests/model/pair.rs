@@ -8,7 +8,7 @@ use siphon_image::directory::{Directory, host};
 use siphon_image::tree::{Kind, Timestamp};
 use siphon_overlay::error::Error;
 use siphon_overlay::upper::Upper;
-use siphon_overlay::view::{Ino, OpenFile, OpenMode, RenameMode, SetAttr, SetTime, View};
+use siphon_overlay::view::{Ino, OpenFile, OpenMode, Permissions, RenameMode, SetAttr, SetTime, View};
 use std::ffi::OsStr;
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
@@ -254,20 +254,21 @@ impl Pair {
         match operation {
             Operation::Create(path, mode) => self.in_parent(path, |parent, name| {
                 let open = OpenMode { write: true, ..OpenMode::default() };
-                let (ino, attr, file) = view.create(parent, name, u16::try_from(*mode).unwrap(), None, open)?;
+                let (ino, attr, file) =
+                    view.create(parent, name, Permissions::exactly(u16::try_from(*mode).unwrap()), None, open)?;
                 view.write(&file, 0, b"created")?;
                 drop(file);
                 self.made(Ok((ino, attr)))
             }),
             Operation::MakeDirectory(path, mode) => self.in_parent(path, |parent, name| {
-                self.made(view.make_directory(parent, name, u16::try_from(*mode).unwrap(), None))
+                self.made(view.make_directory(parent, name, Permissions::exactly(u16::try_from(*mode).unwrap()), None))
             }),
             Operation::Symlink(path) => self.in_parent(path, |parent, name| {
                 self.made(view.make_symlink(parent, name, OsStr::new("/etc/nowhere"), None))
             }),
-            Operation::Fifo(path) => {
-                self.in_parent(path, |parent, name| self.made(view.make_node(parent, name, Kind::Fifo, 0o640, 0, None)))
-            }
+            Operation::Fifo(path) => self.in_parent(path, |parent, name| {
+                self.made(view.make_node(parent, name, Kind::Fifo, Permissions::exactly(0o640), 0, None))
+            }),
             Operation::Link(path, new) => {
                 self.at(path, |ino| self.in_parent(new, |parent, name| self.made(view.link(ino, parent, name))))
             }
