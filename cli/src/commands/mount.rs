@@ -21,7 +21,7 @@ pub fn mount(args: &MountArgs, common: &Common, report: Report) -> anyhow::Resul
     if !directory.is_dir() {
         bail!("{} is not a directory", args.directory.display());
     }
-    let overlay = args.overlay.as_deref().map(|overlay| canonical_overlay(overlay)).transpose()?;
+    let overlay = args.overlay.as_deref().map(canonical_overlay).transpose()?;
     let image = match &locator {
         Locator::Directory(path) | Locator::Sandbox(path) => Some(path.as_path()),
         Locator::File(_) | Locator::Url(_) => None,
