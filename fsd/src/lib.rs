@@ -15,6 +15,7 @@ pub mod errno;
 pub mod fs;
 pub mod fuse;
 pub mod identity;
+pub mod layers;
 pub mod locator;
 pub mod memory;
 pub mod metrics;

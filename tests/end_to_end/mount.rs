@@ -124,7 +124,10 @@ fn a_mount_with_an_overlay_is_writable_and_keeps_its_changes() {
         umount();
 
         assert_eq!(shown.stdout, "moved\nnew\npipe\nlower\nmore\nnew\nlower\ninner\n", "{shown}");
-        assert_eq!(environment.shell("ls -A overlay; ls overlay/upper").stdout(), "upper\nwork\nfile\nkeep\nmoved\nnew\npipe");
+        assert_eq!(
+            environment.shell("ls -A overlay; ls overlay/upper").stdout(),
+            "upper\nwork\nfile\nkeep\nmoved\nnew\npipe"
+        );
     });
 }
 

@@ -7,6 +7,7 @@
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc;
 use rustix::fs::{XattrFlags, fgetxattr, fsetxattr};
+use rustix::io::{FdFlags, fcntl_setfd};
 use rustix::mount::{UnmountFlags, unmount};
 use rustix::thread::{
     CapabilitySet, capabilities, clear_ambient_capability_set, configure_capability_in_ambient_set, set_capabilities,
@@ -16,11 +17,17 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::time::{Duration, Instant};
 
 /// An xattr of the image file that says who writes to it, for those who may not.
 const HOLDER: &str = "user.siphon.holder";
 /// Longest value of it that is shown.
 const MAX_HOLDER_BYTES: usize = 256;
+
+/// How long a lock is waited for: `fuse2fs` writes out what it has after the last process is gone that used it.
+const LOCK_PATIENCE: Duration = Duration::from_secs(2);
+/// How often it is tried.
+const LOCK_INTERVAL: Duration = Duration::from_millis(50);
 
 /// An ext3 file system could not be had.
 #[derive(Debug, thiserror::Error)]
@@ -108,7 +115,7 @@ impl ExtImage<'_> {
         let file = self.lock()?;
         let by_kernel = rustix::process::geteuid().is_root() && self.mount_by_kernel(place);
         if !by_kernel {
-            self.mount_by_fuse2fs(place)?;
+            self.mount_by_fuse2fs(&file, place)?;
         }
         let root = File::open(place);
         let detached = detach(place);
@@ -128,12 +135,18 @@ impl ExtImage<'_> {
             l_len: libc::off_t::try_from(self.size_bytes).unwrap_or(0),
             l_pid: 0,
         };
-        match fcntl(&file, FcntlArg::F_OFD_SETLK(&range)) {
-            Err(nix::errno::Errno::EAGAIN | nix::errno::Errno::EACCES) => {
-                return Err(Error::Locked { path: self.path.into(), write: self.write, holder: holder(&file) });
+        let deadline = Instant::now() + LOCK_PATIENCE;
+        loop {
+            match fcntl(&file, FcntlArg::F_OFD_SETLK(&range)) {
+                Ok(_) => break,
+                Err(nix::errno::Errno::EAGAIN | nix::errno::Errno::EACCES) if Instant::now() < deadline => {
+                    std::thread::sleep(LOCK_INTERVAL);
+                }
+                Err(nix::errno::Errno::EAGAIN | nix::errno::Errno::EACCES) => {
+                    return Err(Error::Locked { path: self.path.into(), write: self.write, holder: holder(&file) });
+                }
+                Err(errno) => return Err(failed(errno.into())),
             }
-            Err(errno) => return Err(failed(errno.into())),
-            Ok(_) => {}
         }
         if self.write {
             let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
@@ -163,15 +176,21 @@ impl ExtImage<'_> {
         }
     }
 
-    /// It goes into the background by itself, once it is mounted.
-    fn mount_by_fuse2fs(&self, place: &Path) -> Result<(), Error> {
+    /// It goes into the background by itself, once it is mounted. It inherits the lock, and so has it for as long as it has
+    /// anything to write out.
+    fn mount_by_fuse2fs(&self, lock: &File, place: &Path) -> Result<(), Error> {
         let mut options = format!("offset={}", self.offset_bytes);
         if !self.write {
             options.push_str(",ro");
         }
         let mut command = Command::new("fuse2fs");
         command.arg(self.path).arg(place).args(["-o", &options]);
+        let inherited = |flags| {
+            fcntl_setfd(lock, flags).map_err(|errno| Error::Open { path: self.path.into(), source: errno.into() })
+        };
+        inherited(FdFlags::empty())?;
         let output = with_mount_capability(|| command.output());
+        inherited(FdFlags::CLOEXEC)?;
         let output = output.map_err(|source| Error::NoFuse2fs { path: self.path.into(), source })?;
         if !output.status.success() {
             return Err(Error::Mount { path: self.path.into(), message: words(&output) });

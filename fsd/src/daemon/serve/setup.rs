@@ -9,6 +9,7 @@ use crate::daemon::state::StateDirectory;
 use crate::daemon::{DaemonError, Ids, Layer, Placement, Spec};
 use crate::fs::{FileSystem, Options, Owners};
 use crate::fuse::Mounted;
+use crate::layers::{Mounts, Overlay};
 use crate::locator::{self, Locator, Opened};
 use crate::metrics::Counters;
 use crate::sys::mounts::{FuseMount, memory_directory};
@@ -17,6 +18,7 @@ use parking_lot::Mutex;
 use rustix::process::{Resource, Rlimit, getegid, geteuid, getrlimit, setrlimit};
 use siphon_image::open;
 use siphon_image::tree::{EmptyTree, Tree};
+use siphon_overlay::stack::Stack;
 use siphon_overlay::upper::Upper;
 use siphon_overlay::view::View;
 use std::fs::{File, Permissions};
@@ -47,6 +49,8 @@ struct Layered {
     extended: Option<Arc<Extended>>,
     /// Keeps a layer in memory alive.
     memory: Option<File>,
+    /// Keeps mounted layers alive.
+    mounts: Mounts,
 }
 
 pub(super) fn set_up(state: StateDirectory) -> Result<Server, DaemonError> {
@@ -59,7 +63,7 @@ pub(super) fn set_up(state: StateDirectory) -> Result<Server, DaemonError> {
     let owners = owners(&spec, uid, gid).map_err(failed("read the map of ids"))?;
     let locator = Locator::parse(&spec.image)?;
     let opened = locator::open(&locator, &spec.cache_dir, spec.cache_bytes)?;
-    let layered = layer(&spec, &opened, &state.root())?;
+    let layered = layer(&spec, &locator, &opened, &state.root())?;
     let facts = open::facts(layered.view.as_ref())
         .map_err(|source| locator::Error::Tree { image: locator.to_string(), source })?;
 
@@ -101,14 +105,14 @@ pub(super) fn set_up(state: StateDirectory) -> Result<Server, DaemonError> {
         wake,
     });
     let (session_over, over) = io::pipe().map_err(failed("make a pipe"))?;
-    let memory = layered.memory;
+    let kept = (layered.memory, layered.mounts);
     let session = std::thread::Builder::new()
         .name("fuse".to_owned())
         .spawn(move || {
             if let Err(error) = mounted.serve() {
                 tracing::error!("the filesystem is served no more: {error}");
             }
-            drop((over, memory));
+            drop((over, kept));
         })
         .map_err(failed("start a thread"))?;
     let (listener, socket) = listen(&state)?;
@@ -158,57 +162,98 @@ fn other_ids(owners: Owners, refused: Option<String>) -> Result<(), String> {
     }
 }
 
-/// Puts the layer on the image.
-fn layer(spec: &Spec, opened: &Opened, place: &Path) -> Result<Layered, DaemonError> {
-    // Someone else may write to the layer of a sandbox that is only read here.
-    let is_stable = opened.is_stable && opened.upper_dir.is_none();
-    match &spec.layer {
+/// Puts the layers on the image.
+fn layer(spec: &Spec, locator: &Locator, opened: &Opened, place: &Path) -> Result<Layered, DaemonError> {
+    let mut mounts = Mounts::new();
+    let on_host = matches!(spec.placement, Placement::HostMount(_));
+    let layered = match &spec.layer {
         Layer::Directory(directory) => match writable_upper(directory) {
             Ok(upper) => {
                 // A plain directory is written to as it is: nothing lies below it that a deletion would have to hide.
                 let below = if opened.upper_dir.is_some() { opened.lower.clone() } else { Arc::new(EmptyTree) };
-                let view = view(below, Some(upper), directory)?;
-                Ok(Layered { view, writable: Ok(()), is_stable: opened.is_stable, extended: None, memory: None })
+                writable(below, upper, directory)?
             }
-            Err(reason) => read_only(read_only_sandbox(opened, directory)?, false, reason, place),
+            Err(reason) => {
+                let sandbox = read_only_sandbox(opened, directory)?;
+                Layered { is_stable: false, ..read_only(sandbox, reason, place)? }
+            }
         },
-        Layer::Overlay(directory) => {
-            let failed = |source| DaemonError::Layer { path: directory.clone(), source };
-            let upper = Upper::open_overlay(directory).map_err(failed)?;
-            upper.lock_exclusive().map_err(failed)?;
-            let view = view(below(opened)?, Some(upper), directory)?;
-            Ok(Layered { view, writable: Ok(()), is_stable, extended: None, memory: None })
+        Layer::Overlay(path) => {
+            let mut stack = below(spec, locator, opened, place, &mut mounts)?;
+            let upper = Overlay::find(path)?.push_below(&mut stack, place, &mut mounts)?;
+            // Places to mount on are no changes that anyone asked for.
+            let extended = Arc::new(Extended::new(stack.tree()));
+            Layered { extended: Some(extended.clone()), ..writable(extended, upper, path)? }
         }
-        Layer::Temporary if spec.placement == Placement::InNamespace => over_memory(below(opened)?, is_stable, place),
-        Layer::Temporary => {
-            read_only(below(opened)?, is_stable, "a mount in the host's tree takes no temporary layer".into(), place)
+        Layer::Temporary if on_host => {
+            let stack = below(spec, locator, opened, place, &mut mounts)?;
+            read_only(stack.tree(), "a mount in the host's tree takes no temporary layer".into(), place)?
         }
-        Layer::ReadOnly => read_only(below(opened)?, is_stable, format!("{} is a read-only image", spec.image), place),
+        Layer::Temporary => over_memory(below(spec, locator, opened, place, &mut mounts)?.tree(), spec, place)?,
+        Layer::ReadOnly => {
+            let stack = below(spec, locator, opened, place, &mut mounts)?;
+            read_only(stack.tree(), format!("{} is a read-only image", spec.image), place)?
+        }
+    };
+    // Someone else may write to the layer of a sandbox that is only read here.
+    let is_stable = layered.is_stable && opened.is_stable && opened.upper_dir.is_none() && overlays_are_stable(spec)?;
+    let is_ours = matches!(spec.layer, Layer::Directory(_)) && layered.writable.is_ok() && opened.is_stable;
+    Ok(Layered { mounts, is_stable: is_stable || is_ours, ..layered })
+}
+
+fn overlays_are_stable(spec: &Spec) -> Result<bool, DaemonError> {
+    for path in &spec.overlays {
+        if !Overlay::find(path)?.is_stable() {
+            return Ok(false);
+        }
     }
+    Ok(true)
+}
+
+/// A layer of which this process is the only writer.
+fn writable(below: Arc<dyn Tree>, upper: Upper, path: &Path) -> Result<Layered, DaemonError> {
+    let view = view(below, Some(upper), path)?;
+    Ok(Layered { view, writable: Ok(()), is_stable: true, extended: None, memory: None, mounts: Mounts::new() })
 }
 
 /// No layer: what is missing to mount on is made beside the nodes of the image.
-fn read_only(below: Arc<dyn Tree>, is_stable: bool, reason: String, place: &Path) -> Result<Layered, DaemonError> {
+fn read_only(below: Arc<dyn Tree>, reason: String, place: &Path) -> Result<Layered, DaemonError> {
     let extended = Arc::new(Extended::new(below));
     let view = view(extended.clone(), None, place)?;
-    Ok(Layered { view, writable: Err(reason), is_stable, extended: Some(extended), memory: None })
+    let extended = Some(extended);
+    Ok(Layered { view, writable: Err(reason), is_stable: true, extended, memory: None, mounts: Mounts::new() })
 }
 
 /// A layer in memory, for writes that are not kept.
-fn over_memory(below: Arc<dyn Tree>, is_stable: bool, place: &Path) -> Result<Layered, DaemonError> {
-    let memory = memory_directory(place, None)?;
+fn over_memory(below: Arc<dyn Tree>, spec: &Spec, place: &Path) -> Result<Layered, DaemonError> {
+    let memory = memory_directory(place, spec.memory_bytes)?;
     let path = PathBuf::from(format!("/proc/self/fd/{}", memory.as_raw_fd()));
     let upper = Upper::open(&path).map_err(|source| DaemonError::Layer { path: place.into(), source })?;
-    let view = view(below, Some(upper), place)?;
-    Ok(Layered { view, writable: Ok(()), is_stable, extended: None, memory: Some(memory) })
+    Ok(Layered { memory: Some(memory), ..writable(below, upper, place)? })
 }
 
-/// The image, or the tree of a sandbox that is read only.
-fn below(opened: &Opened) -> Result<Arc<dyn Tree>, DaemonError> {
-    match &opened.upper_dir {
-        Some(directory) => read_only_sandbox(opened, directory),
-        None => Ok(opened.lower.clone()),
+/// The image, or the tree of a sandbox that is read only, with all layers on it that are only read.
+fn below(
+    spec: &Spec,
+    locator: &Locator,
+    opened: &Opened,
+    place: &Path,
+    mounts: &mut Mounts,
+) -> Result<Stack, DaemonError> {
+    let mut stack = Stack::new(match &opened.upper_dir {
+        Some(directory) => read_only_sandbox(opened, directory)?,
+        None => opened.lower.clone(),
+    });
+    if let (Locator::File(path), Some(sif)) = (locator, &opened.image.sif)
+        && spec.layer.directory() != Some(path)
+        && let Some(own) = Overlay::of_sif(path, sif)?
+    {
+        own.push(&mut stack, place, mounts)?;
     }
+    for path in &spec.overlays {
+        Overlay::find(path)?.push(&mut stack, place, mounts)?;
+    }
+    Ok(stack)
 }
 
 /// The layer, ours alone to write; or why not.
