@@ -46,8 +46,13 @@ pub use serve::serve;
 pub struct Spec {
     /// The image, as a user names it: [`crate::locator::Locator::parse`] understands it.
     pub image: String,
+    /// Layers that are only read, between the image and where writes go, lowest first:
+    /// [`crate::layers::Overlay::find`] understands them.
+    pub overlays: Vec<PathBuf>,
     /// Where writes go.
     pub layer: Layer,
+    /// How much memory a temporary layer may take, in bytes; the kernel's default, half of all, if `None`.
+    pub memory_bytes: Option<u64>,
     /// Which ids exist in its namespace.
     pub ids: Ids,
     /// Runs of different scopes, such as batch jobs, do not share a daemon.
@@ -74,12 +79,13 @@ pub enum Layer {
     Temporary,
     /// Into this directory: a sandbox, or a plain directory that is the image itself.
     Directory(PathBuf),
-    /// Into this overlay directory, which has its files in `upper`. It is written to, or there is no daemon.
+    /// Into this overlay, of any kind that takes writes; the image's own path for its own overlay partition. It is written
+    /// to, or there is no daemon.
     Overlay(PathBuf),
 }
 
 impl Layer {
-    /// The directory that only one daemon may write to.
+    /// The directory or image file that only one daemon may write to.
     pub(crate) fn directory(&self) -> Option<&Path> {
         match self {
             Self::ReadOnly | Self::Temporary => None,
@@ -150,6 +156,9 @@ pub enum DaemonError {
     /// Namespaces.
     #[error(transparent)]
     Namespace(#[from] namespaces::Error),
+    /// What lies between the image and where writes go, or where they go.
+    #[error(transparent)]
+    Overlay(#[from] crate::layers::Error),
     /// Mounts.
     #[error(transparent)]
     Mount(#[from] mounts::Error),

@@ -58,7 +58,9 @@ fn join(directory: &Path) -> Result<Joined, DaemonError> {
 fn join_image(directory: &Path, image: String) -> Result<Joined, DaemonError> {
     let spec = Spec {
         image,
+        overlays: Vec::new(),
         layer: Layer::ReadOnly,
+        memory_bytes: None,
         ids: Ids::Caller,
         scope: "test".to_owned(),
         cache_dir: directory.join("cache"),

@@ -11,7 +11,8 @@
 //!     work/           nodes being made, and nodes that wait for their removal
 //! ```
 //!
-//! In an overlay directory, as apptainer makes them, the files are in `upper` and `.siphon` is beside it.
+//! In an overlay directory, as apptainer makes them, the files are in `upper`, and `.siphon` is in `work`: in an ext3 image
+//! that is all that belongs to a user.
 //!
 //! The kernel's overlayfs works in a directory of its own that must not be inside the layer: `work` in an overlay
 //! directory, else `.siphon-work-N` beside the layer, N being the layer's inode number. It is there while the kernel
@@ -41,7 +42,7 @@ use rustix::io::Errno;
 use siphon_image::directory::host;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, ErrorKind, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
@@ -94,7 +95,8 @@ impl Upper {
     /// If the directory cannot be opened or `.siphon` not be made.
     pub fn open(directory: &Path) -> Result<Self, Error> {
         let root = open_path(directory)?;
-        Self::with_private_in(root.try_clone()?, root.as_fd())
+        let private = Private::open_if_allowed(root.as_fd())?;
+        Self::with_private(root.try_clone()?, root.as_fd(), private)
     }
 
     /// Opens the layer in an overlay directory: its `upper`, which is made if it is missing, as is `work`.
@@ -104,17 +106,27 @@ impl Upper {
     pub fn open_overlay(directory: &Path) -> Result<Self, Error> {
         let overlay = open_path(directory)?;
         let files = made(overlay.as_fd(), OsStr::new(OVERLAY_FILES))?;
-        made(overlay.as_fd(), OsStr::new(OVERLAY_WORK))?;
-        let mut upper = Self::with_private_in(files, overlay.as_fd())?;
-        upper.overlay = Some(overlay);
-        Ok(upper)
+        let work = made(overlay.as_fd(), OsStr::new(OVERLAY_WORK))?;
+        let private = Private::open_if_allowed(work.as_fd())?;
+        let upper = Self::with_private(files, work.as_fd(), private)?;
+        Ok(Self { overlay: Some(overlay), ..upper })
     }
 
-    fn with_private_in(root: OwnedFd, place: BorrowedFd<'_>) -> Result<Self, Error> {
-        let private = match Private::open(place) {
-            Err(Errno::ACCESS | Errno::PERM | Errno::ROFS) => None,
-            other => Some(other?),
+    /// Opens the layer in an overlay directory for reading only: its `upper`, or all of it where it has none. Nothing is
+    /// made in it, and changes fail with `EROFS`.
+    ///
+    /// # Errors
+    /// If the directory cannot be opened.
+    pub fn open_overlay_read_only(directory: &Path) -> Result<Self, Error> {
+        let overlay = open_path(directory)?;
+        let part = |name| match host::open_directory(overlay.as_fd(), OsStr::new(name)) {
+            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => overlay.try_clone(),
+            part => part,
         };
+        Self::with_private(part(OVERLAY_FILES)?, part(OVERLAY_WORK)?.as_fd(), None)
+    }
+
+    fn with_private(root: OwnedFd, place: BorrowedFd<'_>, private: Option<Private>) -> Result<Self, Error> {
         let Abilities { form, has_xattrs, has_acls } = match &private {
             Some(private) => form::probe(private.work.as_fd())?,
             // Whatever is written down is read.
@@ -220,6 +232,14 @@ impl Upper {
 }
 
 impl Private {
+    /// `None` where it may not be made or written to.
+    fn open_if_allowed(place: BorrowedFd<'_>) -> Result<Option<Self>, Errno> {
+        match Self::open(place) {
+            Err(Errno::ACCESS | Errno::PERM | Errno::ROFS) => Ok(None),
+            other => other.map(Some),
+        }
+    }
+
     fn open(root: BorrowedFd<'_>) -> Result<Self, Errno> {
         let directory = made(root, OsStr::new(PRIVATE_NAME))?;
         let work = made(directory.as_fd(), OsStr::new("work"))?;

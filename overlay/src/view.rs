@@ -147,7 +147,7 @@ struct Layer {
 /// Enough that two files copied up at once seldom wait for each other.
 const COPYING: usize = 64;
 /// Set in the numbers of nodes that only the layer has.
-const UPPER_BIT: u64 = 1 << 62;
+pub(crate) const UPPER_BIT: u64 = 1 << 62;
 /// Added to a node of the image. Numbers below it are the root's and reserved ones of FUSE.
 const LOWER_BASE: u64 = 16;
 /// Node ids of images are below this.

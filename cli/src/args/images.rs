@@ -34,11 +34,13 @@ pub struct CommitArgs {
 /// `mount`.
 #[derive(Debug, Args)]
 pub struct MountArgs {
-    /// Mount writable, with the changes kept in this directory: in its upper/, which is made if it is missing
+    /// Lay this over the image and keep changes in it: a directory, or an ext3 image; with :ro, or a squashfs, it is only
+    /// read
     ///
-    /// What root mounts so is a disk like any other: for all users, with their owners, setuid bits and device nodes.
-    #[arg(short, long, value_name = "DIR")]
-    pub overlay: Option<PathBuf>,
+    /// As for a run. What root mounts writable is a disk like any other: for all users, with their owners, setuid bits and
+    /// device nodes.
+    #[arg(short, long, value_name = "PATH[:ro]")]
+    pub overlay: Vec<String>,
     /// How the image is served
     #[command(flatten)]
     pub daemon: DaemonFlags,

@@ -1,10 +1,11 @@
 //! `siphon mount`: an image onto a directory of the host.
 
+use super::layers::{self, Layers};
 use super::run::engine;
 use crate::args::MountArgs;
 use crate::host::{cache_dir, runtime_dir};
 use crate::report::Report;
-use crate::settings::Common;
+use crate::settings::{Common, OverlaySpec};
 use anyhow::{Context, bail};
 use siphon_fsd::daemon::{self, Ids, Layer, Placement, Spec};
 use siphon_fsd::locator::Locator;
@@ -22,15 +23,18 @@ pub fn mount(args: &MountArgs, common: &Common, report: Report) -> anyhow::Resul
     if !directory.is_dir() {
         bail!("{} is not a directory", args.directory.display());
     }
-    let overlay = args.overlay.as_deref().map(|overlay| canonical_overlay(overlay)).transpose()?;
+    let specs: Vec<_> = args.overlay.iter().flat_map(|list| list.split(',')).map(OverlaySpec::parse).collect();
+    let layers = layers::find(&specs, report)?;
     let image = match &locator {
         Locator::Directory(path) | Locator::Sandbox(path) => Some(path.as_path()),
         Locator::File(_) | Locator::Url(_) => None,
     };
-    refuse_nesting(image, overlay.as_deref(), &directory).with_context(context)?;
+    refuse_nesting(image, &layers, &directory).with_context(context)?;
     let spec = Spec {
         image: locator.to_string(),
-        layer: overlay.map_or(Layer::ReadOnly, Layer::Overlay),
+        overlays: layers.read,
+        layer: layers.written.map_or(Layer::ReadOnly, Layer::Overlay),
+        memory_bytes: None,
         ids: if nix::unistd::geteuid().is_root() { Ids::Host } else { Ids::Caller },
         scope: common.scope.clone(),
         cache_dir: cache_dir(common),
@@ -45,26 +49,17 @@ pub fn mount(args: &MountArgs, common: &Common, report: Report) -> anyhow::Resul
     Ok(())
 }
 
-fn canonical_overlay(overlay: &Path) -> anyhow::Result<PathBuf> {
-    let context = || format!("cannot use the overlay {}", overlay.display());
-    let overlay = overlay.canonicalize().with_context(context)?;
-    if !overlay.is_dir() {
-        bail!("cannot use the overlay {}: it is not a directory", overlay.display());
-    }
-    Ok(overlay)
-}
-
 /// A mount below what it shows would wait for itself, and a layer within its image would change the image.
-fn refuse_nesting(image: Option<&Path>, overlay: Option<&Path>, target: &Path) -> anyhow::Result<()> {
-    for shown in [image, overlay].into_iter().flatten() {
+fn refuse_nesting(image: Option<&Path>, layers: &Layers, target: &Path) -> anyhow::Result<()> {
+    for shown in image.into_iter().chain(layers.paths().map(PathBuf::as_path)) {
         if target.starts_with(shown) {
             bail!("the mount point is inside {}, which would be mounted", shown.display());
         }
     }
-    if let (Some(image), Some(overlay)) = (image, overlay)
-        && (image.starts_with(overlay) || overlay.starts_with(image))
-    {
-        bail!("the overlay {} and the image {} are inside each other", overlay.display(), image.display());
+    for (image, overlay) in image.into_iter().flat_map(|image| layers.paths().map(move |overlay| (image, overlay))) {
+        if image.starts_with(overlay) || overlay.starts_with(image) {
+            bail!("the overlay {} and the image {} are inside each other", overlay.display(), image.display());
+        }
     }
     Ok(())
 }

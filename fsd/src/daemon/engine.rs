@@ -32,7 +32,6 @@ use siphon_overlay::view::View;
 use std::fs;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -83,7 +82,9 @@ pub(super) struct Done {
 #[derive(Debug)]
 pub(super) struct Helper {
     child: StandBy<Order, Done>,
-    known: Option<PathBuf>,
+    /// Where outcomes of trials are written down.
+    known: PathBuf,
+    ids: &'static str,
 }
 
 impl Helper {
@@ -95,23 +96,25 @@ impl Helper {
             (_, _, Layer::ReadOnly) => return Err("there is no layer".to_owned()),
             (_, _, Layer::Directory(_) | Layer::Overlay(_) | Layer::Temporary) => {}
         }
-        let known = known_trial(spec, state);
-        if let Some(Err(reason)) = known.as_deref().and_then(read_trial) {
-            return Err(reason);
-        }
         let child = stand_by(work).map_err(|error| format!("cannot start a process to mount with: {error}"))?;
-        Ok(Self { child, known })
+        let ids = match spec.ids {
+            Ids::Caller => "caller",
+            Ids::Root(_) => "root",
+            Ids::Host => "host",
+        };
+        Ok(Self { child, known: state.path().parent().unwrap_or(state.path()).to_owned(), ids })
     }
 
     /// Tries the kernel's engine where that was not done yet, and mounts `layer` with it.
     pub(super) fn mount(self, upper: &Upper, mount: OverlayMount) -> Result<(), String> {
         let cover = upper.is_private_inside().then(|| mount.target.join(PRIVATE_NAME));
         let mut order = Order { mount: Some(mount), cover, trial: None };
-        let is_known = self.known.as_deref().and_then(read_trial).is_some();
-        if is_known {
-            return self.child.act(&order)?.mount;
+        let known = known_trial(&self.known, upper, self.ids);
+        match known.as_deref().and_then(read_trial) {
+            Some(Ok(())) => return self.child.act(&order)?.mount,
+            Some(Err(reason)) => return Err(reason),
+            None => {}
         }
-        let known = self.known;
         let done = trial::on(upper, |place| {
             order.trial = Some(place);
             self.child.act(&order)
@@ -198,24 +201,13 @@ fn serve_directory(source: &Path, target: &Path) -> io::Result<std::thread::Join
     })
 }
 
-/// Where the outcome of a trial for `spec` is written down; `None` if the layer's filesystem cannot be told.
-fn known_trial(spec: &Spec, state: &StateDirectory) -> Option<PathBuf> {
-    let filesystem = match spec.layer.directory() {
-        Some(directory) => {
-            let stat = rustix::fs::statfs(directory).ok()?;
-            format!("{:x} {}", stat.f_type, fs::metadata(directory).ok()?.dev())
-        }
-        None => "memory".to_owned(),
-    };
-    let ids = match spec.ids {
-        Ids::Caller => "caller",
-        Ids::Root(_) => "root",
-        Ids::Host => "host",
-    };
+/// Where the outcome of a trial on the filesystem of `upper` is written down; `None` if that cannot be told.
+fn known_trial(directory: &Path, upper: &Upper, ids: &str) -> Option<PathBuf> {
+    let (kind, device) = upper.filesystem().ok()?;
     let kernel = fs::read_to_string("/proc/version").ok()?;
-    let text = format!("{} {kernel} {filesystem} {ids}", env!("CARGO_PKG_VERSION"));
+    let text = format!("{} {kernel} {kind:x} {device:x} {ids}", env!("CARGO_PKG_VERSION"));
     let digest: String = Sha256::digest(text).iter().take(8).map(|byte| format!("{byte:02x}")).collect();
-    Some(state.path().parent()?.join(format!("overlayfs-{digest}.json")))
+    Some(directory.join(format!("overlayfs-{digest}.json")))
 }
 
 fn read_trial(known: &Path) -> Option<Result<(), String>> {

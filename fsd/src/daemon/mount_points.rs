@@ -52,7 +52,7 @@ pub(super) enum Error {
 pub(super) struct Places<'a> {
     /// What is mounted.
     pub(super) view: &'a View,
-    /// The tree below the view, if that takes mount points instead of a layer.
+    /// The tree below the view, if that takes mount points instead of a layer, or rather than it.
     pub(super) extended: Option<&'a Extended>,
     pub(super) notifier: &'a Notifier,
 }
@@ -100,9 +100,14 @@ fn step(places: Places<'_>, parent: Ino, name: &OsStr, wanted: MountPointKind, p
         return Err(Error::WrongKind { path: path.into(), needed });
     }
     let made = match (extended, wanted) {
-        (Some(extended), _) => add(view, extended, parent, name, wanted),
-        (None, MountPointKind::Directory) => view.make_directory(parent, name, Permissions::exactly(0o755), None),
-        (None, MountPointKind::File) => view.make_node(parent, name, Kind::File, Permissions::exactly(0o644), 0, None),
+        // What the layer alone has, or took away, can only be mended there.
+        (Some(extended), _) => {
+            let added = add(view, extended, parent, name, wanted);
+            added.or_else(
+                |error| if view.is_stateless() { Err(error) } else { make_in_layer(view, parent, name, wanted) },
+            )
+        }
+        (None, _) => make_in_layer(view, parent, name, wanted),
     };
     let ino = match made {
         // Another client, or a program in a container, was faster.
@@ -112,6 +117,13 @@ fn step(places: Places<'_>, parent: Ino, name: &OsStr, wanted: MountPointKind, p
     // The kernel may remember that there is no such name, and the listing without it.
     notifier.forget_entry(parent, name).map_err(|source| Error::Notify { path: path.into(), source })?;
     Ok(ino)
+}
+
+fn make_in_layer(view: &View, parent: Ino, name: &OsStr, kind: MountPointKind) -> Result<(Ino, Attr), ViewError> {
+    match kind {
+        MountPointKind::Directory => view.make_directory(parent, name, Permissions::exactly(0o755), None),
+        MountPointKind::File => view.make_node(parent, name, Kind::File, Permissions::exactly(0o644), 0, None),
+    }
 }
 
 fn add(

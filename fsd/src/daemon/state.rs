@@ -49,11 +49,24 @@ impl StateDirectory {
             (Locator::Sandbox(_), Layer::Directory(_)) => (String::new(), None),
             (_, layer) => (locator.to_string(), Some(layer)),
         };
+        let identity = match (&locator, &spec.layer) {
+            // What is written to its overlay partition changes the file, which stays the same image.
+            (Locator::File(image), Layer::Overlay(layer)) if image == layer => {
+                let data = fs::metadata(image).map_err(failed)?;
+                format!("{}:{}:{}", data.dev(), data.ino(), data.len())
+            }
+            _ => locator.identity()?,
+        };
+        let overlays = spec.overlays.iter().map(|overlay| {
+            let locator = Locator::parse(&overlay.to_string_lossy())?;
+            Ok((overlay, locator.identity()?))
+        });
+        let overlays: Vec<_> = overlays.collect::<Result<_, crate::locator::Error>>()?;
         // A daemon that was started in another container sees other files under the same names.
         let namespaces = namespaces::identity().map_err(failed)?;
         let distinguishing = (
             (PROTOCOL_VERSION, env!("CARGO_PKG_VERSION"), namespaces),
-            (name, locator.identity()?),
+            (name, identity, overlays),
             (layer, &spec.ids, &spec.scope, &spec.placement, spec.engine),
         );
         let text = serde_json::to_vec(&distinguishing).map_err(|error| failed(error.into()))?;

@@ -44,7 +44,7 @@ impl Upper {
         self.overlay.is_none()
     }
 
-    /// The layer's directory of files and one to work in, emptied. The layer must be locked.
+    /// The layer's directory of files and one to work in, which overlayfs clears itself. The layer must be locked.
     ///
     /// # Errors
     /// If there can be no working directory: that beside the layer needs a right to write there.
@@ -52,7 +52,6 @@ impl Upper {
         let upper = self.root.try_clone()?;
         if let Some(overlay) = &self.overlay {
             let work = made(overlay.as_fd(), OsStr::new(OVERLAY_WORK))?;
-            clear(work.as_fd(), self.work()?, self)?;
             return Ok(KernelDirectories { upper, work, beside: None });
         }
         let parent = host::open_directory(self.root.as_fd(), OsStr::new(".."))?;
@@ -63,8 +62,16 @@ impl Upper {
         }
         let name = OsString::from(format!(".siphon-work-{}", stat.st_ino));
         let work = made(parent.as_fd(), &name)?;
-        clear(work.as_fd(), self.work()?, self)?;
         Ok(KernelDirectories { upper, work, beside: Some((parent, name)) })
+    }
+
+    /// The filesystem that it lies on: its type and device number.
+    ///
+    /// # Errors
+    /// As `fstatfs(2)`.
+    pub fn filesystem(&self) -> io::Result<(u64, u64)> {
+        let kind = fs::fstatfs(&self.root)?.f_type;
+        Ok((u64::try_from(kind).unwrap_or_default(), host::stat(self.root.as_fd())?.st_dev))
     }
 
     /// The same layer, for a view of its own. The lock is that of the layer, however many share it.
@@ -85,6 +92,7 @@ impl Upper {
             overlay: self.overlay.as_ref().map(OwnedFd::try_clone).transpose()?,
             links: self.links.as_ref().map(OwnedFd::try_clone).transpose()?,
             has_xattrs: self.has_xattrs,
+            has_acls: self.has_acls,
             form: self.form,
             markers: AtomicBool::new(self.uses_markers()),
             stubs: self.stubs.clone(),
@@ -108,22 +116,12 @@ impl KernelDirectories {
 impl Drop for KernelDirectories {
     fn drop(&mut self) {
         if let Some((parent, name)) = &self.beside {
-            // The kernel leaves an empty `work` in it, in some versions `index` too. Anything else is for the next
-            // mount to clear away.
+            // The kernel leaves an empty `work` in it, in some versions `index` too. Anything else is for its next mount
+            // to clear away.
             for left in ["work", "index"] {
                 let _ = fs::unlinkat(&self.work, left, AtFlags::REMOVEDIR);
             }
             let _ = fs::unlinkat(parent, name, AtFlags::REMOVEDIR);
         }
     }
-}
-
-/// Moves all that is in `directory` to `work`, and throws it away there.
-fn clear(directory: BorrowedFd<'_>, work: BorrowedFd<'_>, upper: &Upper) -> Result<(), Error> {
-    for left in host::list(directory)? {
-        let name = upper.temporary();
-        fs::renameat(directory, &left.name, work, &name)?;
-        upper.discard(&name)?;
-    }
-    Ok(())
 }

@@ -10,6 +10,7 @@ use crate::daemon::state::StateDirectory;
 use crate::daemon::{DaemonError, Ids, Layer, Placement, Spec};
 use crate::fs::{FileSystem, Options, Owners, Xattrs};
 use crate::fuse::{Mounted, Notifier};
+use crate::layers::{Mounts, Overlay};
 use crate::locator::{self, Locator, Opened};
 use crate::sys::mounts::{self, FuseMount, OverlayMount, mount_memory};
 use crate::sys::namespaces::{self, Mapped};
@@ -17,6 +18,7 @@ use parking_lot::Mutex;
 use rustix::process::{Resource, Rlimit, getegid, geteuid, getrlimit, setrlimit};
 use siphon_image::open;
 use siphon_image::tree::{EmptyTree, Tree};
+use siphon_overlay::stack::Stack;
 use siphon_overlay::upper::Upper;
 use siphon_overlay::view::View;
 use std::fs::{File, Permissions};
@@ -48,6 +50,8 @@ struct Layered {
     extended: Option<Arc<Extended>>,
     /// Keeps a layer in memory alive.
     memory: Option<File>,
+    /// Keeps mounted layers alive.
+    mounts: Arc<Mounts>,
     /// What the kernel's overlayfs would merge, or why it must not.
     parts: Result<Parts, String>,
 }
@@ -74,7 +78,7 @@ pub(super) fn set_up(state: StateDirectory) -> Result<Server, DaemonError> {
     let owners = owners(&spec, uid, gid).map_err(failed("read the map of ids"))?;
     let locator = Locator::parse(&spec.image)?;
     let opened = locator::open(&locator, &spec.cache_dir, spec.cache_bytes)?;
-    let mut layered = layer(&spec, &opened, &state)?;
+    let mut layered = layer(&spec, &locator, &opened, &state)?;
     let facts = open::facts(layered.view.as_ref())
         .map_err(|source| locator::Error::Tree { image: locator.to_string(), source })?;
 
@@ -94,9 +98,11 @@ pub(super) fn set_up(state: StateDirectory) -> Result<Server, DaemonError> {
         let path = spec.layer.directory().unwrap_or(&root).to_owned();
         layered.view.complete().map_err(|source| DaemonError::Layer { path, source })?;
     }
+    let mounts = layered.mounts;
     let by_kernel = helper.and_then(|helper| {
         let parts = parts?;
-        serve_by_kernel(helper, &parts, &spec, &state, owners, &fuse_mount, workers).map(|serving| (parts, serving))
+        serve_by_kernel(helper, &parts, &spec, &state, owners, &fuse_mount, (workers, mounts.clone()))
+            .map(|serving| (parts, serving))
     });
     discard_directory(&state.memory());
     let (engine, serving, parts) = match by_kernel {
@@ -108,7 +114,8 @@ pub(super) fn set_up(state: StateDirectory) -> Result<Server, DaemonError> {
             let options = Options { owners, read_only, stable: layered.is_stable, xattrs: Xattrs::All };
             let filesystem = Arc::new(FileSystem::new(layered.view.clone(), options, Arc::default()));
             let device = mount(&spec, &fuse_mount)?;
-            let serving = serve(filesystem, device, workers, layered.memory).map_err(failed("serve the filesystem"))?;
+            let kept = (layered.memory, mounts);
+            let serving = serve(filesystem, device, workers, kept).map_err(failed("serve the filesystem"))?;
             (engine::fuse(reason), serving, None)
         }
     };
@@ -171,7 +178,7 @@ fn serve_by_kernel(
     state: &StateDirectory,
     owners: Owners,
     merged: &FuseMount<'_>,
-    workers: usize,
+    (workers, mounts): (usize, Arc<Mounts>),
 ) -> Result<Serving, String> {
     if let Some(reason) = parts.upper.foreign_to_kernel() {
         return Err(reason.to_owned());
@@ -186,10 +193,9 @@ fn serve_by_kernel(
     make_directory(&lower).map_err(|error| super::chain(&error))?;
     let mount = FuseMount { target: &lower, read_only: true, ..merged.clone() };
     let (uid, gid) = (geteuid().as_raw(), getegid().as_raw());
-    let served = mount
-        .mount(uid, gid)
-        .map_err(|error| super::chain(&error))
-        .and_then(|device| serve(filesystem, device, workers, directories).map_err(|error| error.to_string()));
+    let served = mount.mount(uid, gid).map_err(|error| super::chain(&error)).and_then(|device| {
+        serve(filesystem, device, workers, (directories, mounts)).map_err(|error| error.to_string())
+    });
     let overlay = OverlayMount {
         source: merged.source.to_owned(),
         target: merged.target.to_owned(),
@@ -271,89 +277,123 @@ fn other_ids(owners: Owners, refused: Option<String>) -> Result<(), String> {
     }
 }
 
-/// Puts the layer on the image.
-fn layer(spec: &Spec, opened: &Opened, state: &StateDirectory) -> Result<Layered, DaemonError> {
+/// Puts the layers on the image.
+fn layer(spec: &Spec, locator: &Locator, opened: &Opened, state: &StateDirectory) -> Result<Layered, DaemonError> {
     let place = &state.root();
-    // Someone else may write to the layer of a sandbox that is only read here.
-    let is_stable = opened.is_stable && opened.upper_dir.is_none();
-    match &spec.layer {
+    let mut mounts = Mounts::new();
+    let on_host = matches!(spec.placement, Placement::HostMount(_));
+    let layered = match &spec.layer {
         Layer::Directory(directory) => match writable_upper(directory) {
             Ok(upper) => {
                 // A plain directory is written to as it is: nothing lies below it that a deletion would have to hide.
                 let below = if opened.upper_dir.is_some() { opened.lower.clone() } else { Arc::new(EmptyTree) };
-                let parts = match &opened.upper_dir {
-                    Some(_) => parts(&upper, opened),
-                    None => Err("a plain directory is written to as it is".to_owned()),
-                };
-                let view = view(below, Some(upper), directory)?;
-                Ok(Layered { parts, ..Layered::writable(view, opened.is_stable) })
+                match opened.upper_dir {
+                    Some(_) => writable(below, upper, directory)?,
+                    None => {
+                        let parts = Err("a plain directory is written to as it is".to_owned());
+                        Layered { parts, ..writable(below, upper, directory)? }
+                    }
+                }
             }
-            Err(reason) => read_only(read_only_sandbox(opened, directory)?, false, reason, place),
+            Err(reason) => {
+                let sandbox = read_only_sandbox(opened, directory)?;
+                Layered { is_stable: false, ..read_only(sandbox, reason, place)? }
+            }
         },
-        Layer::Overlay(directory) => {
-            let failed = |source| DaemonError::Layer { path: directory.clone(), source };
-            let upper = Upper::open_overlay(directory).map_err(failed)?;
-            upper.lock_exclusive().map_err(failed)?;
-            let parts = parts_below(&upper, opened);
-            let view = view(below(opened)?, Some(upper), directory)?;
-            Ok(Layered { parts, ..Layered::writable(view, is_stable) })
+        Layer::Overlay(path) => {
+            let mut stack = below(spec, locator, opened, place, &mut mounts)?;
+            let upper = Overlay::find(path)?.push_below(&mut stack, place, &mut mounts)?;
+            // Places to mount on are no changes that anyone asked for.
+            let extended = Arc::new(Extended::new(stack.tree()));
+            let parts = parts(&upper, stack.tree());
+            Layered { extended: Some(extended.clone()), parts, ..writable(extended, upper, path)? }
         }
-        Layer::Temporary if spec.placement == Placement::InNamespace => over_memory(opened, is_stable, &state.memory()),
+        Layer::Temporary if on_host => {
+            let stack = below(spec, locator, opened, place, &mut mounts)?;
+            read_only(stack.tree(), "a mount in the host's tree takes no temporary layer".into(), place)?
+        }
         Layer::Temporary => {
-            read_only(below(opened)?, is_stable, "a mount in the host's tree takes no temporary layer".into(), place)
+            over_memory(below(spec, locator, opened, place, &mut mounts)?.tree(), spec, &state.memory())?
         }
-        Layer::ReadOnly => read_only(below(opened)?, is_stable, format!("{} is a read-only image", spec.image), place),
+        Layer::ReadOnly => {
+            let stack = below(spec, locator, opened, place, &mut mounts)?;
+            read_only(stack.tree(), format!("{} is a read-only image", spec.image), place)?
+        }
+    };
+    // Someone else may write to the layer of a sandbox that is only read here.
+    let is_stable = layered.is_stable && opened.is_stable && opened.upper_dir.is_none() && overlays_are_stable(spec)?;
+    let is_ours = matches!(spec.layer, Layer::Directory(_)) && layered.writable.is_ok() && opened.is_stable;
+    let is_stable = is_stable || is_ours;
+    let parts = match is_stable {
+        true => layered.parts,
+        false => {
+            layered.parts.and(Err("what is below the layer may change, which overlayfs does not allow".to_owned()))
+        }
+    };
+    Ok(Layered { mounts: Arc::new(mounts), is_stable, parts, ..layered })
+}
+
+fn overlays_are_stable(spec: &Spec) -> Result<bool, DaemonError> {
+    for path in &spec.overlays {
+        if !Overlay::find(path)?.is_stable() {
+            return Ok(false);
+        }
     }
+    Ok(true)
+}
+
+/// A layer of which this process is the only writer.
+fn writable(below: Arc<dyn Tree>, upper: Upper, path: &Path) -> Result<Layered, DaemonError> {
+    let parts = parts(&upper, below.clone());
+    let view = view(below, Some(upper), path)?;
+    let (extended, memory, mounts) = (None, None, Arc::default());
+    Ok(Layered { view, writable: Ok(()), is_stable: true, extended, memory, mounts, parts })
 }
 
 /// No layer: what is missing to mount on is made beside the nodes of the image.
-fn read_only(below: Arc<dyn Tree>, is_stable: bool, reason: String, place: &Path) -> Result<Layered, DaemonError> {
+fn read_only(below: Arc<dyn Tree>, reason: String, place: &Path) -> Result<Layered, DaemonError> {
     let extended = Arc::new(Extended::new(below));
     let view = view(extended.clone(), None, place)?;
-    let parts = Err(reason.clone());
-    Ok(Layered { view, writable: Err(reason), is_stable, extended: Some(extended), memory: None, parts })
+    let (extended, memory, mounts, parts) = (Some(extended), None, Arc::default(), Err(reason.clone()));
+    Ok(Layered { view, writable: Err(reason), is_stable: true, extended, memory, mounts, parts })
 }
 
 /// A layer in memory, for writes that are not kept. `place` leads to it until that is detached.
-fn over_memory(opened: &Opened, is_stable: bool, place: &Path) -> Result<Layered, DaemonError> {
-    let failed = |source| DaemonError::Layer { path: place.into(), source };
+fn over_memory(below: Arc<dyn Tree>, spec: &Spec, place: &Path) -> Result<Layered, DaemonError> {
     make_directory(place)?;
-    let memory = mount_memory(place, None)?;
-    let upper = Upper::open_overlay(place).map_err(failed)?;
-    let parts = parts_below(&upper, opened);
-    let view = view(below(opened)?, Some(upper), place)?;
-    Ok(Layered { memory: Some(memory), parts, ..Layered::writable(view, is_stable) })
+    let memory = mount_memory(place, spec.memory_bytes)?;
+    let upper = Upper::open_overlay(place).map_err(|source| DaemonError::Layer { path: place.into(), source })?;
+    Ok(Layered { memory: Some(memory), ..writable(below, upper, place)? })
 }
 
-impl Layered {
-    fn writable(view: Arc<View>, is_stable: bool) -> Self {
-        let parts = Err("the kernel was not considered".to_owned());
-        Self { view, writable: Ok(()), is_stable, extended: None, memory: None, parts }
-    }
-}
-
-/// What the kernel's overlayfs may merge: an image that never changes.
-fn parts(upper: &Upper, opened: &Opened) -> Result<Parts, String> {
-    if !opened.is_stable {
-        return Err("the image is a directory that may change, which overlayfs does not allow".to_owned());
-    }
+/// What the kernel's overlayfs would merge.
+fn parts(upper: &Upper, lower: Arc<dyn Tree>) -> Result<Parts, String> {
     let upper = upper.try_clone().map_err(|error| error.to_string())?;
-    Ok(Parts { upper, lower: opened.lower.clone() })
+    Ok(Parts { upper, lower })
 }
 
-fn parts_below(upper: &Upper, opened: &Opened) -> Result<Parts, String> {
-    match opened.upper_dir {
-        Some(_) => Err("below the layer is a sandbox, which may change".to_owned()),
-        None => parts(upper, opened),
+/// The image, or the tree of a sandbox that is read only, with all layers on it that are only read.
+fn below(
+    spec: &Spec,
+    locator: &Locator,
+    opened: &Opened,
+    place: &Path,
+    mounts: &mut Mounts,
+) -> Result<Stack, DaemonError> {
+    let mut stack = Stack::new(match &opened.upper_dir {
+        Some(directory) => read_only_sandbox(opened, directory)?,
+        None => opened.lower.clone(),
+    });
+    if let (Locator::File(path), Some(sif)) = (locator, &opened.image.sif)
+        && spec.layer.directory() != Some(path)
+        && let Some(own) = Overlay::of_sif(path, sif)?
+    {
+        own.push(&mut stack, place, mounts)?;
     }
-}
-
-/// The image, or the tree of a sandbox that is read only.
-fn below(opened: &Opened) -> Result<Arc<dyn Tree>, DaemonError> {
-    match &opened.upper_dir {
-        Some(directory) => read_only_sandbox(opened, directory),
-        None => Ok(opened.lower.clone()),
+    for path in &spec.overlays {
+        Overlay::find(path)?.push(&mut stack, place, mounts)?;
     }
+    Ok(stack)
 }
 
 /// The layer, ours alone to write; or why not.
