@@ -40,6 +40,8 @@ mod end_to_end {
     mod isolation;
     /// Processes killed at any moment.
     mod kill;
+    /// Who merges an image and what is written to it.
+    mod layer;
     /// Manual pages and completions.
     mod manual;
     /// Mounts in the host's tree.

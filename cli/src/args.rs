@@ -17,7 +17,7 @@ pub use images::{BuildArgs, CatArgs, CommitArgs, InspectArgs, LsArgs, MountArgs,
 pub use instance::{InstanceListArgs, InstanceStartArgs, InstanceStatsArgs, InstanceStopArgs, InstanceVerb};
 pub use run::{ContainFlags, ExecArgs, NamespaceFlags, OtherFlags, RunArgs, RunFlags, ShellArgs, TestArgs};
 
-use clap::{Args, CommandFactory, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use std::ffi::OsString;
 use std::path::PathBuf;
 
@@ -126,6 +126,24 @@ pub struct DaemonFlags {
     /// of the image: one that runs already keeps its own.
     #[arg(long, value_name = "SIZE", help_heading = "Daemon")]
     pub block_cache: Option<String>,
+    /// Who merges the image and what is written: the kernel's overlayfs, this program over FUSE, or whichever suits
+    ///
+    /// Unless told otherwise the kernel does, being faster, where a trial shows that it works. Counts for runs that write;
+    /// `siphon status` says which it is, and why.
+    #[arg(long, value_name = "ENGINE", help_heading = "Daemon")]
+    pub layer_engine: Option<EngineArg>,
+}
+
+/// Who merges an image and its layer.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub enum EngineArg {
+    /// The kernel where it works, else FUSE
+    #[default]
+    Auto,
+    /// The kernel's overlayfs, or an error
+    Kernel,
+    /// This program
+    Fuse,
 }
 
 /// The commands.

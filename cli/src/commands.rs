@@ -9,6 +9,7 @@ pub mod daemon;
 pub mod doctor;
 pub mod inspect;
 pub mod instance;
+mod layers;
 pub mod ls;
 pub mod man;
 pub mod mount;

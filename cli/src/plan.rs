@@ -168,9 +168,20 @@ pub enum PlanError {
     /// The directory that is to keep what a contained run writes does not exist.
     #[error("the directory {0} of --workdir doesn't exist")]
     NoWorkdir(PathBuf),
+    /// A SIF image without a place for writes.
+    #[error(
+        "no SIF writable overlay partition found in {image}; add one (siphon overlay create {image}), make a sandbox of it to \
+         keep changes (siphon build --sandbox DIR {image}), keep them in an overlay (--overlay DIR), or use --writable-tmpfs \
+         to forget them"
+    )]
+    NoOverlayPartition {
+        /// The image.
+        image: String,
+    },
     /// The image cannot be written to.
     #[error(
-        "{image} is read-only; make a sandbox of it to keep changes (siphon build --sandbox DIR {image}), or use --writable-tmpfs to forget them"
+        "{image} is read-only; make a sandbox of it to keep changes (siphon build --sandbox DIR {image}), keep them in an \
+         overlay (--overlay DIR), or use --writable-tmpfs to forget them"
     )]
     ReadOnlyImage {
         /// The image.

@@ -11,17 +11,20 @@ mod gpu;
 mod mount_spec;
 mod namespaces;
 mod other;
+mod overlays;
 mod run;
 mod size;
 mod variables;
 mod verbosity;
 
+pub use crate::args::EngineArg;
 pub use binds::{Bind, BindError, ImageBind};
 pub use common::Common;
 pub use contain::Contain;
 pub use environment::Environment;
 pub use gpu::GpuSettings;
 pub use namespaces::{Namespaces, Processes};
+pub use overlays::OverlaySpec;
 #[cfg(test)]
 pub use run::Home;
 pub use run::{Action, Fakeroot, RunSettings, Writes};
@@ -48,6 +51,15 @@ pub enum SettingsError {
         /// What was given.
         size: String,
     },
+    /// `SIPHON_LAYER_ENGINE` with something else than an engine.
+    #[error("SIPHON_LAYER_ENGINE is {0:?}, and must be auto, kernel or fuse")]
+    Engine(String),
+    /// `--writable-tmpfs-size` or its variable with something else than a size.
+    #[error("--writable-tmpfs-size {0:?} must be a number of bytes, alone or with K, M or G")]
+    MemorySize(String),
+    /// `--overlay` beside `--writable`.
+    #[error("cannot use --overlay in conjunction with --writable")]
+    OverlayWithWritable,
     /// A place for a scratch directory that is not absolute.
     #[error("scratch directory {0:?} must be an absolute path")]
     Scratch(String),

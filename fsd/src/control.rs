@@ -131,6 +131,26 @@ pub(crate) struct Attached {
     pub(crate) facts: Facts,
     pub(crate) writable: Result<(), String>,
     pub(crate) other_ids: Result<(), String>,
+    pub(crate) engine: Option<Engine>,
+}
+
+/// Which engine merges an image and its layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum EngineName {
+    /// The kernel's overlayfs.
+    Kernel,
+    /// Our own view.
+    Fuse,
+}
+
+/// The engine that serves a layer, and why this one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Engine {
+    /// Which.
+    pub name: EngineName,
+    /// Why, as the end of a sentence.
+    pub reason: String,
 }
 
 /// How a daemon goes.
@@ -146,6 +166,8 @@ pub struct Status {
     pub layer: String,
     /// Whether writes are taken.
     pub writable: bool,
+    /// What merges the image and the layer, and why; none without a layer.
+    pub engine: Option<Engine>,
     /// When it started, in seconds since 1970.
     pub started: u64,
     /// Processes that use it.

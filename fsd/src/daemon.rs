@@ -15,6 +15,7 @@
 //! it takes its directory away and detaches the mount from its own namespace. Told to leave, it does so at once, and
 //! goes on serving the programs that have copies of the mount, unseen, until the last of them is gone.
 
+mod engine;
 mod join;
 mod mount_points;
 mod pretence;
@@ -35,7 +36,8 @@ use crate::control::{self, Reply, Request};
 use crate::sys::subordinate_ids::SubordinateIds;
 use crate::sys::{mounts, namespaces};
 
-pub use crate::control::{DataImage, DataPlace, MountPointKind};
+pub use crate::control::{DataImage, DataPlace, Engine, EngineName, MountPointKind};
+pub use engine::{LayerEngine, try_kernel};
 pub use join::join;
 pub use pretence::Pretence;
 pub use serve::serve;
@@ -47,8 +49,13 @@ pub use traces::remove_traces;
 pub struct Spec {
     /// The image, as a user names it: [`crate::locator::Locator::parse`] understands it.
     pub image: String,
+    /// Layers that are only read, between the image and where writes go, lowest first:
+    /// [`crate::layers::Overlay::find`] understands them.
+    pub overlays: Vec<PathBuf>,
     /// Where writes go.
     pub layer: Layer,
+    /// How much memory a temporary layer may take, in bytes; the kernel's default, half of all, if `None`.
+    pub memory_bytes: Option<u64>,
     /// Which ids exist in its namespace.
     pub ids: Ids,
     /// Runs of different scopes, such as batch jobs, do not share a daemon.
@@ -61,6 +68,8 @@ pub struct Spec {
     pub idle: Duration,
     /// Where it mounts.
     pub placement: Placement,
+    /// Who merges the image and the layer.
+    pub engine: LayerEngine,
 }
 
 /// Where writes go.
@@ -71,8 +80,21 @@ pub enum Layer {
     ReadOnly,
     /// Into memory, until the daemon leaves.
     Temporary,
-    /// Into this directory.
+    /// Into this directory: a sandbox, or a plain directory that is the image itself.
     Directory(PathBuf),
+    /// Into this overlay, of any kind that takes writes; the image's own path for its own overlay partition. It is written
+    /// to, or there is no daemon.
+    Overlay(PathBuf),
+}
+
+impl Layer {
+    /// The directory or image file that only one daemon may write to.
+    pub(crate) fn directory(&self) -> Option<&Path> {
+        match self {
+            Self::ReadOnly | Self::Temporary => None,
+            Self::Directory(directory) | Self::Overlay(directory) => Some(directory),
+        }
+    }
 }
 
 /// Which ids exist in the daemon's namespace.
@@ -119,6 +141,12 @@ pub enum DaemonError {
         /// The path in it.
         inside: PathBuf,
     },
+    /// The kernel's overlayfs was asked for and cannot be used.
+    #[error("the kernel cannot merge the image and its layer: {reason}")]
+    Engine {
+        /// Why.
+        reason: String,
+    },
     /// The directories that daemons keep their state in.
     #[error("cannot use {path} for the state of a daemon")]
     State {
@@ -139,6 +167,9 @@ pub enum DaemonError {
     /// Namespaces.
     #[error(transparent)]
     Namespace(#[from] namespaces::Error),
+    /// What lies between the image and where writes go, or where they go.
+    #[error(transparent)]
+    Overlay(#[from] crate::layers::Error),
     /// Mounts.
     #[error(transparent)]
     Mount(#[from] mounts::Error),
@@ -197,6 +228,8 @@ pub struct Joined {
     pub writable: Result<(), String>,
     /// Whether there are other ids than the caller's; if not, why.
     pub other_ids: Result<(), String>,
+    /// What merges the image and the layer; none without a layer.
+    pub engine: Option<Engine>,
     /// The daemon's process id.
     pub pid: i32,
     /// The daemon's process: readable when it ends.
@@ -212,6 +245,9 @@ impl Joined {
     /// # Errors
     /// [`DaemonError::Control`] if one cannot be made, such as below a file.
     pub fn make_mount_points(&self, points: &[(PathBuf, MountPointKind)]) -> Result<Vec<PathBuf>, DaemonError> {
+        if self.engine.as_ref().is_some_and(|engine| engine.name == EngineName::Kernel) {
+            return mount_points::make_merged(self, points);
+        }
         match control::ask(&self.socket, &Request::MountPoints(points.to_vec()))? {
             Reply::MountPoints(paths) => Ok(paths),
             _ => Err(control::Error::Refused("the daemon answered something else".to_owned()).into()),

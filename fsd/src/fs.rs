@@ -63,6 +63,35 @@ pub struct Options {
     pub read_only: bool,
     /// Whether nothing but this filesystem changes what is below, so that the kernel may keep what it learnt for good.
     pub stable: bool,
+    /// Which extended attributes are shown.
+    pub xattrs: Xattrs,
+}
+
+/// Which extended attributes of the view are shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Xattrs {
+    /// All.
+    All,
+    /// Those that are no marks of the kernel's overlayfs, which reads this filesystem.
+    BelowRootsOverlay,
+    /// Of these, those that an overlayfs of an unprivileged user can copy: a copy-up fails over any other.
+    BelowOverlay {
+        /// Whether there is a root for file capabilities to be relative to.
+        capabilities: bool,
+    },
+}
+
+impl Xattrs {
+    fn shows(self, name: &OsStr) -> bool {
+        let starts = |prefix: &str| name.as_encoded_bytes().starts_with(prefix.as_bytes());
+        let is_mark = starts("user.overlay.") || starts("trusted.overlay.");
+        match self {
+            Self::All => true,
+            Self::BelowRootsOverlay => !is_mark,
+            Self::BelowOverlay { capabilities } if name == "security.capability" => capabilities,
+            Self::BelowOverlay { .. } => !is_mark && !starts("trusted.") && !starts("security."),
+        }
+    }
 }
 
 /// A failed operation. [`crate::errno::errno`] turns it into what the kernel is told.
@@ -165,6 +194,11 @@ impl FileSystem {
     /// Whether file contents and listings may stay in the page cache over an open.
     pub fn keeps_cache(&self) -> bool {
         self.options.stable
+    }
+
+    /// Whether files have POSIX ACLs, which the kernel is then to ask for and to heed.
+    pub fn has_acls(&self) -> bool {
+        !self.options.read_only && self.view.has_acls()
     }
 
     /// Whether every change is refused.
@@ -294,7 +328,7 @@ impl FileSystem {
 
     /// Decodes what is expected, and keeps it for whoever asks.
     pub fn decode_ahead(&self, expected: &[(Ino, Range<u64>)]) {
-        self.view.prepare(expected);
+        self.view.decode_ahead(expected);
     }
 
     /// As [`FileSystem::read`], of what nobody asked for yet.
@@ -320,6 +354,9 @@ impl FileSystem {
     /// # Errors
     /// [`Error::NoAttribute`], [`Error::TooLarge`] or [`Error::View`].
     pub fn xattr(&self, ino: Ino, name: &OsStr, capacity: usize) -> Result<XattrReply, Error> {
+        if !self.options.xattrs.shows(name) {
+            return Err(Error::NoAttribute);
+        }
         let value = self.view.xattr(ino, name)?.ok_or(Error::NoAttribute)?;
         fit(value, capacity)
     }
@@ -330,7 +367,7 @@ impl FileSystem {
     /// [`Error::TooLarge`] or [`Error::View`].
     pub fn xattr_names(&self, ino: Ino, capacity: usize) -> Result<XattrReply, Error> {
         let mut list = Vec::new();
-        for name in self.view.xattr_names(ino)? {
+        for name in self.view.xattr_names(ino)?.into_iter().filter(|name| self.options.xattrs.shows(name)) {
             list.extend_from_slice(name.as_encoded_bytes());
             list.push(0);
         }
@@ -393,6 +430,17 @@ fn fit(value: Vec<u8>, capacity: usize) -> Result<XattrReply, Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_overlayfs_is_shown_only_the_attributes_that_it_can_copy() {
+        let names = ["user.note", "user.overlay.opaque", "trusted.note", "security.capability", "security.selinux"];
+        let shown = |xattrs: Xattrs| names.map(|name| xattrs.shows(OsStr::new(name)));
+
+        assert_eq!(shown(Xattrs::All), [true; 5]);
+        assert_eq!(shown(Xattrs::BelowRootsOverlay), [true, false, true, true, true]);
+        assert_eq!(shown(Xattrs::BelowOverlay { capabilities: true }), [true, false, false, true, false]);
+        assert_eq!(shown(Xattrs::BelowOverlay { capabilities: false }), [true, false, false, false, false]);
+    }
 
     #[test]
     fn ids_that_do_not_exist_here_have_the_kernels_stand_in_or_are_roots() {

@@ -9,7 +9,7 @@ mod convert;
 use crate::errno::{errno, is_failure};
 use crate::fs::{Caller, Error, FileSystem, Listed, Node, XattrReply};
 use ahead::ReadAhead;
-use convert::{attr_out, kind_out, mode_in, node_kind, open_in, permissions, set_time};
+use convert::{attr_out, kind_out, made_with, mode_in, node_kind, open_in, permissions, set_time};
 use fuser::{
     BsdFileFlags, Config, Errno, FileHandle, FopenFlags, Generation, INodeNo, InitFlags, IoctlFlags, KernelConfig,
     LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus,
@@ -44,6 +44,9 @@ const CAPABILITIES: InitFlags = InitFlags::FUSE_ASYNC_READ
     .union(InitFlags::FUSE_MAX_PAGES)
     .union(InitFlags::FUSE_EXPLICIT_INVAL_DATA)
     .union(InitFlags::FUSE_ASYNC_DIO);
+
+/// Where there are ACLs: one of a directory overrules the umask, which the kernel then leaves to us.
+const ACLS: InitFlags = InitFlags::FUSE_POSIX_ACL.union(InitFlags::FUSE_DONT_MASK);
 
 /// A mounted filesystem whose first exchange with the kernel is done.
 #[derive(Debug)]
@@ -203,7 +206,10 @@ impl fuser::Filesystem for Adaptor {
         let nothing_to_open = self.filesystem.opens_nothing();
         self.opens_files = nothing_to_open && offered.contains(InitFlags::FUSE_NO_OPEN_SUPPORT);
         self.opens_directories = nothing_to_open && offered.contains(InitFlags::FUSE_NO_OPENDIR_SUPPORT);
-        let wanted = CAPABILITIES & offered;
+        let mut wanted = CAPABILITIES & offered;
+        if self.filesystem.has_acls() {
+            wanted |= ACLS & offered;
+        }
         let granted = config.add_capabilities(wanted);
         let background = config.set_max_background(MAX_BACKGROUND).map(drop);
         let write = config.set_max_write(MAX_WRITE_BYTES).map(drop);
@@ -268,19 +274,22 @@ impl fuser::Filesystem for Adaptor {
         parent: INodeNo,
         name: &OsStr,
         mode: u32,
-        _umask: u32,
+        umask: u32,
         rdev: u32,
         reply: ReplyEntry,
     ) {
         let result = match node_kind(mode) {
-            Some(kind) => self.filesystem.make_node(caller(request), ino(parent), name, kind, permissions(mode), rdev),
+            Some(kind) => {
+                let permissions = made_with(mode, umask);
+                self.filesystem.make_node(caller(request), ino(parent), name, kind, permissions, rdev)
+            }
             None => Err(Error::Invalid),
         };
         self.entry("mknod", parent, result, reply);
     }
 
-    fn mkdir(&self, request: &Request, parent: INodeNo, name: &OsStr, mode: u32, _umask: u32, reply: ReplyEntry) {
-        let result = self.filesystem.make_directory(caller(request), ino(parent), name, permissions(mode));
+    fn mkdir(&self, request: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {
+        let result = self.filesystem.make_directory(caller(request), ino(parent), name, made_with(mode, umask));
         self.entry("mkdir", parent, result, reply);
     }
 
@@ -477,7 +486,7 @@ impl fuser::Filesystem for Adaptor {
 
     fn setxattr(
         &self,
-        _request: &Request,
+        request: &Request,
         number: INodeNo,
         name: &OsStr,
         value: &[u8],
@@ -485,7 +494,8 @@ impl fuser::Filesystem for Adaptor {
         _position: u32,
         reply: ReplyEmpty,
     ) {
-        self.done("setxattr", number, self.filesystem.set_xattr(ino(number), name, value, flags), reply);
+        let result = self.filesystem.set_xattr(caller(request), ino(number), name, value, flags);
+        self.done("setxattr", number, result, reply);
     }
 
     fn getxattr(&self, _request: &Request, number: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
@@ -513,12 +523,12 @@ impl fuser::Filesystem for Adaptor {
         parent: INodeNo,
         name: &OsStr,
         mode: u32,
-        _umask: u32,
+        umask: u32,
         flags: i32,
         reply: ReplyCreate,
     ) {
         let open = mode_in(flags);
-        match self.filesystem.create(caller(request), ino(parent), name, permissions(mode), open) {
+        match self.filesystem.create(caller(request), ino(parent), name, made_with(mode, umask), open) {
             Ok((node, handle)) => {
                 let lifetime = self.filesystem.lifetime();
                 reply.created(&lifetime, &attr_out(&node), Generation(0), FileHandle(handle), self.cache_flags());

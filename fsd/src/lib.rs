@@ -1,10 +1,10 @@
 //! Serves a container image as a filesystem: where it comes from, how it is mounted, and the process that does it.
 //!
 //! ```text
-//! source <- cache <- blob <- locator <- daemon <- (command line)
-//!           storage, memory <-'            |
-//!        storage <- metrics <- fs <- fuse <-'
-//!          sys <- control, identity  <--------'
+//! source <- cache <- blob <- locator <- layers <- daemon <- (command line)
+//!           storage, memory <-'                      |
+//!        storage <- metrics <- fs <- fuse <-----------'
+//!          sys <- control, identity  <------------------'
 //! ```
 
 pub mod blob;
@@ -15,6 +15,7 @@ pub mod errno;
 pub mod fs;
 pub mod fuse;
 pub mod identity;
+pub mod layers;
 pub mod locator;
 pub mod memory;
 pub mod metrics;

@@ -2,6 +2,7 @@
 //! `unsafe` is allowed.
 
 pub mod descriptors;
+pub mod ext;
 pub mod mounts;
 pub mod namespaces;
 pub mod processes;

@@ -6,7 +6,7 @@
 
 use nix::sched::{CloneFlags, unshare};
 use siphon_fsd::control::{self, MountPointKind, Status};
-use siphon_fsd::daemon::{self, DaemonError, Ids, Joined, Layer, Placement, Spec};
+use siphon_fsd::daemon::{self, DaemonError, Ids, Joined, Layer, LayerEngine, Placement, Spec};
 use std::fs;
 use std::io::Write;
 use std::net::TcpListener;
@@ -59,13 +59,16 @@ fn join(directory: &Path) -> Result<Joined, DaemonError> {
 fn join_image(directory: &Path, image: String) -> Result<Joined, DaemonError> {
     let spec = Spec {
         image,
+        overlays: Vec::new(),
         layer: Layer::ReadOnly,
+        memory_bytes: None,
         ids: Ids::Caller,
         scope: "test".to_owned(),
         cache_dir: directory.join("cache"),
         cache_bytes: None,
         idle: IDLE,
         placement: Placement::InNamespace,
+        engine: LayerEngine::Auto,
     };
     daemon::join(&spec, &runtime_dir(directory), &std::env::current_exe().unwrap())
 }

@@ -5,45 +5,86 @@
 
 use crate::error::Error;
 use crate::upper::Upper;
-use rustix::fs::{self, AtFlags, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags};
+use rustix::fs::{self, AtFlags, FileType, Gid, Mode, OFlags, SeekFrom, Timespec, Timestamps, Uid, XattrFlags};
 use rustix::io::Errno;
 use siphon_image::directory::host;
 use siphon_image::tree::{Attr, Kind, NodeId, Timestamp, Tree};
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 
 /// Bytes copied at once: as much as the largest squashfs block.
 const CHUNK_BYTES: usize = 1 << 20;
+/// Bytes that the kernel is asked to copy at once, so that a signal is soon heard.
+const MAX_AT_ONCE: usize = 64 << 20;
 /// Blocks of zeros this large become holes.
 const HOLE_BYTES: usize = 4096;
 
-/// Copies `node` and returns its name in `work`. Of a file, only the first `limit_bytes` are copied.
-pub(crate) fn stage(upper: &Upper, lower: &dyn Tree, node: NodeId, limit_bytes: u64) -> Result<OsString, Error> {
+/// What of a file is copied.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Content<'a> {
+    /// The first bytes, at most this many.
+    UpTo(u64),
+    /// None: it stays in the image, at this path. All of it where the layer cannot write that down.
+    Stays(&'a [OsString]),
+}
+
+/// A finished copy.
+#[derive(Debug)]
+pub(crate) struct Staged {
+    /// Its name in `work`.
+    pub(crate) name: OsString,
+    /// Whether its content stayed in the image.
+    pub(crate) is_stub: bool,
+}
+
+/// Copies `node` to a new name in `work`.
+pub(crate) fn stage(upper: &Upper, lower: &dyn Tree, node: NodeId, content: Content<'_>) -> Result<Staged, Error> {
     let attr = lower.attr(node)?;
     let name = upper.temporary();
-    let staged = fill(upper, lower, node, &attr, &name, limit_bytes);
+    let staged = fill(upper, lower, node, &attr, &name, content);
     if staged.is_err() {
         // The first failure is the one to report; what is left is cleared when the layer is next locked.
         let _ = upper.discard(&name);
     }
-    staged.map(|()| name)
+    staged.map(|is_stub| Staged { name, is_stub })
 }
 
-fn fill(upper: &Upper, lower: &dyn Tree, node: NodeId, attr: &Attr, name: &OsStr, limit: u64) -> Result<(), Error> {
+fn fill(
+    upper: &Upper,
+    lower: &dyn Tree,
+    node: NodeId,
+    attr: &Attr,
+    name: &OsStr,
+    content: Content<'_>,
+) -> Result<bool, Error> {
     match attr.kind {
         Kind::Symlink => fs::symlinkat(lower.read_link(node)?, upper.work()?, name)?,
-        kind => make(upper, name, kind, attr.rdev)?,
+        kind => make(upper.work()?, name, kind, 0o700, attr.rdev)?,
     }
     let object = host::open_object(upper.work()?, name)?;
-    if attr.kind == Kind::File && limit > 0 {
+    let mut is_stub = false;
+    if attr.kind == Kind::File && attr.size > 0 {
         let file = File::from(host::reopen(object.as_fd(), OFlags::WRONLY)?);
-        copy_content(lower, node, &file, attr.size.min(limit))?;
+        let limit = match content {
+            Content::UpTo(limit) => limit,
+            Content::Stays(path) => {
+                file.set_len(attr.size)?;
+                is_stub = upper.mark_stub(object.as_fd(), path)?;
+                if is_stub { 0 } else { u64::MAX }
+            }
+        };
+        if limit > 0 {
+            copy_content(lower, node, &file, attr.size.min(limit))?;
+        }
+    }
+    if matches!(attr.kind, Kind::File | Kind::Directory) {
+        upper.set_origin(object.as_fd(), node)?;
     }
     change_owner(object.as_fd(), attr.uid, attr.gid)?;
-    if upper.copies_xattrs() {
+    if upper.has_xattrs() {
         for (name, value) in lower.xattrs(node)? {
             set_xattr(object.as_fd(), &name, &value)?;
         }
@@ -51,15 +92,27 @@ fn fill(upper: &Upper, lower: &dyn Tree, node: NodeId, attr: &Attr, name: &OsStr
     if attr.kind != Kind::Symlink {
         fs::chmod(host::path_of(object.as_fd()), Mode::from_raw_mode(attr.mode.into()))?;
     }
-    Ok(set_times(object.as_fd(), attr.atime, attr.mtime)?)
+    set_times(object.as_fd(), attr.atime, attr.mtime)?;
+    Ok(is_stub)
 }
 
-/// Makes an empty node of any kind but a symbolic link, for its owner only, in `work`.
-pub(crate) fn make(upper: &Upper, name: &OsStr, kind: Kind, rdev: u32) -> Result<(), Error> {
-    let work = upper.work()?;
-    let private = Mode::from_raw_mode(0o700);
+/// Gives the stub `object` the content of the image's file `node`, as far as it is long, and then makes it a file like
+/// any other. Its times stay.
+pub(crate) fn complete(upper: &Upper, lower: &dyn Tree, node: NodeId, object: BorrowedFd<'_>) -> Result<(), Error> {
+    let before = host::attr_of(&host::stat(object)?);
+    if before.size > 0 {
+        let file = File::from(host::reopen(object, OFlags::WRONLY)?);
+        copy_content(lower, node, &file, before.size)?;
+    }
+    set_times(object, before.atime, before.mtime)?;
+    Ok(upper.unmark_stub(object)?)
+}
+
+/// Makes an empty node of any kind but a symbolic link in `directory`.
+pub(crate) fn make(directory: BorrowedFd<'_>, name: &OsStr, kind: Kind, mode: u16, rdev: u32) -> Result<(), Error> {
+    let mode = Mode::from_raw_mode(mode.into());
     let file_type = match kind {
-        Kind::Directory => return Ok(fs::mkdirat(work, name, private)?),
+        Kind::Directory => return Ok(fs::mkdirat(directory, name, mode)?),
         Kind::Symlink => return Err(Errno::INVAL.into()),
         // It would be a whiteout.
         Kind::CharDevice if rdev == 0 => return Err(Errno::PERM.into()),
@@ -69,10 +122,15 @@ pub(crate) fn make(upper: &Upper, name: &OsStr, kind: Kind, rdev: u32) -> Result
         Kind::Fifo => FileType::Fifo,
         Kind::Socket => FileType::Socket,
     };
-    Ok(fs::mknodat(work, name, file_type, private, rdev.into())?)
+    Ok(fs::mknodat(directory, name, file_type, mode, rdev.into())?)
 }
 
 fn copy_content(lower: &dyn Tree, node: NodeId, file: &File, size: u64) -> Result<(), Error> {
+    if let Some(source) = lower.file(node)?
+        && clone_content(&source, file, size)?
+    {
+        return Ok(file.sync_data()?);
+    }
     let mut buf = vec![0; usize::try_from(size).unwrap_or(CHUNK_BYTES).min(CHUNK_BYTES)];
     let mut offset = 0;
     while offset < size {
@@ -97,6 +155,34 @@ fn copy_content(lower: &dyn Tree, node: NodeId, file: &File, size: u64) -> Resul
     // Without this a power failure after the rename can leave an empty copy that hides the image's file; the kernel's
     // overlayfs syncs here too.
     Ok(file.sync_data()?)
+}
+
+/// Has the filesystem copy the first `size` bytes, by reference where it can, in the kernel where not. `false` if it can
+/// do neither, and where all has to be read to find holes.
+fn clone_content(source: &OwnedFd, file: &File, size: u64) -> Result<bool, Error> {
+    if fs::fstat(source)?.st_size.cast_unsigned() == size && fs::ioctl_ficlone(file, source).is_ok() {
+        return Ok(true);
+    }
+    let mut at = 0;
+    while at < size {
+        // Holes stay holes: only data is copied.
+        let mut from = match fs::seek(source, SeekFrom::Data(at)) {
+            Ok(data) if data < size => data,
+            Ok(_) | Err(Errno::NXIO) => break,
+            Err(_) => return Ok(false),
+        };
+        at = fs::seek(source, SeekFrom::Hole(from))?.min(size);
+        let mut to = from;
+        while from < at {
+            let want = usize::try_from(at - from).unwrap_or(MAX_AT_ONCE).min(MAX_AT_ONCE);
+            match fs::copy_file_range(source, Some(&mut from), file, Some(&mut to), want) {
+                Ok(0) | Err(_) => return Ok(false),
+                Ok(_) => {}
+            }
+        }
+    }
+    file.set_len(size)?;
+    Ok(true)
 }
 
 /// Changes the owner as far as this process may: an unprivileged one keeps what it makes, and an id that is not mapped

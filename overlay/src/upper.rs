@@ -6,27 +6,43 @@
 //!     base.json       which image the layer belongs to
 //!     lock            flock(2)ed by the one process that writes; holds its pid and host
 //!     markers         exists once marker files were used for whiteouts
+//!     stubs           exists while files may be here whose content is in the image (`upper/content.rs`)
+//!     links/          what is known of hard links of the image (`upper/links.rs`)
 //!     work/           nodes being made, and nodes that wait for their removal
 //! ```
+//!
+//! In an overlay directory, as apptainer makes them, the files are in `upper`, and `.siphon` is in `work`: in an ext3 image
+//! that is all that belongs to a user.
+//!
+//! The kernel's overlayfs works in a directory of its own that must not be inside the layer: `work` in an overlay
+//! directory, else `.siphon-work-N` beside the layer, N being the layer's inode number. It is there while the kernel
+//! serves the layer, and what a killed process left of it is cleared by the next one that does.
 //!
 //! A node is made whole in `work/` and then renamed into place, so that a crash leaves the old state or the new one.
 //! See [`form`](self) for how absence is written down: `upper/form.rs`.
 
 mod base;
+mod content;
 mod form;
+mod kernel;
+mod links;
 mod staging;
 
 pub use base::Base;
+pub(crate) use content::Origin;
 pub(crate) use form::Place;
+pub use kernel::KernelDirectories;
+pub(crate) use links::Links;
+pub use staging::Scratch;
 
 use crate::error::Error;
-use form::Form;
+use form::{Abilities, Form};
 use rustix::fs::{self, AtFlags, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 use siphon_image::directory::host;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, ErrorKind, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
@@ -34,6 +50,12 @@ use std::sync::atomic::{AtomicBool, AtomicU64};
 
 /// The directory at the root of a layer that holds what is ours.
 pub const PRIVATE_NAME: &str = ".siphon";
+/// The files of an overlay directory.
+const OVERLAY_FILES: &str = "upper";
+/// What the kernel's overlayfs works in, in an overlay directory.
+const OVERLAY_WORK: &str = "work";
+/// The directory in it for hard links of the image.
+const LINKS_NAME: &str = "links";
 /// Longest holder's line that is read from a lock file.
 const MAX_HOLDER_BYTES: u64 = 256;
 
@@ -43,11 +65,18 @@ pub struct Upper {
     root: OwnedFd,
     /// `None` where the directory cannot be written to.
     private: Option<Private>,
+    /// An overlay directory, for a layer that lies in one.
+    overlay: Option<OwnedFd>,
+    /// `None` where there is none yet and none can be made.
+    links: Option<OwnedFd>,
     form: Form,
     /// Whether `.wh.` names are marks here.
     markers: AtomicBool,
+    /// Whether files may be stubs; the same for all clones.
+    stubs: Arc<AtomicBool>,
     next_temporary: AtomicU64,
-    copies_xattrs: bool,
+    has_xattrs: bool,
+    has_acls: bool,
 }
 
 #[derive(Debug)]
@@ -65,22 +94,59 @@ impl Upper {
     /// # Errors
     /// If the directory cannot be opened or `.siphon` not be made.
     pub fn open(directory: &Path) -> Result<Self, Error> {
-        let root = fs::open(directory, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
-        let private = match Private::open(root.as_fd()) {
-            Err(Errno::ACCESS | Errno::PERM | Errno::ROFS) => None,
-            other => Some(other?),
+        let root = open_path(directory)?;
+        let private = Private::open_if_allowed(root.as_fd())?;
+        Self::with_private(root.try_clone()?, root.as_fd(), private)
+    }
+
+    /// Opens the layer in an overlay directory: its `upper`, which is made if it is missing, as is `work`.
+    ///
+    /// # Errors
+    /// If the directory cannot be opened, or `upper`, `work` or `.siphon` not be made.
+    pub fn open_overlay(directory: &Path) -> Result<Self, Error> {
+        let overlay = open_path(directory)?;
+        let files = made(overlay.as_fd(), OsStr::new(OVERLAY_FILES))?;
+        let work = made(overlay.as_fd(), OsStr::new(OVERLAY_WORK))?;
+        let private = Private::open_if_allowed(work.as_fd())?;
+        let upper = Self::with_private(files, work.as_fd(), private)?;
+        Ok(Self { overlay: Some(overlay), ..upper })
+    }
+
+    /// Opens the layer in an overlay directory for reading only: its `upper`, or all of it where it has none. Nothing is
+    /// made in it, and changes fail with `EROFS`.
+    ///
+    /// # Errors
+    /// If the directory cannot be opened.
+    pub fn open_overlay_read_only(directory: &Path) -> Result<Self, Error> {
+        let overlay = open_path(directory)?;
+        let part = |name| match host::open_directory(overlay.as_fd(), OsStr::new(name)) {
+            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => overlay.try_clone(),
+            part => part,
         };
-        let form = match &private {
+        Self::with_private(part(OVERLAY_FILES)?, part(OVERLAY_WORK)?.as_fd(), None)
+    }
+
+    fn with_private(root: OwnedFd, place: BorrowedFd<'_>, private: Option<Private>) -> Result<Self, Error> {
+        let Abilities { form, has_xattrs, has_acls } = match &private {
             Some(private) => form::probe(private.work.as_fd())?,
-            None => Form::Device,
+            // Whatever is written down is read.
+            None => Abilities { form: Form::Device, has_xattrs: true, has_acls: false },
         };
-        let markers = form == Form::Marker || has_markers(root.as_fd());
+        let links = match &private {
+            Some(private) => Some(made(private.directory.as_fd(), OsStr::new(LINKS_NAME))?),
+            None => host::walk(place, &[PRIVATE_NAME, LINKS_NAME]).ok(),
+        };
+        let markers = form == Form::Marker || has_note(place, form::MARKERS_NAME);
         Ok(Self {
             root,
             private,
-            copies_xattrs: form != Form::Marker,
+            overlay: None,
+            links,
+            has_xattrs,
+            has_acls,
             form,
             markers: AtomicBool::new(markers),
+            stubs: Arc::new(has_note(place, content::STUBS_NAME).into()),
             next_temporary: AtomicU64::new(0),
         })
     }
@@ -137,8 +203,13 @@ impl Upper {
     }
 
     /// Whether xattrs can be kept at all.
-    pub(crate) fn copies_xattrs(&self) -> bool {
-        self.copies_xattrs
+    pub(crate) fn has_xattrs(&self) -> bool {
+        self.has_xattrs
+    }
+
+    /// Whether POSIX ACLs can be kept.
+    pub(crate) fn has_acls(&self) -> bool {
+        self.has_acls
     }
 
     pub(crate) fn root(&self) -> BorrowedFd<'_> {
@@ -161,6 +232,14 @@ impl Upper {
 }
 
 impl Private {
+    /// `None` where it may not be made or written to.
+    fn open_if_allowed(place: BorrowedFd<'_>) -> Result<Option<Self>, Errno> {
+        match Self::open(place) {
+            Err(Errno::ACCESS | Errno::PERM | Errno::ROFS) => Ok(None),
+            other => other.map(Some),
+        }
+    }
+
     fn open(root: BorrowedFd<'_>) -> Result<Self, Errno> {
         let directory = made(root, OsStr::new(PRIVATE_NAME))?;
         let work = made(directory.as_fd(), OsStr::new("work"))?;
@@ -168,6 +247,10 @@ impl Private {
         let lock = fs::openat(&directory, "lock", flags, Mode::from_raw_mode(0o644))?;
         Ok(Self { directory, work, lock: File::from(lock) })
     }
+}
+
+fn open_path(directory: &Path) -> Result<OwnedFd, Errno> {
+    fs::open(directory, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
 }
 
 fn made(parent: BorrowedFd<'_>, name: &OsStr) -> Result<OwnedFd, Errno> {
@@ -181,9 +264,9 @@ fn made(parent: BorrowedFd<'_>, name: &OsStr) -> Result<OwnedFd, Errno> {
     Ok(directory)
 }
 
-fn has_markers(root: BorrowedFd<'_>) -> bool {
-    let found = host::open_directory(root, OsStr::new(PRIVATE_NAME))
-        .and_then(|private| host::stat_at(private.as_fd(), OsStr::new(form::MARKERS_NAME)));
+fn has_note(place: BorrowedFd<'_>, name: &str) -> bool {
+    let found = host::open_directory(place, OsStr::new(PRIVATE_NAME))
+        .and_then(|private| host::stat_at(private.as_fd(), OsStr::new(name)));
     matches!(found, Ok(Some(_)))
 }
 

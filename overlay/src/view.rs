@@ -12,15 +12,19 @@
 //! One lock guards the state. Changes of names hold it for writing, with their few system calls; content is copied up
 //! before it is taken, and the image is never read under it for a lookup, a listing or a read.
 //!
-//! A hard link of the image stays one node for the life of a view: once one of its names is copied up, all of them show
-//! the copy, and a link in `work` keeps it while names in the image still stand for it. A later view, like the kernel's
-//! overlayfs, finds the copy only under the names that were written out. The link count of a directory that is merged
-//! is 1, which tells programs not to count on it.
+//! A hard link of the image stays one node: once one of its names is copied up, all of them show the copy, and a link in
+//! `.siphon/links` keeps it while names in the image still stand for it. The kernel's overlayfs finds the copy only
+//! under the names that were written out. The link count of a directory that is merged is 1, which tells programs not
+//! to count on it.
+//!
+//! What changes only attributes or names of a file makes a stub of it (see [`crate::upper`]): the content is copied when
+//! it is first written to.
 
 mod attributes;
 mod changes;
 mod copying;
 mod files;
+mod links;
 mod lookup;
 mod merged;
 mod rename;
@@ -46,6 +50,22 @@ impl Ino {
 
 /// Who a new node belongs to. `None` leaves it to the process that serves the view (rootless: there is only one owner).
 pub type Owner = Option<(u32, u32)>;
+
+/// The permissions of a new node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Permissions {
+    /// Low 12 bits of `st_mode`, as asked for.
+    pub mode: u16,
+    /// What is taken from them, unless the directory has a default ACL.
+    pub umask: u16,
+}
+
+impl Permissions {
+    /// These, where no ACL says otherwise.
+    pub fn exactly(mode: u16) -> Self {
+        Self { mode, umask: 0 }
+    }
+}
 
 /// A time to set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -127,7 +147,7 @@ struct Layer {
 /// Enough that two files copied up at once seldom wait for each other.
 const COPYING: usize = 64;
 /// Set in the numbers of nodes that only the layer has.
-const UPPER_BIT: u64 = 1 << 62;
+pub(crate) const UPPER_BIT: u64 = 1 << 62;
 /// Added to a node of the image. Numbers below it are the root's and reserved ones of FUSE.
 const LOWER_BASE: u64 = 16;
 /// Node ids of images are below this.
@@ -158,11 +178,7 @@ impl View {
     }
 
     fn ino_of(&self, node: NodeId) -> Ino {
-        match node.0 {
-            _ if node == self.lower.root() => Ino::ROOT,
-            UPPER_BIT.. => Ino(node.0 - UPPER_BIT + NESTED_BASE),
-            id => Ino(id + LOWER_BASE),
-        }
+        if node == self.lower.root() { Ino::ROOT } else { number_of(node) }
     }
 
     /// The node of the tree below that `ino` stands for, unless the layer has something to say of it.
@@ -172,14 +188,80 @@ impl View {
     pub fn lower_of(&self, ino: Ino) -> Result<NodeId, Error> {
         match ino.0 {
             1 => Ok(self.lower.root()),
-            LOWER_BASE.. if ino.0 < LOWER_END + LOWER_BASE => Ok(NodeId(ino.0 - LOWER_BASE)),
-            NESTED_BASE..UPPER_BIT => Ok(NodeId(ino.0 - NESTED_BASE + UPPER_BIT)),
+            LOWER_BASE.. if ino.0 < LOWER_END + LOWER_BASE => Ok(lower_node(ino)),
+            NESTED_BASE..UPPER_BIT => Ok(lower_node(ino)),
             _ => Err(rustix::io::Errno::STALE.into()),
         }
     }
 
+    /// Gives all files of the layer that have only their attributes there the content that the image has, and those that
+    /// have only some of their names there all, so that the kernel's overlayfs can serve the layer. Returns how many there were. Nobody may change anything meanwhile.
+    ///
+    /// # Errors
+    /// `EROFS` without a layer that can be written, or what the layer or the image says.
+    pub fn complete(&self) -> Result<u64, Error> {
+        let layer = self.layer()?;
+        if layer.upper.holds_links() {
+            self.write_out_links(layer)?;
+        }
+        if !layer.upper.may_have_stubs() {
+            return Ok(0);
+        }
+        let mut completed = self.complete_held(layer)?;
+        let mut pending = vec![Ino::ROOT];
+        while let Some(directory) = pending.pop() {
+            for entry in self.entries(directory)? {
+                let (ino, attr) = match self.lookup(directory, &entry.name) {
+                    Err(error) if error.errno() == rustix::io::Errno::NOENT.raw_os_error() => continue,
+                    other => other?,
+                };
+                let is_stub = layer.state.read().node(ino)?.stub;
+                if is_stub {
+                    self.copy_up(ino, copying::WHOLE)?;
+                    completed += 1;
+                }
+                if attr.kind == siphon_image::tree::Kind::Directory && layer.state.read().node(ino)?.up {
+                    pending.push(ino);
+                } else {
+                    self.forget(ino, 1);
+                }
+            }
+            if directory != Ino::ROOT {
+                self.forget(directory, 1);
+            }
+        }
+        layer.upper.forget_stubs()?;
+        Ok(completed)
+    }
+
+    /// Whether the layer may hold files that only [`View::complete`] makes readable for the kernel's overlayfs.
+    pub fn may_be_incomplete(&self) -> bool {
+        self.layer.as_ref().is_some_and(|layer| layer.upper.may_have_stubs())
+    }
+
+    /// Whether POSIX ACLs can be kept: an image alone has none that count.
+    pub fn has_acls(&self) -> bool {
+        self.layer.as_ref().is_some_and(|layer| layer.upper.has_acls())
+    }
+
     fn layer(&self) -> Result<&Layer, Error> {
         self.layer.as_ref().ok_or_else(|| rustix::io::Errno::ROFS.into())
+    }
+}
+
+/// The number of a node of the image that is not its root.
+fn number_of(node: NodeId) -> Ino {
+    match node.0 {
+        UPPER_BIT.. => Ino(node.0 - UPPER_BIT + NESTED_BASE),
+        id => Ino(id.saturating_add(LOWER_BASE)),
+    }
+}
+
+/// The node of the image whose number `ino` is, where it is known to be one's.
+fn lower_node(ino: Ino) -> NodeId {
+    match ino.0 {
+        NESTED_BASE..UPPER_BIT => NodeId(ino.0 - NESTED_BASE + UPPER_BIT),
+        number => NodeId(number.saturating_sub(LOWER_BASE)),
     }
 }
 

@@ -1,4 +1,5 @@
-use crate::support::environment::as_user_and_as_root;
+use crate::support::environment::{TestEnvironment, as_user_and_as_root};
+use crate::support::{is_root, skip};
 
 #[test]
 fn a_mounted_image_shows_its_tree_until_it_is_unmounted() {
@@ -96,5 +97,113 @@ fn a_mounted_directory_shows_what_is_written_to_it() {
 
         assert_eq!(read(), "other");
         environment.siphon(&["umount", "mounted"]).stdout();
+    });
+}
+
+/// A plain directory with `file`, `keep/inner` and a hard link, an empty overlay, and a mount point.
+fn make_disk(environment: &TestEnvironment) {
+    environment
+        .shell("mkdir -p image/keep overlay mounted && echo lower > image/file && echo inner > image/keep/inner")
+        .stdout();
+}
+
+#[test]
+fn a_mount_with_an_overlay_is_writable_and_keeps_its_changes() {
+    as_user_and_as_root(|environment| {
+        make_disk(environment);
+        let mount = || environment.siphon(&["mount", "--overlay", "overlay", "image", "mounted"]).stdout();
+        let umount = || environment.siphon(&["umount", "mounted"]).stdout();
+        mount();
+        environment
+            .shell("cd mounted && echo new > new && echo more >> file && rm -r keep && mkfifo pipe && mv file moved")
+            .stdout();
+        umount();
+
+        mount();
+        let shown = environment.shell("cd mounted && ls && cat moved new; cat ../image/file ../image/keep/inner").run();
+        umount();
+
+        assert_eq!(shown.stdout, "moved\nnew\npipe\nlower\nmore\nnew\nlower\ninner\n", "{shown}");
+        assert_eq!(
+            environment.shell("ls -A overlay; ls overlay/upper").stdout(),
+            "upper\nwork\nfile\nkeep\nmoved\nnew\npipe"
+        );
+    });
+}
+
+#[test]
+fn an_image_can_be_mounted_with_an_overlay() {
+    as_user_and_as_root(|environment| {
+        make_disk(environment);
+        environment.siphon(&["mount", "-o", "overlay", environment.images().sif(), "mounted"]).stdout();
+
+        environment.shell("echo changed > mounted/data/greeting").stdout();
+        environment.siphon(&["umount", "mounted"]).stdout();
+
+        assert_eq!(environment.shell("cat overlay/upper/data/greeting").stdout(), "changed");
+    });
+}
+
+#[test]
+fn what_root_mounts_with_an_overlay_is_a_disk_like_any_other() {
+    if !is_root() {
+        return skip("only root mounts for all users");
+    }
+    let environment = TestEnvironment::root();
+    make_disk(&environment);
+    let mount = || environment.siphon(&["mount", "--overlay", "overlay", "image", "mounted"]).stdout();
+    let umount = || environment.siphon(&["umount", "mounted"]).stdout();
+    mount();
+    let as_other = "setpriv --reuid 4321 --regid 4322 --clear-groups";
+    let made = "cd mounted && chmod 1777 . && chown 70000:70001 file && mknod null c 1 3 && echo lost > null \
+                && cp /usr/bin/id id && chown 4400 id && chmod 4755 id";
+    environment.shell(made).stdout();
+
+    let ran = environment.shell(&format!("cd mounted && {as_other} sh -c './id -u; touch others; echo > file'")).run();
+    umount();
+    mount();
+    let listed = environment.shell("cd mounted && stat -c '%n %u:%g %A %t,%T' file id null others").stdout();
+    umount();
+
+    assert_eq!(ran.stdout, "4400\n", "{ran}");
+    assert!(ran.stderr.contains("ermission denied"), "{ran}");
+    let expected = "file 70000:70001 -rw-r--r-- 0,0\nid 4400:0 -rwsr-xr-x 0,0\nnull 0:0 crw-r--r-- 1,3\n\
+                    others 4321:4322 -rw-r--r-- 0,0";
+    assert_eq!(listed, expected);
+}
+
+#[test]
+fn an_overlay_that_is_mounted_is_refused_to_a_second_mount_which_is_told_who_has_it() {
+    as_user_and_as_root(|environment| {
+        make_disk(environment);
+        environment.make_directory("second");
+        environment.siphon(&["mount", "--overlay", "overlay", "image", "mounted"]).stdout();
+
+        let refused = environment.siphon(&["mount", "--overlay", "overlay", "image", "second"]).run();
+        let holder = environment.daemons();
+        environment.siphon(&["umount", "mounted"]).stdout();
+
+        assert_eq!(refused.code, 255, "{refused}");
+        assert!(refused.stderr.contains(&format!("in use by process {} on ", holder[0])), "{refused}");
+    });
+}
+
+#[test]
+fn a_mount_point_or_an_overlay_inside_what_is_mounted_is_refused() {
+    as_user_and_as_root(|environment| {
+        make_disk(environment);
+        for (overlay, image, target) in [
+            ("overlay", "image", "image/keep"),
+            ("mounted", "image", "mounted"),
+            ("image/keep", "image", "mounted"),
+            ("image", "image/keep", "mounted"),
+            ("nowhere", "image", "mounted"),
+            ("image/file", "image", "mounted"),
+        ] {
+            let refused = environment.siphon(&["mount", "--overlay", overlay, image, target]).run();
+
+            assert_eq!(refused.code, 255, "{overlay} {image} {target}: {refused}");
+        }
+        assert_eq!(environment.shell("find image overlay mounted | wc -l").stdout(), "6");
     });
 }

@@ -34,12 +34,20 @@ pub struct CommitArgs {
 /// `mount`.
 #[derive(Debug, Args)]
 pub struct MountArgs {
+    /// Lay this over the image and keep changes in it: a directory, or an ext3 image; with :ro, or a squashfs, it is only
+    /// read
+    ///
+    /// As for a run. What root mounts writable is a disk like any other: for all users, with their owners, setuid bits and
+    /// device nodes.
+    #[arg(short, long, value_name = "PATH[:ro]")]
+    pub overlay: Vec<String>,
     /// How the image is served
     #[command(flatten)]
     pub daemon: DaemonFlags,
     /// The image: SIF, squashfs, sandbox, directory or http(s) URL
     pub image: String,
     /// An existing directory
+    #[arg(value_name = "MOUNTPOINT")]
     pub directory: PathBuf,
 }
 

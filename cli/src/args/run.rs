@@ -92,12 +92,23 @@ pub struct RunFlags {
     /// Run this app of the image (SCIF), with its environment
     #[arg(long, value_name = "NAME")]
     pub app: Option<String>,
-    /// Write into the sandbox; changes stay
+    /// Lay this over the image and keep changes in it: a directory, or an ext3 image; with :ro, or a squashfs, it is only
+    /// read
+    ///
+    /// May be given several times, or with commas in between: the last that is read lies over those before it, and one at
+    /// most is written to, which lies over all.
+    #[arg(short = 'o', long, value_name = "PATH[:ro]", help_heading = "Writing")]
+    pub overlay: Vec<String>,
+    /// Write into the sandbox, or into the overlay partition of the SIF image; changes stay
     #[arg(short = 'w', long, help_heading = "Writing")]
     pub writable: bool,
     /// Allow writes, and forget them at the end
     #[arg(long, help_heading = "Writing")]
     pub writable_tmpfs: bool,
+    /// With --writable-tmpfs, take at most so much memory: a number of bytes, alone or with K, M or G; half of all if not
+    /// given
+    #[arg(long, value_name = "SIZE", help_heading = "Writing")]
+    pub writable_tmpfs_size: Option<String>,
     /// Be root inside, with the subordinate ids of /etc/subuid and /etc/subgid if there are any
     #[arg(short = 'f', long, help_heading = "Users")]
     pub fakeroot: bool,

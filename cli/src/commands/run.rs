@@ -1,13 +1,17 @@
 //! `siphon exec`, `shell` and `run`: join the image's daemon, make the plan, become the program.
 
 use super::instance::enter::{INSTANCE, enter};
+use super::layers::{Layers, find};
 use crate::host::{cache_dir, gather, runtime_dir, subordinate_ids};
 use crate::plan::{HostFacts, Plan, PlanError, SourceKind, home, plan};
 use crate::report::Report;
 use crate::runtime::{Place, apply};
-use crate::settings::{Common, Environment, ImageBind, RunSettings, Writes};
+use crate::settings::{Common, EngineArg, Environment, ImageBind, RunSettings, Writes};
 use anyhow::{Context, bail};
-use siphon_fsd::daemon::{self, DataImage, DataPlace, Ids, Joined, Layer, MountPointKind, Placement, Spec};
+use siphon_fsd::daemon::{
+    self, DataImage, DataPlace, Ids, Joined, Layer, LayerEngine, MountPointKind, Placement, Spec,
+};
+use siphon_fsd::layers::{self, Overlay};
 use siphon_fsd::locator::Locator;
 use siphon_fsd::sys::subordinate_ids::SubordinateIds;
 use std::collections::BTreeMap;
@@ -56,7 +60,11 @@ pub(super) fn prepare(
 ) -> anyhow::Result<Prepared> {
     let locator =
         Locator::parse(&settings.image).with_context(|| format!("could not open image {}", settings.image))?;
-    let layer = layer(settings, &locator)?;
+    let layers = find(&settings.overlays, report)?;
+    let layer = layer(settings, &locator, &layers)?;
+    if layers.written.is_some() {
+        settings.writes = Writes::Overlay;
+    }
     let mut host = gather(settings, environment)?;
     if !matches!(locator, Locator::Url(_)) {
         settings.image = host.cleaned(Path::new(&settings.image)).display().to_string();
@@ -64,13 +72,16 @@ pub(super) fn prepare(
     let (scope, idle) = sharing(settings, common);
     let spec = Spec {
         image: locator.to_string(),
+        overlays: layers.read,
         layer,
+        memory_bytes: settings.memory_bytes,
         ids: ids(settings, &host, report)?,
         scope,
         cache_dir: cache_dir(common),
         cache_bytes: common.cache_bytes,
         idle,
         placement: Placement::InNamespace,
+        engine: engine(common),
     };
     let executable = std::env::current_exe().context("cannot find the siphon program itself")?;
     let joined = daemon::join(&spec, &runtime_dir(common), &executable)
@@ -155,18 +166,41 @@ fn ids(settings: &RunSettings, host: &HostFacts, report: Report) -> anyhow::Resu
 fn sharing(settings: &RunSettings, common: &Common) -> (String, Duration) {
     match settings.writes {
         Writes::Temporary => (format!("run {}", uuid::Uuid::new_v4()), Duration::ZERO),
-        Writes::Refused | Writes::Sandbox => (common.scope.clone(), common.idle),
+        Writes::Refused | Writes::Sandbox | Writes::Overlay => (common.scope.clone(), common.idle),
+    }
+}
+
+/// Who merges the image and the layer.
+pub(super) fn engine(common: &Common) -> LayerEngine {
+    match common.layer_engine {
+        EngineArg::Auto => LayerEngine::Auto,
+        EngineArg::Kernel => LayerEngine::Kernel,
+        EngineArg::Fuse => LayerEngine::Fuse,
     }
 }
 
 /// What the daemon puts over the image. A sandbox brings its own layer.
-fn layer(settings: &RunSettings, locator: &Locator) -> Result<Layer, PlanError> {
+fn layer(settings: &RunSettings, locator: &Locator, layers: &Layers) -> anyhow::Result<Layer> {
+    if let Some(path) = &layers.written {
+        if settings.writes == Writes::Temporary {
+            bail!(
+                "while loading overlay images: you can't specify --writable-tmpfs with another writable overlay image ({})",
+                path.display()
+            );
+        }
+        return Ok(Layer::Overlay(path.clone()));
+    }
+    let image = || settings.image.clone();
     match (settings.writes, locator) {
         (Writes::Temporary, _) => Ok(Layer::Temporary),
-        (Writes::Refused, _) | (Writes::Sandbox, Locator::Sandbox(_)) => Ok(Layer::ReadOnly),
+        (Writes::Refused | Writes::Overlay, _) | (Writes::Sandbox, Locator::Sandbox(_)) => Ok(Layer::ReadOnly),
         (Writes::Sandbox, Locator::Directory(path)) => Ok(Layer::Directory(path.clone())),
-        (Writes::Sandbox, Locator::File(_) | Locator::Url(_)) => {
-            Err(PlanError::ReadOnlyImage { image: settings.image.clone() })
-        }
+        (Writes::Sandbox, Locator::File(path)) => match Overlay::find(path) {
+            Ok(own) if own.is_writable() => Ok(Layer::Overlay(path.clone())),
+            Err(layers::Error::NoPartition { .. }) => Err(PlanError::NoOverlayPartition { image: image() }.into()),
+            Ok(_) | Err(layers::Error::Kind { .. }) => Err(PlanError::ReadOnlyImage { image: image() }.into()),
+            Err(error) => Err(error.into()),
+        },
+        (Writes::Sandbox, Locator::Url(_)) => Err(PlanError::ReadOnlyImage { image: image() }.into()),
     }
 }

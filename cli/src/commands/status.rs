@@ -6,6 +6,7 @@ use crate::args::StatusArgs;
 use crate::host::runtime_dir;
 use crate::report::{Report, human_bytes};
 use crate::settings::Common;
+use siphon_fsd::daemon::EngineName;
 use siphon_fsd::storage::StorageUse;
 use siphon_image::tree::Activity;
 use std::time::Duration;
@@ -31,6 +32,14 @@ pub fn status(args: &StatusArgs, common: &Common, report: Report) -> anyhow::Res
         report.line(format_args!("  mount    {}", daemon.mount.display()))?;
         let access = if daemon.writable { "writable" } else { "read-only" };
         report.line(format_args!("  access   {access}"))?;
+        if let Some(engine) = &daemon.engine {
+            report.line(format_args!(
+                "  layer    {} by {}: {}",
+                daemon.layer,
+                engine_word(engine.name),
+                engine.reason
+            ))?;
+        }
         let read = human_bytes(daemon.bytes_read);
         report.line(format_args!("  read     {read} of a {} image", human_bytes(daemon.image_bytes)))?;
         if daemon.cache_bytes > 0 {
@@ -42,6 +51,13 @@ pub fn status(args: &StatusArgs, common: &Common, report: Report) -> anyhow::Res
         }
     }
     Ok(())
+}
+
+fn engine_word(name: EngineName) -> &'static str {
+    match name {
+        EngineName::Kernel => "kernel",
+        EngineName::Fuse => "fuse",
+    }
 }
 
 /// `12.00 MiB in 420 reads, 0.31 s waited`.

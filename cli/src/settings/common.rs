@@ -1,7 +1,8 @@
 //! Where state lies, and what all verbs share.
 
 use super::{Environment, SettingsError, size};
-use crate::args::DaemonFlags;
+use crate::args::{DaemonFlags, EngineArg};
+use clap::ValueEnum;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -26,6 +27,8 @@ pub struct Common {
     pub cache_dir: Option<PathBuf>,
     /// Bytes of decoded content to keep at most: `--block-cache`, else `SIPHON_BLOCK_CACHE`.
     pub cache_bytes: Option<u64>,
+    /// Who merges an image and its layer: `--layer-engine`, else `SIPHON_LAYER_ENGINE`, else whichever suits.
+    pub layer_engine: EngineArg,
     /// How long a daemon without clients stays: `SIPHON_IDLE_SECONDS`, 60 unless set.
     pub idle: Duration,
     /// The batch job, or `login`.
@@ -36,7 +39,7 @@ impl Common {
     /// Reads the environment, and the flags of a command that may start a daemon.
     ///
     /// # Errors
-    /// [`SettingsError::CacheSize`].
+    /// [`SettingsError::CacheSize`], [`SettingsError::Engine`].
     pub fn resolve(flags: Option<&DaemonFlags>, environment: &Environment) -> Result<Self, SettingsError> {
         let cache_dir = environment
             .setting(&["CACHEDIR"])
@@ -57,6 +60,7 @@ impl Common {
             state_dir,
             cache_dir,
             cache_bytes: cache_bytes(flags, environment)?,
+            layer_engine: layer_engine(flags, environment)?,
             idle,
             scope: job.map_or("login".into(), |(name, id)| format!("{name}={}", id.to_string_lossy())),
         })
@@ -73,6 +77,19 @@ fn cache_bytes(flags: Option<&DaemonFlags>, environment: &Environment) -> Result
     }
 }
 
+fn layer_engine(flags: Option<&DaemonFlags>, environment: &Environment) -> Result<EngineArg, SettingsError> {
+    if let Some(engine) = flags.and_then(|flags| flags.layer_engine) {
+        return Ok(engine);
+    }
+    match environment.get("SIPHON_LAYER_ENGINE").filter(|word| !word.is_empty()) {
+        None => Ok(EngineArg::default()),
+        Some(word) => {
+            let word = word.to_string_lossy();
+            EngineArg::from_str(&word, true).map_err(|_| SettingsError::Engine(word.into_owned()))
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -86,9 +103,24 @@ mod tests {
     }
 
     #[test]
+    fn the_flag_for_the_engine_wins_over_the_variable() {
+        let resolve = |layer_engine, pairs| {
+            let flags = DaemonFlags { layer_engine, ..DaemonFlags::default() };
+            Common::resolve(Some(&flags), &Environment::made_up(pairs)).map(|common| common.layer_engine)
+        };
+        let variable = &[("SIPHON_LAYER_ENGINE", "Kernel")];
+
+        assert_eq!(resolve(None, &[]).unwrap(), EngineArg::Auto);
+        assert_eq!(resolve(None, variable).unwrap(), EngineArg::Kernel);
+        assert_eq!(resolve(Some(EngineArg::Fuse), variable).unwrap(), EngineArg::Fuse);
+        let error = resolve(None, &[("SIPHON_LAYER_ENGINE", "krenel")]).unwrap_err();
+        assert!(error.to_string().contains("SIPHON_LAYER_ENGINE is \"krenel\""), "{error}");
+    }
+
+    #[test]
     fn the_flag_for_the_block_cache_wins_over_the_variable() {
         let resolve = |flag: Option<&str>, pairs| {
-            let flags = DaemonFlags { block_cache: flag.map(str::to_owned) };
+            let flags = DaemonFlags { block_cache: flag.map(str::to_owned), ..DaemonFlags::default() };
             Common::resolve(Some(&flags), &Environment::made_up(pairs)).map(|common| common.cache_bytes)
         };
         let variable = &[("SIPHON_BLOCK_CACHE", "2M"), ("APPTAINER_BLOCK_CACHE", "3M")];

@@ -1,8 +1,8 @@
 //! A run, as asked for.
 
 use super::{
-    Bind, Contain, Environment, GpuSettings, Namespaces, Processes, SettingsError, Variables, binds, contain,
-    mount_spec, other,
+    Bind, Contain, Environment, GpuSettings, Namespaces, OverlaySpec, Processes, SettingsError, Variables, binds,
+    contain, mount_spec, other, size,
 };
 use crate::args::{ExecArgs, InstanceStartArgs, RunArgs, RunFlags, ShellArgs, TestArgs};
 use std::collections::BTreeSet;
@@ -50,8 +50,10 @@ impl Action {
 pub enum Writes {
     /// Nowhere: they fail.
     Refused,
-    /// Into the sandbox.
+    /// Into the sandbox, or the image's own overlay partition.
     Sandbox,
+    /// Into an overlay.
+    Overlay,
     /// Into memory, for this run only.
     Temporary,
 }
@@ -123,8 +125,12 @@ pub struct RunSettings {
     pub left_out: LeftOut,
     /// Where to start.
     pub cwd: Option<PathBuf>,
-    /// Where writes go.
+    /// What is laid over the image, lowest first.
+    pub overlays: Vec<OverlaySpec>,
+    /// Where writes go, before overlays are looked at.
     pub writes: Writes,
+    /// How much memory writes that are forgotten may take, in bytes.
+    pub memory_bytes: Option<u64>,
     /// Whether and how the caller is root inside.
     pub fakeroot: Option<Fakeroot>,
     /// Keep the host's variables out.
@@ -233,6 +239,15 @@ impl RunSettings {
         if flags.no_home || environment.switch(&["NO_HOME"]) {
             left_out.insert("home".into());
         }
+        let writes = writes(
+            flags.writable || environment.switch(&["WRITABLE"]),
+            flags.writable_tmpfs || environment.switch(&["WRITABLE_TMPFS"]),
+            &mut warnings,
+        );
+        let overlays = OverlaySpec::resolve(&flags.overlay, environment);
+        if writes == Writes::Sandbox && !overlays.is_empty() {
+            return Err(SettingsError::OverlayWithWritable);
+        }
         Ok(Self {
             image: image.into_string().map_err(|_| SettingsError::ImageName)?,
             instance: None,
@@ -246,11 +261,9 @@ impl RunSettings {
                 .clone()
                 .or_else(|| environment.text(&["CWD", "TARGET_CWD", "PWD", "TARGET_PWD"]))
                 .map(PathBuf::from),
-            writes: writes(
-                flags.writable || environment.switch(&["WRITABLE"]),
-                flags.writable_tmpfs || environment.switch(&["WRITABLE_TMPFS"]),
-                &mut warnings,
-            ),
+            overlays,
+            writes,
+            memory_bytes: memory_bytes(flags.writable_tmpfs_size.as_deref(), environment)?,
             fakeroot: Fakeroot::resolve(&flags, environment),
             clean_env: flags.cleanenv || environment.switch(&["CLEANENV"]),
             variables: Variables::resolve(&flags, environment, &mut warnings)?,
@@ -279,6 +292,12 @@ fn writes(sandbox: bool, temporary: bool, warnings: &mut Vec<String>) -> Writes 
         (false, true) => Writes::Temporary,
         (false, false) => Writes::Refused,
     }
+}
+
+fn memory_bytes(flag: Option<&str>, environment: &Environment) -> Result<Option<u64>, SettingsError> {
+    let size = flag.map(str::to_owned).or_else(|| environment.text(&["WRITABLE_TMPFS_SIZE"]));
+    let bytes = |size: String| size::parse(&size).filter(|bytes| *bytes > 0).ok_or(SettingsError::MemorySize(size));
+    size.map(bytes).transpose()
 }
 
 fn parse_home(spec: &str) -> Result<Home, SettingsError> {
@@ -339,6 +358,26 @@ mod tests {
         );
         assert!(parse_home("/u/me:home").is_err());
         assert!(parse_home("").is_err());
+    }
+
+    #[test]
+    fn memory_for_writes_has_no_limit_but_the_one_that_is_given() {
+        let sized = |flag: Option<&str>, pairs: &[(&str, &str)]| {
+            let flags = RunFlags { writable_tmpfs_size: flag.map(str::to_owned), ..RunFlags::default() };
+            exec(flags, pairs).map(|settings| settings.memory_bytes).map_err(|error| error.to_string())
+        };
+
+        assert_eq!(sized(None, &[]), Ok(None));
+        assert_eq!(sized(Some("2G"), &[("APPTAINER_WRITABLE_TMPFS_SIZE", "1M")]), Ok(Some(2 << 30)));
+        assert_eq!(sized(None, &[("APPTAINER_WRITABLE_TMPFS_SIZE", "1M")]), Ok(Some(1 << 20)));
+        assert!(sized(Some("0"), &[]).is_err() && sized(Some("much"), &[]).is_err());
+    }
+
+    #[test]
+    fn an_overlay_beside_writable_is_refused() {
+        let flags = RunFlags { writable: true, overlay: vec!["layer".into()], ..RunFlags::default() };
+
+        assert!(matches!(exec(flags, &[]), Err(SettingsError::OverlayWithWritable)));
     }
 
     #[test]

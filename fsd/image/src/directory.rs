@@ -112,6 +112,15 @@ impl Directory {
         })
     }
 
+    fn opened(&self, node: NodeId) -> Result<OwnedFd, Error> {
+        let object = self.object(node)?;
+        // A pipe or device must not be opened at all.
+        if host::kind_of(&host::stat(object.as_fd())?) != Kind::File {
+            return Err(Error::NotAFile);
+        }
+        Ok(host::reopen(object.as_fd(), OFlags::RDONLY)?)
+    }
+
     fn directory(&self, node: NodeId) -> Result<OwnedFd, Error> {
         host::walk(self.root.as_fd(), &self.names(node)?).map_err(not_a_directory)
     }
@@ -177,13 +186,11 @@ impl Tree for Directory {
     }
 
     fn read(&self, node: NodeId, offset: u64, buf: &mut [u8]) -> Result<usize, Error> {
-        let object = self.object(node)?;
-        // A pipe or device must not be opened at all.
-        if host::kind_of(&host::stat(object.as_fd())?) != Kind::File {
-            return Err(Error::NotAFile);
-        }
-        let file = host::reopen(object.as_fd(), OFlags::RDONLY)?;
-        Ok(read_full(file.as_fd(), offset, buf)?)
+        Ok(read_full(self.opened(node)?.as_fd(), offset, buf)?)
+    }
+
+    fn file(&self, node: NodeId) -> Result<Option<OwnedFd>, Error> {
+        self.opened(node).map(Some)
     }
 
     fn xattrs(&self, node: NodeId) -> Result<Vec<Xattr>, Error> {

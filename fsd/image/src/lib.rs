@@ -12,6 +12,7 @@
 
 pub mod directory;
 pub mod elf;
+pub mod ext;
 pub mod ld_cache;
 pub mod libraries;
 pub mod oci;

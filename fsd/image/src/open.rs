@@ -10,6 +10,7 @@
 mod facts;
 
 use crate::directory::Directory;
+use crate::ext;
 use crate::oci::MAX_CONFIG_BYTES;
 use crate::read_at::{ReadAt, Window};
 use crate::sif::{self, DataType, Descriptor, FilesystemType, HEADER_BYTES, Partition, PartitionType, Sif};
@@ -29,10 +30,6 @@ const HEAD_BYTES: u64 = 2048;
 const LAUNCHER_END: &[u8] = b" run-singularity\n";
 /// Name of the SIF object that holds an OCI configuration, as apptainer writes it.
 pub const OCI_CONFIG: &str = "oci-config.json";
-/// `s_magic` of ext2, ext3 and ext4.
-const EXT_MAGIC: [u8; 2] = [0x53, 0xef];
-/// Where it lies: 56 bytes into the superblock at 1024.
-const EXT_MAGIC_OFFSET: usize = 1080;
 
 /// An opened image.
 #[derive(Debug, Clone)]
@@ -225,7 +222,8 @@ fn open_sif(bytes: Arc<dyn ReadAt>, options: Options) -> Result<Image, Error> {
     }
 }
 
-fn is_squashfs(head: &[u8]) -> bool {
+/// Whether these first bytes are those of a squashfs.
+pub fn is_squashfs(head: &[u8]) -> bool {
     head.starts_with(&SQUASHFS_MAGIC.to_le_bytes())
 }
 
@@ -241,7 +239,7 @@ fn refusal(head: &[u8], content: &[u8]) -> Error {
     if head.is_empty() {
         return Error::Empty;
     }
-    if content.get(EXT_MAGIC_OFFSET..).is_some_and(|rest| rest.starts_with(&EXT_MAGIC)) {
+    if ext::is_ext(content) {
         return Error::Ext3;
     }
     // UTF-8 may be cut in the middle of a character at the end of the head.
@@ -261,7 +259,7 @@ mod tests {
     #[test]
     fn what_is_no_image_is_refused_by_what_it_is() {
         let mut ext3 = vec![0; 4096];
-        ext3[EXT_MAGIC_OFFSET..EXT_MAGIC_OFFSET + 2].copy_from_slice(&EXT_MAGIC);
+        ext3[1080..1082].copy_from_slice(&[0x53, 0xef]);
         let launched = [b"#!/usr/bin/env run-singularity\n", ext3.as_slice()].concat();
 
         assert!(matches!(refused(b""), Error::Empty));

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use std::ffi::{OsStr, OsString};
 use std::io;
 use std::ops::Range;
+use std::os::fd::OwnedFd;
 
 /// A node of one tree, stable for the tree's life and for every later opening of the same image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -117,6 +118,14 @@ pub trait Tree: Send + Sync + std::fmt::Debug {
     /// # Errors
     /// [`Error::NotAFile`], or as [`Tree::attr`].
     fn read(&self, node: NodeId, offset: u64, buf: &mut [u8]) -> Result<usize, Error>;
+
+    /// The file `node` open for reading where it is a file of the host as it is, so that the host can copy it; else `None`.
+    ///
+    /// # Errors
+    /// As [`Tree::read`].
+    fn file(&self, _node: NodeId) -> Result<Option<OwnedFd>, Error> {
+        Ok(None)
+    }
 
     /// Up to `count` files that the image stores after `node`, nearest first, with their lengths, which are from 1 to
     /// `max_bytes`: what who reads one small file after the other will read next. None where there is no such order.

@@ -1,7 +1,7 @@
 //! The client's side: finds the daemon, or starts it.
 
 use super::state::{Lock, StateDirectory};
-use super::{DaemonError, Joined, Layer, Placement, Spec};
+use super::{DaemonError, Joined, Layer, LayerEngine, Placement, Spec};
 use crate::control::{self, Attached, Reply, Request};
 use crate::locator::Locator;
 use crate::sys::processes::open_process;
@@ -36,6 +36,9 @@ pub(super) enum Ready {
 /// Any [`DaemonError`].
 pub fn join(spec: &Spec, runtime_dir: &Path, executable: &Path) -> Result<Joined, DaemonError> {
     let spec = with_own_layer(spec)?;
+    if let Some(joined) = join_writer(&spec, runtime_dir)? {
+        return Ok(joined);
+    }
     let state = StateDirectory::of(&spec, runtime_dir)?;
     let mut attempt = 1;
     loop {
@@ -61,10 +64,28 @@ pub fn join(spec: &Spec, runtime_dir: &Path, executable: &Path) -> Result<Joined
 fn with_own_layer(spec: &Spec) -> Result<Spec, DaemonError> {
     let mut spec = spec.clone();
     let is_run = spec.placement == Placement::InNamespace;
-    if let (Locator::Sandbox(path), Layer::ReadOnly, true) = (Locator::parse(&spec.image)?, &spec.layer, is_run) {
+    if let (Locator::Sandbox(path), Layer::ReadOnly, true) = (Locator::parse(&spec.image)?, &spec.layer, is_run)
+        && spec.overlays.is_empty()
+    {
         spec.layer = Layer::Directory(path);
     }
+    if spec.layer == Layer::ReadOnly {
+        // Without a layer nothing is merged, whoever would do it.
+        spec.engine = LayerEngine::Auto;
+    }
     Ok(spec)
+}
+
+/// Who writes to the overlay partition of an image has it alone: whoever reads the image shares that daemon.
+fn join_writer(spec: &Spec, runtime_dir: &Path) -> Result<Option<Joined>, DaemonError> {
+    let is_run = spec.placement == Placement::InNamespace && spec.overlays.is_empty();
+    match (Locator::parse(&spec.image)?, &spec.layer) {
+        (Locator::File(path), Layer::ReadOnly) if is_run => {
+            let writer = Spec { layer: Layer::Overlay(path), ..spec.clone() };
+            Ok(attach(&StateDirectory::of(&writer, runtime_dir)?).ok())
+        }
+        _ => Ok(None),
+    }
 }
 
 fn attach(state: &StateDirectory) -> Result<Joined, DaemonError> {
@@ -72,18 +93,16 @@ fn attach(state: &StateDirectory) -> Result<Joined, DaemonError> {
     let Reply::Attached(attached) = control::ask(&socket, &Request::Attach)? else {
         return Err(control::Error::Refused("the daemon answered something else".to_owned()).into());
     };
-    let Attached { pid, root, facts, writable, other_ids } = *attached;
+    let Attached { pid, root, facts, writable, other_ids, engine } = *attached;
     let pidfd =
         open_process(pid).map_err(|source| DaemonError::Process { step: "watch the process of the daemon", source })?;
     let (session, images) = (state.session(), state.images());
-    Ok(Joined { root, session, images, facts, writable, other_ids, pid, pidfd, socket })
+    Ok(Joined { root, session, images, facts, writable, other_ids, engine, pid, pidfd, socket })
 }
 
 fn start(spec: &Spec, state: &StateDirectory, lock: &Lock, executable: &Path) -> Result<(), DaemonError> {
     state.sweep();
-    if let Layer::Directory(layer) = &spec.layer {
-        free(layer, state);
-    }
+    free(spec, state);
     state.clear()?;
     state.write_spec(spec)?;
     for path in [state.root(), state.session()] {
@@ -97,12 +116,16 @@ fn start(spec: &Spec, state: &StateDirectory, lock: &Lock, executable: &Path) ->
     result
 }
 
-/// Has daemons leave that hold `layer` for runs with other ids or of another batch job, and have none. One that cannot
-/// leave keeps it, and the started daemon says so where it matters.
-fn free(layer: &Path, own: &StateDirectory) {
+/// Has daemons leave, if nobody uses them, that have what `spec` needs for itself: its layer, which they serve for runs with
+/// other ids or of another batch job, or an image file that one writes to and the other reads. One that cannot leave
+/// keeps it, and the started daemon says so where it matters.
+fn free(spec: &Spec, own: &StateDirectory) {
     for other in own.siblings() {
-        let has_it = other.read_spec().is_ok_and(|spec| spec.layer == Layer::Directory(layer.into()));
-        if let (true, Ok(Reply::Leaving(pid))) = (has_it, control::ask(&other.socket(), &Request::Leave)) {
+        let in_the_way = other.read_spec().is_ok_and(|other| {
+            let same = spec.layer.directory().is_some() && other.layer.directory() == spec.layer.directory();
+            same || spec.writes_what_is_read_by(&other) || other.writes_what_is_read_by(spec)
+        });
+        if let (true, Ok(Reply::Leaving(pid))) = (in_the_way, control::ask(&other.socket(), &Request::Leave)) {
             // Without such a process there is nothing to wait for.
             let Ok(process) = open_process(pid) else { continue };
             let patience = Timespec { tv_sec: LEAVE_PATIENCE_SECONDS, tv_nsec: 0 };
@@ -143,6 +166,13 @@ fn open_log(path: &PathBuf) -> Result<File, DaemonError> {
 }
 
 impl Spec {
+    /// Whether it writes to an image file that `other` reads: readers of a directory do not mind.
+    fn writes_what_is_read_by(&self, other: &Self) -> bool {
+        let Layer::Overlay(written) = &self.layer else { return false };
+        let is_read = other.overlays.contains(written) || Path::new(&other.image) == written;
+        is_read && !written.is_dir()
+    }
+
     /// Where the mount is, given the daemon's own mount point.
     pub(super) fn mount_point(&self, own: PathBuf) -> PathBuf {
         match &self.placement {

@@ -1,7 +1,8 @@
 //! Places to mount on, made where the image lacks them: beside its own nodes in memory, or in the layer of a run that
-//! has one.
+//! has one. Where the kernel merges, a run makes them itself.
 
 mod extended;
+mod merged;
 
 use crate::control::MountPointKind;
 use crate::fuse::Notifier;
@@ -9,12 +10,13 @@ use nix::libc;
 use siphon_image::path::resolve;
 use siphon_image::tree::{Attr, Error as TreeError, Kind};
 use siphon_overlay::error::Error as ViewError;
-use siphon_overlay::view::{Ino, View};
+use siphon_overlay::view::{Ino, Permissions, View};
 use std::ffi::OsStr;
 use std::io;
 use std::path::{Path, PathBuf};
 
 pub(super) use extended::Extended;
+pub(super) use merged::make_merged;
 
 /// A mount point could not be had.
 #[derive(Debug, thiserror::Error)]
@@ -50,7 +52,7 @@ pub(super) enum Error {
 pub(super) struct Places<'a> {
     /// What is mounted.
     pub(super) view: &'a View,
-    /// The tree below the view, if that takes mount points instead of a layer.
+    /// The tree below the view, if that takes mount points instead of a layer, or rather than it.
     pub(super) extended: Option<&'a Extended>,
     pub(super) notifier: &'a Notifier,
 }
@@ -98,9 +100,14 @@ fn step(places: Places<'_>, parent: Ino, name: &OsStr, wanted: MountPointKind, p
         return Err(Error::WrongKind { path: path.into(), needed });
     }
     let made = match (extended, wanted) {
-        (Some(extended), _) => add(view, extended, parent, name, wanted),
-        (None, MountPointKind::Directory) => view.make_directory(parent, name, 0o755, None),
-        (None, MountPointKind::File) => view.make_node(parent, name, Kind::File, 0o644, 0, None),
+        // What the layer alone has, or took away, can only be mended there.
+        (Some(extended), _) => {
+            let added = add(view, extended, parent, name, wanted);
+            added.or_else(
+                |error| if view.is_stateless() { Err(error) } else { make_in_layer(view, parent, name, wanted) },
+            )
+        }
+        (None, _) => make_in_layer(view, parent, name, wanted),
     };
     let ino = match made {
         // Another client, or a program in a container, was faster.
@@ -110,6 +117,13 @@ fn step(places: Places<'_>, parent: Ino, name: &OsStr, wanted: MountPointKind, p
     // The kernel may remember that there is no such name, and the listing without it.
     notifier.forget_entry(parent, name).map_err(|source| Error::Notify { path: path.into(), source })?;
     Ok(ino)
+}
+
+fn make_in_layer(view: &View, parent: Ino, name: &OsStr, kind: MountPointKind) -> Result<(Ino, Attr), ViewError> {
+    match kind {
+        MountPointKind::Directory => view.make_directory(parent, name, Permissions::exactly(0o755), None),
+        MountPointKind::File => view.make_node(parent, name, Kind::File, Permissions::exactly(0o644), 0, None),
+    }
 }
 
 fn add(

@@ -49,12 +49,25 @@ impl StateDirectory {
             (Locator::Sandbox(_), Layer::Directory(_)) => (String::new(), None),
             (_, layer) => (locator.to_string(), Some(layer)),
         };
+        let identity = match (&locator, &spec.layer) {
+            // What is written to its overlay partition changes the file, which stays the same image.
+            (Locator::File(image), Layer::Overlay(layer)) if image == layer => {
+                let data = fs::metadata(image).map_err(failed)?;
+                format!("{}:{}:{}", data.dev(), data.ino(), data.len())
+            }
+            _ => locator.identity()?,
+        };
+        let overlays = spec.overlays.iter().map(|overlay| {
+            let locator = Locator::parse(&overlay.to_string_lossy())?;
+            Ok((overlay, locator.identity()?))
+        });
+        let overlays: Vec<_> = overlays.collect::<Result<_, crate::locator::Error>>()?;
         // A daemon that was started in another container sees other files under the same names.
         let namespaces = namespaces::identity().map_err(failed)?;
         let distinguishing = (
             (PROTOCOL_VERSION, env!("CARGO_PKG_VERSION"), namespaces),
-            (name, locator.identity()?),
-            (layer, &spec.ids, &spec.scope, &spec.placement),
+            (name, identity, overlays),
+            (layer, &spec.ids, &spec.scope, &spec.placement, spec.engine),
         );
         let text = serde_json::to_vec(&distinguishing).map_err(|error| failed(error.into()))?;
         let digest = Sha256::digest(&text);
@@ -94,6 +107,16 @@ impl StateDirectory {
     /// An empty directory over which a client mounts files of its own, in a mount namespace of its own.
     pub(super) fn session(&self) -> PathBuf {
         self.path.join("session")
+    }
+
+    /// Where the image alone is mounted for a moment, for the kernel to merge it with a layer.
+    pub(super) fn lower(&self) -> PathBuf {
+        self.path.join("lower")
+    }
+
+    /// Where a layer in memory is mounted for a moment.
+    pub(super) fn memory(&self) -> PathBuf {
+        self.path.join("memory")
     }
 
     pub(super) fn log(&self) -> PathBuf {
@@ -149,7 +172,8 @@ impl StateDirectory {
             ignore_missing(fs::remove_file(&path)).map_err(|source| DaemonError::State { path, source })?;
         }
         let images = fs::read_dir(self.images()).into_iter().flatten().filter_map(|entry| Some(entry.ok()?.path()));
-        for path in images.chain([self.images(), self.root(), self.session()]) {
+        let own = [self.images(), self.root(), self.session(), self.lower(), self.memory()];
+        for path in images.chain(own) {
             ignore_missing(fs::remove_dir(&path)).map_err(|source| DaemonError::State { path, source })?;
         }
         Ok(())

@@ -3,11 +3,13 @@
 use super::{Caller, Error, FileSystem, Node, Owners, existing};
 use nix::libc;
 use siphon_image::tree::Kind;
-use siphon_overlay::view::{Ino, OpenMode, Owner, RenameMode, SetAttr};
+use siphon_overlay::view::{Ino, OpenMode, Owner, Permissions, RenameMode, SetAttr};
 use std::ffi::OsStr;
 
 /// The setgid bit of a mode.
 const SETGID: u16 = 0o2000;
+/// The extended attribute that the kernel hands an ACL over in.
+const ACCESS_ACL: &str = "system.posix_acl_access";
 
 impl FileSystem {
     /// Changes attributes.
@@ -29,12 +31,12 @@ impl FileSystem {
         caller: Caller,
         parent: Ino,
         name: &OsStr,
-        mode: u16,
+        permissions: Permissions,
         open: OpenMode,
     ) -> Result<(Node, u64), Error> {
         self.check_writable()?;
         let (owner, _) = self.owner_in(caller, parent)?;
-        let (ino, attr, file) = self.view.create(parent, name, mode, owner, open)?;
+        let (ino, attr, file) = self.view.create(parent, name, permissions, owner, open)?;
         self.counters.open();
         Ok((self.node(ino, attr), self.files.insert(file)))
     }
@@ -49,7 +51,7 @@ impl FileSystem {
         parent: Ino,
         name: &OsStr,
         kind: Kind,
-        mode: u16,
+        permissions: Permissions,
         rdev: u32,
     ) -> Result<Node, Error> {
         self.check_writable()?;
@@ -57,7 +59,7 @@ impl FileSystem {
             return Err(Error::Invalid);
         }
         let (owner, _) = self.owner_in(caller, parent)?;
-        let (ino, attr) = self.view.make_node(parent, name, kind, mode, rdev, owner)?;
+        let (ino, attr) = self.view.make_node(parent, name, kind, permissions, rdev, owner)?;
         Ok(self.node(ino, attr))
     }
 
@@ -65,10 +67,17 @@ impl FileSystem {
     ///
     /// # Errors
     /// [`Error::ReadOnly`] or [`Error::View`].
-    pub fn make_directory(&self, caller: Caller, parent: Ino, name: &OsStr, mode: u16) -> Result<Node, Error> {
+    pub fn make_directory(
+        &self,
+        caller: Caller,
+        parent: Ino,
+        name: &OsStr,
+        permissions: Permissions,
+    ) -> Result<Node, Error> {
         self.check_writable()?;
         let (owner, inherited) = self.owner_in(caller, parent)?;
-        let (ino, attr) = self.view.make_directory(parent, name, mode | inherited, owner)?;
+        let permissions = Permissions { mode: permissions.mode | inherited, ..permissions };
+        let (ino, attr) = self.view.make_directory(parent, name, permissions, owner)?;
         Ok(self.node(ino, attr))
     }
 
@@ -173,9 +182,24 @@ impl FileSystem {
     ///
     /// # Errors
     /// [`Error::ReadOnly`] or [`Error::View`].
-    pub fn set_xattr(&self, ino: Ino, name: &OsStr, value: &[u8], flags: i32) -> Result<(), Error> {
+    pub fn set_xattr(&self, caller: Caller, ino: Ino, name: &OsStr, value: &[u8], flags: i32) -> Result<(), Error> {
         self.check_writable()?;
-        Ok(self.view.set_xattr(ino, name, value, flags)?)
+        self.view.set_xattr(ino, name, value, flags)?;
+        if name == ACCESS_ACL && caller.uid != 0 {
+            self.clear_setgid(caller, ino)?;
+        }
+        Ok(())
+    }
+
+    /// A new ACL takes the setgid bit of a file of a group that its owner is not in. Which further groups the caller is
+    /// in is not told here: they count as others.
+    fn clear_setgid(&self, caller: Caller, ino: Ino) -> Result<(), Error> {
+        let attr = self.view.attr(ino)?;
+        if attr.mode & SETGID != 0 && attr.kind == Kind::File && attr.gid != caller.gid {
+            let mode = Some(attr.mode & !SETGID);
+            self.view.set_attr(ino, &SetAttr { mode, ..SetAttr::default() })?;
+        }
+        Ok(())
     }
 
     /// Removes an extended attribute.

@@ -213,12 +213,12 @@ impl Snapshot {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Caller, Options, Owners};
+    use super::super::{Caller, Options, Owners, Xattrs};
     use super::*;
     use crate::metrics::Counters;
     use siphon_image::tree::EmptyTree;
     use siphon_overlay::upper::{Base, Upper};
-    use siphon_overlay::view::View;
+    use siphon_overlay::view::{Permissions, View};
 
     fn names(filesystem: &FileSystem, handle: u64) -> Vec<String> {
         let mut names = Vec::new();
@@ -236,14 +236,15 @@ mod tests {
         let base = Base { version: Base::VERSION, image: "/image".into(), identity: String::new() };
         let upper = Upper::create(layer.path(), &base).unwrap();
         let view = View::new(Arc::new(EmptyTree), Some(upper)).unwrap();
-        let options = Options { owners: Owners::Squash { uid: 0, gid: 0 }, read_only: false, stable: true };
+        let owners = Owners::Squash { uid: 0, gid: 0 };
+        let options = Options { owners, read_only: false, stable: true, xattrs: Xattrs::All };
         let filesystem = FileSystem::new(Arc::new(view), options, Arc::new(Counters::default()));
         let caller = Caller { uid: 0, gid: 0 };
 
         let handle = filesystem.open_directory(Ino::ROOT);
-        filesystem.make_directory(caller, Ino::ROOT, OsStr::new("a"), 0o755).unwrap();
+        filesystem.make_directory(caller, Ino::ROOT, OsStr::new("a"), Permissions::exactly(0o755)).unwrap();
         let first = names(&filesystem, handle);
-        filesystem.make_directory(caller, Ino::ROOT, OsStr::new("b"), 0o755).unwrap();
+        filesystem.make_directory(caller, Ino::ROOT, OsStr::new("b"), Permissions::exactly(0o755)).unwrap();
         let rewound = names(&filesystem, handle);
 
         assert_eq!(first, ["a"]);

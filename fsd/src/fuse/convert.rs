@@ -4,7 +4,7 @@ use crate::fs::Node;
 use fuser::{FileAttr, FileType, INodeNo, OpenAccMode, OpenFlags, TimeOrNow};
 use nix::libc;
 use siphon_image::tree::{Kind, Timestamp};
-use siphon_overlay::view::{OpenMode, SetTime};
+use siphon_overlay::view::{OpenMode, Permissions, SetTime};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// What `stat` names as the best size for reads: the kernel asks for pages and up to its readahead.
@@ -79,6 +79,10 @@ pub(super) fn node_kind(mode: u32) -> Option<Kind> {
 /// The low 12 bits of a mode.
 pub(super) fn permissions(mode: u32) -> u16 {
     u16::try_from(mode & 0o7777).expect("12 bits fit 16")
+}
+
+pub(super) fn made_with(mode: u32, umask: u32) -> Permissions {
+    Permissions { mode: permissions(mode), umask: permissions(umask) }
 }
 
 pub(super) fn open_in(flags: OpenFlags) -> OpenMode {

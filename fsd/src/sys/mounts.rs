@@ -1,6 +1,7 @@
 //! Mounts of FUSE filesystems, directly or through `fusermount3`, and the way to take them away again.
 
 use rustix::mount::{MountFlags, UnmountFlags};
+use serde::{Deserialize, Serialize};
 use std::ffi::{CString, OsStr};
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -78,6 +79,8 @@ pub struct FuseMount<'a> {
     pub read_only: bool,
     /// Whether setuid bits and file capabilities count.
     pub setuid: bool,
+    /// Whether device nodes lead to devices.
+    pub devices: bool,
 }
 
 impl FuseMount<'_> {
@@ -92,7 +95,8 @@ impl FuseMount<'_> {
             device.as_raw_fd()
         );
         let options = CString::new(options).expect("numbers and words hold no NUL");
-        let mut flags = MountFlags::NODEV;
+        let mut flags = MountFlags::empty();
+        flags.set(MountFlags::NODEV, !self.devices);
         flags.set(MountFlags::NOSUID, !self.setuid);
         flags.set(MountFlags::RDONLY, self.read_only);
         rustix::mount::mount(self.source, self.target, TYPE, flags, options.as_c_str())
@@ -130,20 +134,81 @@ impl FuseMount<'_> {
     }
 }
 
+/// How the kernel's overlayfs is mounted. The layers are named by paths that the calling process can follow.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct OverlayMount {
+    /// What mount listings show as its source.
+    pub source: String,
+    /// Where it goes.
+    pub target: PathBuf,
+    /// What is only read.
+    pub lower: PathBuf,
+    /// Takes the changes.
+    pub upper: PathBuf,
+    /// Empty, on the filesystem of `upper`.
+    pub work: PathBuf,
+    /// Whether setuid bits and file capabilities count.
+    pub setuid: bool,
+}
+
+impl OverlayMount {
+    /// Mounts it. Marks are in extended attributes that every user may write, as in the layers of a view. Inode numbers
+    /// of lower and upper files share one space, so that a file keeps its own when it is copied up.
+    ///
+    /// # Errors
+    /// [`Error::Mount`].
+    pub fn mount(&self) -> Result<(), Error> {
+        let failed = |source: io::Error| Error::Mount { path: self.target.clone(), source };
+        let mut options = b"userxattr,xino=on".to_vec();
+        for (name, path) in [("lowerdir", &self.lower), ("upperdir", &self.upper), ("workdir", &self.work)] {
+            options.extend_from_slice(format!(",{name}=").as_bytes());
+            for byte in path.as_os_str().as_bytes() {
+                if matches!(byte, b'\\' | b',' | b':') {
+                    options.push(b'\\');
+                }
+                options.push(*byte);
+            }
+        }
+        let options = CString::new(options).map_err(|_| failed(io::ErrorKind::InvalidInput.into()))?;
+        let mut flags = MountFlags::NODEV;
+        flags.set(MountFlags::NOSUID, !self.setuid);
+        rustix::mount::mount(&self.source, &self.target, "overlay", flags, options.as_c_str())
+            .map_err(|errno| failed(errno.into()))
+    }
+}
+
+/// Hides what is in the directory `place` behind an empty one that nobody can write to.
+///
+/// # Errors
+/// [`Error::Mount`].
+pub fn cover(place: &Path) -> Result<(), Error> {
+    let flags = MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+    rustix::mount::mount("siphon", place, "tmpfs", flags, c"mode=0555,size=4k")
+        .map_err(|errno| Error::Mount { path: place.into(), source: errno.into() })
+}
+
 /// A writable directory in memory, `capacity_bytes` large, which no path leads to: it lives while the returned
 /// descriptor, or a file below it, is open. `place` is an empty directory that it is mounted on for a moment.
 ///
 /// # Errors
 /// [`Error::Mount`].
 pub fn memory_directory(place: &Path, capacity_bytes: Option<u64>) -> Result<File, Error> {
+    let directory = mount_memory(place, capacity_bytes)?;
+    detach(place)?;
+    Ok(directory)
+}
+
+/// As [`memory_directory`], but `place` leads to it until that is detached.
+///
+/// # Errors
+/// [`Error::Mount`].
+pub fn mount_memory(place: &Path, capacity_bytes: Option<u64>) -> Result<File, Error> {
     let failed = |source: io::Error| Error::Mount { path: place.into(), source };
     let size = capacity_bytes.map_or_else(String::new, |bytes| format!(",size={bytes}"));
     let options = CString::new(format!("mode=0755{size}")).expect("numbers and words hold no NUL");
     rustix::mount::mount("siphon", place, "tmpfs", MountFlags::NOSUID | MountFlags::NODEV, options.as_c_str())
         .map_err(|errno| failed(errno.into()))?;
-    let directory = File::open(place);
-    rustix::mount::unmount(place, UnmountFlags::DETACH).map_err(|errno| failed(errno.into()))?;
-    directory.map_err(failed)
+    File::open(place).map_err(failed)
 }
 
 /// Takes the mount at `path` away from this mount namespace, now or when its last user is done.

@@ -80,10 +80,10 @@ pub fn enter_user_namespace_as_root(uid: u32, gid: u32, others: &SubordinateIds)
     let (own_pid, ids) = (std::process::id(), others.clone());
     let mapper = match others.is_empty() {
         true => None,
-        false => Some(processes::stand_by(move || ids.map_into(own_pid, uid, gid)).map_err(fork)?),
+        false => Some(processes::stand_by(move |(): ()| ids.map_into(own_pid, uid, gid)).map_err(fork)?),
     };
     unshare(CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNS).map_err(|errno| forbidden(errno.into()))?;
-    let mapped = match mapper.map(processes::StandBy::act) {
+    let mapped = match mapper.map(|mapper| mapper.act(&())) {
         Some(Ok(())) => Mapped::All,
         Some(Err(reason)) => Mapped::RootAlone { reason },
         None => Mapped::RootAlone { reason: "there are no subordinate ids".to_owned() },

@@ -6,8 +6,11 @@ use nix::libc;
 use nix::sys::stat::{Mode, umask};
 use nix::unistd::{ForkResult, fork, setsid};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use std::fs::File;
 use std::io::{self, PipeReader, PipeWriter, Read, Write};
+use std::marker::PhantomData;
 use std::os::fd::{AsFd, OwnedFd};
 use std::process;
 
@@ -46,29 +49,36 @@ pub fn into_background() -> io::Result<Standard> {
 
 /// A child that does one thing when it is told to, as this process was when it forked. Let go of, it does nothing.
 #[derive(Debug)]
-pub struct StandBy {
+pub struct StandBy<Order, Answer> {
     child: nix::unistd::Pid,
     told: Option<PipeWriter>,
     answer: PipeReader,
+    speaks: PhantomData<fn(Order) -> Answer>,
 }
 
-/// Forks a child that waits with `work`.
+/// Forks a child that waits with `work`, for what to do it with.
 ///
 /// # Errors
 /// If there is more than one thread, or the kernel refuses a step.
-pub fn stand_by(work: impl FnOnce() -> Result<(), String>) -> io::Result<StandBy> {
+pub fn stand_by<Order, Answer>(work: impl FnOnce(Order) -> Result<Answer, String>) -> io::Result<StandBy<Order, Answer>>
+where
+    Order: Serialize + DeserializeOwned,
+    Answer: Serialize + DeserializeOwned,
+{
     if thread_count()? != 1 {
         return Err(io::Error::other("a process with several threads cannot fork"));
     }
     let ((mut waiting, told), (answer, mut reply)) = (io::pipe()?, io::pipe()?);
     // SAFETY: there is a single thread, checked above, so that the child's memory is whole: no lock is held in it.
     match unsafe { fork() }? {
-        ForkResult::Parent { child } => Ok(StandBy { child, told: Some(told), answer }),
+        ForkResult::Parent { child } => Ok(StandBy { child, told: Some(told), answer, speaks: PhantomData }),
         ForkResult::Child => {
             drop((told, answer));
-            // The end of the pipe instead of a byte means that this process is not needed.
-            if waiting.read_exact(&mut [0]).is_ok() {
-                let result = serde_json::to_vec(&work()).unwrap_or_default();
+            let mut line = Vec::new();
+            let read = waiting.read_to_end(&mut line);
+            // The end of the pipe without a word means that this process is not needed.
+            if let (Ok(1..), Ok(order)) = (read, serde_json::from_slice(&line)) {
+                let result = serde_json::to_vec(&work(order)).unwrap_or_default();
                 // Without a reader there is nobody to tell.
                 let _ = reply.write_all(&result);
             }
@@ -78,16 +88,20 @@ pub fn stand_by(work: impl FnOnce() -> Result<(), String>) -> io::Result<StandBy
     }
 }
 
-impl StandBy {
+impl<Order, Answer> StandBy<Order, Answer>
+where
+    Order: Serialize + DeserializeOwned,
+    Answer: Serialize + DeserializeOwned,
+{
     /// Has the child do it, and waits.
     ///
     /// # Errors
     /// What the work returned, or that the child could not do it.
-    pub fn act(mut self) -> Result<(), String> {
+    pub fn act(mut self, order: &Order) -> Result<Answer, String> {
         let mut ask = || -> io::Result<_> {
             let mut line = Vec::new();
             if let Some(mut told) = self.told.take() {
-                told.write_all(&[0])?;
+                told.write_all(&serde_json::to_vec(order)?)?;
             }
             self.answer.read_to_end(&mut line)?;
             Ok(serde_json::from_slice(&line)?)
@@ -96,7 +110,7 @@ impl StandBy {
     }
 }
 
-impl Drop for StandBy {
+impl<Order, Answer> Drop for StandBy<Order, Answer> {
     fn drop(&mut self) {
         self.told = None;
         // It ends by itself; who else would wait for it is none of ours.
@@ -143,6 +157,6 @@ mod tests {
     fn a_process_with_threads_does_not_fork() {
         let _other = std::thread::spawn(std::thread::park);
 
-        assert!(stand_by(|| Ok(())).is_err());
+        assert!(stand_by(|(): ()| Ok(())).is_err());
     }
 }

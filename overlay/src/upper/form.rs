@@ -4,12 +4,13 @@
 //! |---|---|---|---|
 //! | device | character device 0:0 `NAME` | `user.overlay.opaque` = `y` | any local filesystem, Linux 5.8 |
 //! | xattr | empty file `NAME` with `user.overlay.whiteout`, its directory's `user.overlay.opaque` = `x` | the same | no device nodes |
-//! | marker | empty file `.wh.NAME` | file `.wh..wh..opq` in it | neither: NFS, Lustre |
+//! | marker | empty file `.wh.NAME` | file `.wh..wh..opq` in it | no xattrs or no swapping of names: NFS, Lustre, exFAT |
 //!
 //! The first two are the kernel's own (`Documentation/filesystems/overlayfs.rst`, `userxattr`), though it lists the names
 //! of whiteouts of the second form when such a layer is its upper and not one of its lowers; the third is that of
 //! AUFS and of image layers. The form to write is probed; all are read, markers only where they were once written, since
 //! `.wh.x` is a name like any other elsewhere. A whiteout gives way to a node of its name: both may exist for a moment.
+//! A name that has no room for the prefix is marked by `.wh..wh.` and 192 bytes and a digest of it; the file holds the name.
 
 use super::Upper;
 use rustix::fs::{self, AtFlags, FileType, Mode, OFlags, RenameFlags, Stat, XattrFlags};
@@ -24,8 +25,14 @@ use std::sync::atomic::Ordering;
 
 pub(super) const MARKERS_NAME: &str = "markers";
 const MARKER_PREFIX: &str = ".wh.";
+/// The kernel's `NAME_MAX`.
+const MAX_NAME_BYTES: usize = 255;
+/// How much of a long name its marker's own name repeats.
+const LONG_NAME_BYTES: usize = 192;
 const OPAQUE_MARKER: &str = ".wh..wh..opq";
 const OPAQUE: [&str; 2] = ["user.overlay.opaque", "trusted.overlay.opaque"];
+/// The xattr that the kernel shows a POSIX ACL as.
+const ACL_OF_FILES: &str = "system.posix_acl_access";
 const WHITEOUT: [&str; 2] = ["user.overlay.whiteout", "trusted.overlay.whiteout"];
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,33 +53,63 @@ pub(crate) enum Place {
     Object(Stat),
 }
 
-/// Tries out in `work` what its filesystem can do.
-pub(super) fn probe(work: BorrowedFd<'_>) -> io::Result<Form> {
-    let name = format!("probe-{}", std::process::id());
+/// What the filesystem of a layer can do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Abilities {
+    pub(super) form: Form,
+    pub(super) has_xattrs: bool,
+    pub(super) has_acls: bool,
+}
+
+/// Tries out in `work` what its filesystem can do. Whatever it answers to what it cannot do, it cannot.
+pub(super) fn probe(work: BorrowedFd<'_>) -> io::Result<Abilities> {
+    let [name, other] = ["probe", "other"].map(|word| format!("{word}-{}", std::process::id()));
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let file = fs::openat(work, &name, flags, Mode::from_raw_mode(0o600))?;
-    let xattrs = fs::fsetxattr(&file, WHITEOUT[0], b"", XattrFlags::empty()).is_ok();
+    let has_xattrs = fs::fsetxattr(&file, WHITEOUT[0], b"", XattrFlags::empty()).is_ok();
+    fs::openat(work, &other, flags, Mode::from_raw_mode(0o600))?;
+    let swaps = fs::renameat_with(work, &name, work, &other, RenameFlags::EXCHANGE).is_ok();
     fs::unlinkat(work, &name, AtFlags::empty())?;
-    if !xattrs {
-        return Ok(Form::Marker);
+    fs::unlinkat(work, &other, AtFlags::empty())?;
+    // It has none yet: what differs is the answer where there can be none.
+    let has_acls = matches!(fs::getxattr_query(host::path_of(work), ACL_OF_FILES), Ok(_) | Err(Errno::NODATA));
+    if !has_xattrs || !swaps {
+        // Only markers can be written before the node is taken away that they stand in for.
+        return Ok(Abilities { form: Form::Marker, has_xattrs, has_acls });
     }
-    match fs::mknodat(work, &name, FileType::CharacterDevice, Mode::empty(), 0) {
+    let form = match fs::mknodat(work, &name, FileType::CharacterDevice, Mode::empty(), 0) {
         Ok(()) => {
+            // Some networks' filesystems make something else of it.
+            let made = host::stat_at(work, OsStr::new(&name))?;
             fs::unlinkat(work, &name, AtFlags::empty())?;
-            Ok(Form::Device)
+            let is_device = made.is_some_and(|made| host::kind_of(&made) == Kind::CharDevice && made.st_rdev == 0);
+            if is_device { Form::Device } else { Form::Xattr }
         }
-        Err(_) => Ok(Form::Xattr),
-    }
+        Err(_) => Form::Xattr,
+    };
+    Ok(Abilities { form, has_xattrs, has_acls })
 }
 
 fn marker(name: &OsStr) -> OsString {
     let mut marker = OsString::from(MARKER_PREFIX);
-    marker.push(name);
+    let bytes = name.as_bytes();
+    if bytes.len() + MARKER_PREFIX.len() <= MAX_NAME_BYTES {
+        marker.push(name);
+    } else {
+        marker.push(MARKER_PREFIX);
+        marker.push(OsStr::from_bytes(&bytes[..LONG_NAME_BYTES]));
+        marker.push(format!("{:016x}", digest(bytes)));
+    }
     marker
 }
 
+/// FNV-1a: who makes two names of this length that differ at their ends alone and collide hides only what is theirs.
+fn digest(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
+}
+
 impl Upper {
-    fn uses_markers(&self) -> bool {
+    pub(super) fn uses_markers(&self) -> bool {
         self.markers.load(Ordering::Relaxed)
     }
 
@@ -116,7 +153,7 @@ impl Upper {
 
     pub(crate) fn make_opaque(&self, directory: BorrowedFd<'_>) -> io::Result<()> {
         if self.form == Form::Marker {
-            return self.write_marker(directory, OsStr::new(OPAQUE_MARKER));
+            return self.write_marker(directory, OsStr::new(OPAQUE_MARKER), OsStr::new(""));
         }
         Ok(fs::setxattr(host::path_of(directory), OPAQUE[0], b"y", XattrFlags::empty())?)
     }
@@ -124,7 +161,7 @@ impl Upper {
     /// Puts a whiteout at `name`, in place of the node there if there is one.
     pub(crate) fn whiteout(&self, directory: BorrowedFd<'_>, name: &OsStr) -> io::Result<()> {
         if self.form == Form::Marker {
-            self.write_marker(directory, &marker(name))?;
+            self.write_marker(directory, &marker(name), name)?;
             return self.remove(directory, name);
         }
         let staged = self.temporary();
@@ -148,11 +185,15 @@ impl Upper {
         Ok(())
     }
 
-    fn write_marker(&self, directory: BorrowedFd<'_>, name: &OsStr) -> io::Result<()> {
+    /// Says that `absent` is not there by the file `name`, which holds it where the name alone does not tell.
+    fn write_marker(&self, directory: BorrowedFd<'_>, name: &OsStr, absent: &OsStr) -> io::Result<()> {
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         fs::openat(self.private()?.directory.as_fd(), MARKERS_NAME, flags, Mode::from_raw_mode(0o644))?;
         self.markers.store(true, Ordering::Relaxed);
-        fs::openat(directory, name, flags, Mode::from_raw_mode(0o600))?;
+        let file = fs::openat(directory, name, flags, Mode::from_raw_mode(0o600))?;
+        if absent.len() + MARKER_PREFIX.len() > MAX_NAME_BYTES {
+            rustix::io::pwrite(file, absent.as_bytes(), 0)?;
+        }
         Ok(())
     }
 
@@ -170,27 +211,28 @@ impl Upper {
     pub(crate) fn unmark(&self, directory: BorrowedFd<'_>, name: &OsStr) -> io::Result<()> {
         if self.uses_markers() {
             match fs::unlinkat(directory, marker(name), AtFlags::empty()) {
-                // A name near the limit has no room for the prefix, so that it was never marked.
-                Ok(()) | Err(Errno::NOENT | Errno::NAMETOOLONG) => {}
+                Ok(()) | Err(Errno::NOENT) => {}
                 Err(error) => return Err(error.into()),
             }
         }
         Ok(())
     }
 
-    /// Swaps `staged` with the node at `name` and throws that away.
+    /// Swaps `staged` with the node at `name` and throws that away. Where names cannot be swapped, there is a marker
+    /// while nothing is at the name, so that nothing of the lower shows, whenever this ends.
     fn swap_out(&self, staged: &OsStr, directory: BorrowedFd<'_>, name: &OsStr) -> io::Result<()> {
         let work = self.work()?;
-        match fs::renameat_with(work, staged, directory, name, RenameFlags::EXCHANGE) {
-            Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {
-                let old = self.temporary();
-                fs::renameat(directory, name, work, &old)?;
-                fs::renameat(work, staged, directory, name)?;
-                self.discard(&old)
-            }
-            Err(error) => Err(error.into()),
-            Ok(()) => self.discard(staged),
+        if self.form == Form::Marker {
+            self.whiteout(directory, name)?;
+            return Ok(fs::renameat(work, staged, directory, name)?);
         }
+        fs::renameat_with(work, staged, directory, name, RenameFlags::EXCHANGE)?;
+        self.discard(staged)
+    }
+
+    /// Whether names can be swapped, atomically.
+    pub(crate) fn swaps(&self) -> bool {
+        self.form != Form::Marker
     }
 
     /// Takes the node or whiteout at `name` away, with all that is in it; nothing shows in its place but the lower.
@@ -211,9 +253,8 @@ fn is_whiteout(directory: BorrowedFd<'_>, name: &OsStr, stat: &Stat) -> io::Resu
     match host::kind_of(stat) {
         Kind::CharDevice => Ok(stat.st_rdev == 0),
         Kind::File if stat.st_size == 0 => {
-            let object = host::open_object(directory, name)?;
             for xattr in WHITEOUT {
-                if host::xattr(object.as_fd(), OsStr::new(xattr))?.is_some() {
+                if host::xattr_at(directory, name, OsStr::new(xattr))?.is_some() {
                     return Ok(true);
                 }
             }
@@ -224,8 +265,5 @@ fn is_whiteout(directory: BorrowedFd<'_>, name: &OsStr, stat: &Stat) -> io::Resu
 }
 
 fn marker_exists(directory: BorrowedFd<'_>, name: &OsStr) -> io::Result<bool> {
-    match host::stat_at(directory, &marker(name)) {
-        Err(error) if error.raw_os_error() == Some(Errno::NAMETOOLONG.raw_os_error()) => Ok(false),
-        other => Ok(other?.is_some()),
-    }
+    Ok(host::stat_at(directory, &marker(name))?.is_some())
 }

@@ -1,15 +1,50 @@
 //! Nodes in `.siphon/work`: names for those being made, removal of those no longer wanted.
 
-use super::Upper;
-use rustix::fs::{self, AtFlags};
+use super::{Upper, made};
+use crate::error::Error;
+use rustix::fs::{self, AtFlags, Mode};
 use rustix::io::Errno;
 use siphon_image::directory::host;
 use std::ffi::{OsStr, OsString};
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::Ordering;
 
+/// A directory in `work`, until it is removed or the layer is next locked.
+#[derive(Debug)]
+pub struct Scratch<'a> {
+    upper: &'a Upper,
+    directory: OwnedFd,
+    name: OsString,
+}
+
+impl Scratch<'_> {
+    /// The directory.
+    pub fn directory(&self) -> BorrowedFd<'_> {
+        self.directory.as_fd()
+    }
+
+    /// Takes it away with all that is in it.
+    ///
+    /// # Errors
+    /// As `unlinkat(2)`, such as where something is mounted in it.
+    pub fn remove(self) -> io::Result<()> {
+        drop(self.directory);
+        self.upper.discard(&self.name)
+    }
+}
+
 impl Upper {
+    /// Makes a directory to try things in, on the filesystem of the layer.
+    ///
+    /// # Errors
+    /// `EROFS` if the layer may not be written to, or as `mkdirat(2)`.
+    pub fn scratch(&self) -> Result<Scratch<'_>, Error> {
+        let name = self.temporary();
+        let directory = made(self.work()?, &name)?;
+        Ok(Scratch { upper: self, directory, name })
+    }
+
     /// A name in `work` that no other thread or process uses.
     pub(crate) fn temporary(&self) -> OsString {
         let number = self.next_temporary.fetch_add(1, Ordering::Relaxed);
@@ -28,6 +63,8 @@ impl Upper {
                 Err(error) => return Err(error.into()),
             }
             let directory = host::open_directory(work, &name)?;
+            // The kernel's overlayfs leaves directories that nobody may list. What is not ours to change may be listed.
+            let _ = fs::chmod(host::path_of(directory.as_fd()), Mode::RWXU);
             for entry in host::list(directory.as_fd())? {
                 match fs::unlinkat(&directory, &entry.name, AtFlags::empty()) {
                     Err(Errno::ISDIR) => {

@@ -1,10 +1,11 @@
 //! Attributes, xattrs, link targets.
 
-use super::copying::WHOLE;
+use super::copying::{ATTRIBUTES, Need};
 use super::state::{Found, State};
 use super::{Ino, Layer, SetAttr, SetTime, View};
 use crate::copy_up::{escaped, timespec, unescaped};
 use crate::error::Error;
+use crate::upper::Links;
 use rustix::fs::{self, AtFlags, Gid, Mode, OFlags, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT, Uid, XattrFlags};
 use rustix::io::Errno;
 use siphon_image::directory::host;
@@ -41,11 +42,19 @@ impl View {
     /// The attributes of a node that the layer has.
     pub(super) fn attr_of(&self, layer: &Layer, state: &State, ino: Ino) -> Result<Attr, Error> {
         let object = state.object(&layer.upper, ino)?.ok_or(Errno::STALE)?;
-        Ok(with_upper_links(state, ino, host::attr_of(&host::stat(object.as_fd())?)))
+        let mut attr = with_upper_links(state, ino, host::attr_of(&host::stat(object.as_fd())?));
+        if let Some((true, Some(lower))) = state.nodes.get(&ino).map(|node| (node.stub, node.lower)) {
+            attr.blocks = self.lower.attr(lower)?.blocks;
+        }
+        Ok(attr)
     }
 
     pub(super) fn attr_of_found(&self, layer: &Layer, state: &State, ino: Ino, found: &Found) -> Result<Attr, Error> {
         match (&found.upper, &found.lower) {
+            (Some(stat), Some((_, lower))) if found.stub => {
+                let attr = with_upper_links(state, ino, host::attr_of(stat));
+                Ok(Attr { blocks: lower.blocks, ..attr })
+            }
             (Some(stat), _) => Ok(with_upper_links(state, ino, host::attr_of(stat))),
             (None, _) if state.nodes.get(&ino).is_some_and(|node| node.up) => self.attr_of(layer, state, ino),
             (None, Some((_, attr))) => Ok(with_lower_links(state, ino, *attr, false)),
@@ -66,8 +75,8 @@ impl View {
     }
 
     /// The layer's node of `ino`, which is copied up if it must be.
-    fn writable(&self, ino: Ino, limit_bytes: u64) -> Result<Arc<OwnedFd>, Error> {
-        self.copy_up(ino, limit_bytes)?;
+    fn writable(&self, ino: Ino, need: Need) -> Result<Arc<OwnedFd>, Error> {
+        self.copy_up(ino, need)?;
         let layer = self.layer()?;
         let state = layer.state.read();
         state.object(&layer.upper, ino)?.ok_or_else(|| Errno::STALE.into())
@@ -78,7 +87,7 @@ impl View {
     /// # Errors
     /// `EROFS`, `EISDIR` or `EINVAL` for the size of something that is not a file, or what the layer's filesystem says.
     pub fn set_attr(&self, ino: Ino, change: &SetAttr) -> Result<Attr, Error> {
-        let object = self.writable(ino, change.size.unwrap_or(WHOLE))?;
+        let object = self.writable(ino, change.size.map_or(ATTRIBUTES, Need::Content))?;
         let object = object.as_fd();
         if change.uid.is_some() || change.gid.is_some() {
             let (uid, gid) = (change.uid.map(Uid::from_raw), change.gid.map(Gid::from_raw));
@@ -150,7 +159,7 @@ impl View {
         let flags = u32::try_from(flags).ok().and_then(XattrFlags::from_bits).ok_or(Errno::INVAL)?;
         self.layer()?;
         self.check_may_have(ino, name)?;
-        let object = self.writable(ino, WHOLE)?;
+        let object = self.writable(ino, ATTRIBUTES)?;
         Ok(fs::setxattr(host::path_of(object.as_fd()), escaped(name), value, flags)?)
     }
 
@@ -171,7 +180,7 @@ impl View {
         if self.xattr(ino, name)?.is_none() {
             return Err(Errno::NODATA.into());
         }
-        let object = self.writable(ino, WHOLE)?;
+        let object = self.writable(ino, ATTRIBUTES)?;
         Ok(fs::removexattr(host::path_of(object.as_fd()), escaped(name))?)
     }
 
@@ -230,7 +239,10 @@ fn with_upper_links(state: &State, ino: Ino, mut attr: Attr) -> Attr {
         // Our own directory in the root is not shown.
         Kind::Directory if ino == Ino::ROOT => attr.nlink.saturating_sub(1),
         Kind::Directory => attr.nlink,
-        _ if node.held => attr.nlink.saturating_sub(1).saturating_add(state.names_left(ino, node.lower_links)),
+        _ if node.held => {
+            let left = state.links(ino).map_or(0, Links::left);
+            attr.nlink.saturating_sub(1).saturating_add(left)
+        }
         _ => attr.nlink,
     };
     attr

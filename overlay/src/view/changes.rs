@@ -1,13 +1,13 @@
 //! Makes and removes names.
 
-use super::copying::{WHOLE, stage_link};
-use super::lookup::Both;
+use super::copying::{ATTRIBUTES, stage_link};
+use super::lookup::{Both, MAX_NAME_BYTES};
 use super::state::{Found, State, key_of};
-use super::{Ino, Layer, OpenFile, OpenMode, Owner, View};
+use super::{Ino, Layer, OpenFile, OpenMode, Owner, Permissions, View};
 use crate::copy_up;
 use crate::error::Error;
 use crate::upper::PRIVATE_NAME;
-use rustix::fs::{self, AtFlags, Gid, Mode, Uid};
+use rustix::fs::{self, AtFlags, Gid, Mode, Uid, XattrFlags};
 use rustix::io::Errno;
 use siphon_image::directory::host;
 use siphon_image::tree::{Attr, Kind};
@@ -15,11 +15,13 @@ use std::ffi::OsStr;
 use std::os::fd::{AsFd, BorrowedFd};
 
 const SET_GID: u16 = 0o2000;
+/// What a directory hands on to what is made in it.
+const DEFAULT_ACL: &str = "system.posix_acl_default";
 
 /// What to make in `work`.
 struct New<'a> {
     kind: Kind,
-    mode: u16,
+    permissions: Permissions,
     rdev: u32,
     target: &'a OsStr,
     owner: Owner,
@@ -34,11 +36,11 @@ impl View {
         &self,
         parent: Ino,
         name: &OsStr,
-        mode: u16,
+        permissions: Permissions,
         owner: Owner,
         open: OpenMode,
     ) -> Result<(Ino, Attr, OpenFile), Error> {
-        let new = New { kind: Kind::File, mode, rdev: 0, target: OsStr::new(""), owner };
+        let new = New { kind: Kind::File, permissions, rdev: 0, target: OsStr::new(""), owner };
         let (ino, attr) = self.make(parent, name, &new)?;
         match self.open_new(ino, open) {
             Ok(file) => Ok((ino, attr, file)),
@@ -58,22 +60,28 @@ impl View {
         parent: Ino,
         name: &OsStr,
         kind: Kind,
-        mode: u16,
+        permissions: Permissions,
         rdev: u32,
         owner: Owner,
     ) -> Result<(Ino, Attr), Error> {
         if matches!(kind, Kind::Directory | Kind::Symlink) {
             return Err(Errno::INVAL.into());
         }
-        self.make(parent, name, &New { kind, mode, rdev, target: OsStr::new(""), owner })
+        self.make(parent, name, &New { kind, permissions, rdev, target: OsStr::new(""), owner })
     }
 
     /// Makes a directory.
     ///
     /// # Errors
     /// As [`View::create`].
-    pub fn make_directory(&self, parent: Ino, name: &OsStr, mode: u16, owner: Owner) -> Result<(Ino, Attr), Error> {
-        self.make(parent, name, &New { kind: Kind::Directory, mode, rdev: 0, target: OsStr::new(""), owner })
+    pub fn make_directory(
+        &self,
+        parent: Ino,
+        name: &OsStr,
+        permissions: Permissions,
+        owner: Owner,
+    ) -> Result<(Ino, Attr), Error> {
+        self.make(parent, name, &New { kind: Kind::Directory, permissions, rdev: 0, target: OsStr::new(""), owner })
     }
 
     /// Makes a symbolic link.
@@ -81,7 +89,8 @@ impl View {
     /// # Errors
     /// As [`View::create`].
     pub fn make_symlink(&self, parent: Ino, name: &OsStr, target: &OsStr, owner: Owner) -> Result<(Ino, Attr), Error> {
-        self.make(parent, name, &New { kind: Kind::Symlink, mode: 0o777, rdev: 0, target, owner })
+        let permissions = Permissions::exactly(0o777);
+        self.make(parent, name, &New { kind: Kind::Symlink, permissions, rdev: 0, target, owner })
     }
 
     fn make(&self, parent: Ino, name: &OsStr, new: &New<'_>) -> Result<(Ino, Attr), Error> {
@@ -124,6 +133,9 @@ impl View {
     }
 
     pub(super) fn check_name(&self, layer: &Layer, both: &Both, name: &OsStr) -> Result<(), Error> {
+        if name.len() > MAX_NAME_BYTES {
+            return Err(Errno::NAMETOOLONG.into());
+        }
         if !host::is_name(name) {
             return Err(Errno::INVAL.into());
         }
@@ -152,7 +164,7 @@ impl View {
                 return Err(Errno::PERM.into());
             }
         }
-        self.copy_up(ino, WHOLE)?;
+        self.copy_up(ino, ATTRIBUTES)?;
         let mut state = layer.state.write();
         self.vacant(layer, &mut state, parent, name)?;
         let object = state.object(&layer.upper, ino)?.ok_or(Errno::STALE)?;
@@ -222,7 +234,7 @@ impl View {
         if let (None, Some((_, attr))) = (&found.upper, &found.lower)
             && (attr.nlink > 1 || state.nodes.contains_key(&ino))
         {
-            state.name_gone(ino);
+            state.name_gone(&layer.upper, ino, attr.nlink)?;
         }
         state.drop_name(ino, at.0, at.1);
         state.release_hold(&layer.upper, ino)?;
@@ -250,9 +262,12 @@ impl View {
 
 fn stage_new(layer: &Layer, parent: BorrowedFd<'_>, new: &New<'_>, staged: &OsStr) -> Result<(), Error> {
     let work = layer.upper.work()?;
-    match new.kind {
-        Kind::Symlink => fs::symlinkat(new.target, work, staged)?,
-        kind => copy_up::make(&layer.upper, staged, kind, new.rdev)?,
+    let acl = if layer.upper.has_acls() { host::xattr(parent, OsStr::new(DEFAULT_ACL))? } else { None };
+    let mut mode = new.permissions.mode & 0o7777 & !(new.permissions.umask & 0o777);
+    match (new.kind, acl) {
+        (Kind::Symlink, _) => fs::symlinkat(new.target, work, staged)?,
+        (_, Some(acl)) => mode = stage_inheriting(layer, new, &acl, staged)?,
+        (kind, None) => copy_up::make(work, staged, kind, 0o700, new.rdev)?,
     }
     let object = host::open_object(work, staged)?;
     if let Some((uid, gid)) = new.owner {
@@ -260,7 +275,6 @@ fn stage_new(layer: &Layer, parent: BorrowedFd<'_>, new: &New<'_>, staged: &OsSt
     }
     // What is made in a directory with the set-group-id bit belongs to its group, and a directory there passes it on.
     let parent = host::attr_of(&host::stat(parent)?);
-    let mut mode = new.mode & 0o7777;
     if parent.mode & SET_GID != 0 {
         let own = host::stat(object.as_fd())?;
         copy_up::change_owner(object.as_fd(), own.st_uid, parent.gid)?;
@@ -272,4 +286,19 @@ fn stage_new(layer: &Layer, parent: BorrowedFd<'_>, new: &New<'_>, staged: &OsSt
         fs::chmod(host::path_of(object.as_fd()), Mode::from_raw_mode(mode.into()))?;
     }
     Ok(())
+}
+
+/// Makes a node that inherits the default ACL `acl` of its directory, and returns its mode. The filesystem itself works
+/// out what that comes to, in a directory that is there for this alone.
+fn stage_inheriting(layer: &Layer, new: &New<'_>, acl: &[u8], staged: &OsStr) -> Result<u16, Error> {
+    let work = layer.upper.work()?;
+    let around = layer.upper.temporary();
+    fs::mkdirat(work, &around, Mode::from_raw_mode(0o700))?;
+    let directory = host::open_directory(work, &around)?;
+    fs::setxattr(host::path_of(directory.as_fd()), DEFAULT_ACL, acl, XattrFlags::empty())?;
+    copy_up::make(directory.as_fd(), staged, new.kind, new.permissions.mode, new.rdev)?;
+    let mode = host::attr_of(&host::stat(host::open_object(directory.as_fd(), staged)?.as_fd())?).mode;
+    fs::renameat(&directory, staged, work, staged)?;
+    fs::unlinkat(work, &around, AtFlags::REMOVEDIR)?;
+    Ok(mode)
 }

@@ -1,45 +1,119 @@
 //! Brings nodes of the image into the layer.
 
-use super::state::{Found, State, held_name};
-use super::{COPYING, Ino, Layer, View};
-use crate::copy_up;
+use super::state::{Found, Node, State};
+use super::{COPYING, Ino, Layer, View, lower_node};
+use crate::copy_up::{self, Content, Staged};
 use crate::error::Error;
 use crate::upper::Place;
-use rustix::fs::{self, AtFlags};
+use rustix::fs::{self, AtFlags, OFlags};
 use rustix::io::Errno;
 use siphon_image::directory::host;
-use siphon_image::tree::{Kind, Timestamp};
-use std::ffi::OsStr;
+use siphon_image::tree::{Kind, NodeId, Timestamp};
+use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-/// For [`View::copy_up`]: all of a file.
-pub(super) const WHOLE: u64 = u64::MAX;
+/// What the layer must have of a node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Need {
+    /// Everything but the content of a file.
+    Attributes,
+    /// Of a file, at least its first bytes.
+    Content(u64),
+}
+
+pub(super) const ATTRIBUTES: Need = Need::Attributes;
+pub(super) const WHOLE: Need = Need::Content(u64::MAX);
 
 impl View {
-    /// Makes sure that the layer has `ino`, with at least the first `limit_bytes` of a file.
-    pub(super) fn copy_up(&self, ino: Ino, limit_bytes: u64) -> Result<(), Error> {
+    /// Makes sure that the layer has what is needed of `ino`. Content is copied without a lock that others need.
+    pub(super) fn copy_up(&self, ino: Ino, need: Need) -> Result<(), Error> {
         let layer = self.layer()?;
         let stripe = usize::try_from(ino.0 % COPYING as u64).unwrap_or(0);
         let _one_at_a_time = layer.copying[stripe].lock();
-        let lower = {
+        let (lower, path) = {
             let state = layer.state.read();
             let node = state.node(ino)?;
-            match node.lower {
+            match (node.lower, need) {
+                (Some(lower), Need::Content(limit)) if node.stub => {
+                    let object = state.object(&layer.upper, ino)?.ok_or(Errno::STALE)?;
+                    drop(state);
+                    return self.complete_stub(layer, ino, lower, object.as_fd(), limit);
+                }
                 _ if node.up => return Ok(()),
-                Some(lower) if node.kind != Kind::Directory => lower,
+                (Some(lower), _) if node.kind != Kind::Directory => (lower, path_of(&state, node)?),
                 _ => {
                     drop(state);
                     return self.raise(layer, &mut layer.state.write(), ino);
                 }
             }
         };
-        let staged = copy_up::stage(&layer.upper, &*self.lower, lower, limit_bytes)?;
+        let content = match (&path, need) {
+            (Some(path), Need::Attributes) => Content::Stays(path),
+            (None, Need::Attributes) => Content::UpTo(u64::MAX),
+            (_, Need::Content(limit)) => Content::UpTo(limit),
+        };
+        let staged = copy_up::stage(&layer.upper, &*self.lower, lower, content)?;
         let mut state = layer.state.write();
         // A rename of a directory above may have brought it up meanwhile.
-        if state.node(ino)?.up {
-            return Ok(layer.upper.discard(&staged)?);
+        let node = state.node(ino)?;
+        if !node.up {
+            return self.install(layer, &mut state, ino, &staged);
         }
-        self.install(layer, &mut state, ino, &staged)
+        layer.upper.discard(&staged.name)?;
+        if !node.stub || need == Need::Attributes {
+            return Ok(());
+        }
+        let object = state.object(&layer.upper, ino)?.ok_or(Errno::STALE)?;
+        drop(state);
+        let Need::Content(limit) = need else { return Ok(()) };
+        self.complete_stub(layer, ino, lower, object.as_fd(), limit)
+    }
+
+    /// Gives a stub the content that it lacks, cut to `limit` bytes first, which is done at once: what a crash leaves
+    /// is a stub of one length or the other.
+    fn complete_stub(
+        &self,
+        layer: &Layer,
+        ino: Ino,
+        lower: NodeId,
+        object: BorrowedFd<'_>,
+        limit: u64,
+    ) -> Result<(), Error> {
+        if host::attr_of(&host::stat(object)?).size > limit {
+            fs::ftruncate(host::reopen(object, OFlags::WRONLY)?, limit)?;
+        }
+        copy_up::complete(&layer.upper, &*self.lower, lower, object)?;
+        layer.state.write().mark_complete(ino);
+        Ok(())
+    }
+
+    /// Completes the files that are held for the sake of names in the image, and returns how many there were.
+    pub(super) fn complete_held(&self, layer: &Layer) -> Result<u64, Error> {
+        let held = layer.state.read().held_stubs();
+        for ino in &held {
+            let (directory, name) = layer.upper.held_at(lower_node(*ino))?;
+            let path = layer.upper.origin(directory, &name)?.content.ok_or(Errno::IO)?;
+            let (lower, _) = self.content_of_stub(&path)?;
+            self.complete_stub(layer, *ino, lower, layer.upper.held(lower_node(*ino))?.as_fd(), u64::MAX)?;
+        }
+        Ok(held.len() as u64)
+    }
+
+    /// Completes a stub that a crash left shorter than the image's file, which is then no content for it.
+    pub(super) fn repair(&self, ino: Ino) -> Result<(), Error> {
+        let Some(layer) = &self.layer else { return Ok(()) };
+        let size = {
+            let state = layer.state.read();
+            match state.nodes.get(&ino).map(|node| (node.stub, node.lower)) {
+                Some((true, Some(lower))) => {
+                    let object = state.object(&layer.upper, ino)?.ok_or(Errno::STALE)?;
+                    let size = host::attr_of(&host::stat(object.as_fd())?).size;
+                    (size != self.lower.attr(lower)?.size).then_some(size)
+                }
+                _ => None,
+            }
+        };
+        if size.is_some() { self.copy_up(ino, WHOLE) } else { Ok(()) }
     }
 
     /// Copies the directory `ino` and those above it, without their content, as far as the layer lacks them.
@@ -50,42 +124,47 @@ impl View {
                 continue;
             }
             let lower = node.lower.ok_or(Errno::STALE)?;
-            let staged = copy_up::stage(&layer.upper, &*self.lower, lower, 0)?;
+            let staged = copy_up::stage(&layer.upper, &*self.lower, lower, Content::UpTo(0))?;
             self.install(layer, state, ino, &staged)?;
         }
         Ok(())
     }
 
     /// Puts the finished copy of `ino` where the node is.
-    fn install(&self, layer: &Layer, state: &mut State, ino: Ino, staged: &OsStr) -> Result<(), Error> {
+    fn install(&self, layer: &Layer, state: &mut State, ino: Ino, staged: &Staged) -> Result<(), Error> {
         let work = layer.upper.work()?;
-        let node = state.node(ino)?;
-        let (kind, lower, name) = (node.kind, node.lower, node.names.first().cloned());
-        if let (true, Some(lower)) = (kind != Kind::Directory, lower) {
-            let links = self.lower.attr(lower)?.nlink;
-            if state.names_left(ino, links) > 1 || (links > 1 && name.is_none()) {
-                fs::linkat(work, staged, work, held_name(ino), AtFlags::empty())?;
-                let node = state.node_mut(ino)?;
-                node.held = true;
-                node.lower_links = links;
-            }
+        let name = state.node(ino)?.names.first().cloned();
+        state.node_mut(ino)?.stub = staged.is_stub;
+        let total = self.links_in_image(state, ino)?;
+        if total > 1 && (state.names_left(ino, total) > 1 || name.is_none()) {
+            state.hold(&layer.upper, ino, total, &staged.name)?;
         }
         state.epoch += 1;
         let Some(name) = name else {
-            let object = host::open_object(work, staged)?;
+            let object = host::open_object(work, &staged.name)?;
             let stat = host::stat(object.as_fd())?;
             state.node_mut(ino)?.orphan = Some(object.into());
-            fs::unlinkat(work, staged, AtFlags::empty())?;
+            fs::unlinkat(work, &staged.name, AtFlags::empty())?;
             return state.mark_up(ino, Ino::ROOT, OsStr::new(""), &stat);
         };
         self.raise(layer, state, name.parent)?;
         let directory = self.upper_directory(layer, state, name.parent)?;
-        let object = host::open_object(work, staged)?;
-        keeping_times(directory.as_fd(), || Ok(layer.upper.install(staged, directory.as_fd(), &name.name)?))?;
-        if state.node(ino)?.held {
-            state.name_gone(ino);
+        let object = host::open_object(work, &staged.name)?;
+        keeping_times(directory.as_fd(), || Ok(layer.upper.install(&staged.name, directory.as_fd(), &name.name)?))?;
+        state.mark_up(ino, name.parent, &name.name, &host::stat(object.as_fd())?)?;
+        if total > 1 {
+            state.name_gone(&layer.upper, ino, total)?;
         }
-        state.mark_up(ino, name.parent, &name.name, &host::stat(object.as_fd())?)
+        Ok(())
+    }
+
+    /// How many names the file `ino` has in the image; 0 of a directory and of what is the layer's own.
+    fn links_in_image(&self, state: &State, ino: Ino) -> Result<u32, Error> {
+        let node = state.node(ino)?;
+        match node.lower {
+            Some(lower) if node.kind != Kind::Directory => Ok(self.lower.attr(lower)?.nlink),
+            _ => Ok(0),
+        }
     }
 
     /// The layer's directory `ino`, which was raised.
@@ -122,7 +201,9 @@ impl View {
         found: &Found,
     ) -> Result<(), Error> {
         let lower = found.lower.map(|(node, _)| node).ok_or(Errno::STALE)?;
-        let staged = copy_up::stage(&layer.upper, &*self.lower, lower, WHOLE)?;
+        let path = path_of(state, state.node(ino)?)?;
+        let content = path.as_deref().map_or(Content::UpTo(u64::MAX), Content::Stays);
+        let staged = copy_up::stage(&layer.upper, &*self.lower, lower, content)?;
         // The copy goes to the name that is wanted, not to another one of the same file.
         let names = &mut state.node_mut(ino)?.names;
         if let Some(index) = names.iter().position(|known| known.parent == at.0 && known.name == at.1) {
@@ -138,9 +219,51 @@ impl View {
         let staged = layer.upper.temporary();
         stage_link(layer, object.as_fd(), &staged)?;
         keeping_times(directory.as_fd(), || Ok(layer.upper.install(&staged, directory.as_fd(), at.1)?))?;
-        state.name_gone(ino);
         state.mark_up(ino, at.0, at.1, &host::stat(object.as_fd())?)?;
+        let total = state.links(ino).map_or(1, |links| links.total);
+        state.name_gone(&layer.upper, ino, total)?;
         state.release_hold(&layer.upper, ino)
+    }
+
+    /// As [`View::bring_up_all`], with the lock for one directory at a time.
+    pub(super) fn bring_up_below(&self, ino: Ino) -> Result<(), Error> {
+        let layer = self.layer()?;
+        let mut entered = Vec::new();
+        let done = self.bring_up_each(layer, ino, &mut entered);
+        entered.into_iter().rev().for_each(|child| self.forget(child, 1));
+        done
+    }
+
+    fn bring_up_each(&self, layer: &Layer, ino: Ino, entered: &mut Vec<Ino>) -> Result<(), Error> {
+        let mut pending = vec![(ino, false)];
+        while let Some((directory, is_ready)) = pending.pop() {
+            if is_ready {
+                let mut state = layer.state.write();
+                state.epoch += 1;
+                self.bring_up_all(layer, &mut state, directory)?;
+                continue;
+            }
+            let both = self.both(layer, &layer.state.read(), directory)?;
+            if both.lower.is_none() {
+                continue;
+            }
+            pending.push((directory, true));
+            for (name, _) in self.names_in(layer, &both)? {
+                let (child, attr) = match self.lookup(directory, &name) {
+                    Err(error) if error.errno() == Errno::NOENT.raw_os_error() => continue,
+                    other => other?,
+                };
+                if attr.kind == Kind::Directory {
+                    entered.push(child);
+                    pending.push((child, false));
+                } else {
+                    let done = self.copy_up(child, ATTRIBUTES);
+                    self.forget(child, 1);
+                    done?;
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Brings everything below the directory `ino` up, so that nothing of the image shows through it.
@@ -166,6 +289,7 @@ impl View {
         // Children first, so that a crash leaves each directory merged or complete.
         for directory in directories.into_iter().rev() {
             if state.node_mut(directory)?.lower.take().is_some() {
+                state.closed += 1;
                 let opened = self.upper_directory(layer, state, directory)?;
                 keeping_times(opened.as_fd(), || {
                     layer.upper.make_opaque(opened.as_fd())?;
@@ -181,6 +305,15 @@ impl View {
         state.node_mut(ino)?.refs -= 1;
         Ok(())
     }
+}
+
+/// The names that lead to a node of the image that the layer does not have: there and here they are the same, since
+/// what is moved is brought up first. `None` if it has none left.
+fn path_of(state: &State, node: &Node) -> Result<Option<Vec<OsString>>, Error> {
+    let Some(name) = node.names.first() else { return Ok(None) };
+    let mut path = state.path(name.parent)?;
+    path.push(name.name.clone());
+    Ok(Some(path))
 }
 
 /// Makes the link `staged` in `work` to a node of the layer.

@@ -1,7 +1,7 @@
 //! Open files.
 
-use super::copying::WHOLE;
-use super::{Ino, OpenFile, OpenMode, View};
+use super::copying::{Need, WHOLE};
+use super::{Ino, Layer, OpenFile, OpenMode, View};
 use crate::error::Error;
 use rustix::fs::{self, FallocateFlags, OFlags, SeekFrom};
 use rustix::io::Errno;
@@ -9,9 +9,9 @@ use siphon_image::directory::host;
 use siphon_image::tree::Kind;
 use std::fs::File;
 use std::ops::Range;
-use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::OnceLock;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
 /// `lseek(2)`'s numbers, the same on every architecture.
 const SEEK_DATA: i32 = 3;
@@ -26,7 +26,9 @@ impl View {
         if mode.write || mode.truncate {
             self.layer()?;
             self.check_file(ino)?;
-            self.copy_up(ino, if mode.truncate { 0 } else { WHOLE })?;
+            self.copy_up(ino, if mode.truncate { Need::Content(0) } else { WHOLE })?;
+        } else {
+            self.repair(ino)?;
         }
         self.open_new(ino, mode)
     }
@@ -58,9 +60,10 @@ impl View {
             Kind::Directory => return Err(Errno::ISDIR.into()),
             _ => return Err(Errno::INVAL.into()),
         }
-        file.copied = Some(node.copied.get_or_insert_with(|| AtomicBool::new(node.up).into()).clone());
+        file.copied = Some(node.copied.get_or_insert_with(|| AtomicBool::new(node.up && !node.stub).into()).clone());
         file.lower = node.lower;
-        if let Some(object) = state.object(&layer.upper, ino)? {
+        let has_content = !node.stub;
+        if let (Some(object), true) = (state.object(&layer.upper, ino)?, has_content) {
             let opened = open_object(object.as_fd(), writable, mode.append)?;
             if mode.truncate {
                 fs::ftruncate(&opened, 0)?;
@@ -118,7 +121,7 @@ impl View {
     }
 
     /// Has the image decode these ranges of bytes of files, which are likely to be read next.
-    pub fn prepare(&self, ranges: &[(Ino, Range<u64>)]) {
+    pub fn decode_ahead(&self, ranges: &[(Ino, Range<u64>)]) {
         let lower = |(ino, range): &(Ino, Range<u64>)| Some((self.lower_of(*ino).ok()?, range.clone()));
         self.lower.prepare(&ranges.iter().filter_map(lower).collect::<Vec<_>>());
     }
@@ -158,7 +161,11 @@ impl View {
         match file.upper.get() {
             Some(upper) if data_only => Ok(fs::fdatasync(upper)?),
             Some(upper) => Ok(fs::fsync(upper)?),
-            None => Ok(()),
+            // The content is the image's, but the attributes may have been changed.
+            None => match &self.layer {
+                Some(layer) if !data_only => sync_object(layer.object(file.ino)?, OFlags::RDONLY),
+                _ => Ok(()),
+            },
         }
     }
 
@@ -168,15 +175,7 @@ impl View {
     /// As `fsync(2)`.
     pub fn sync_directory(&self, ino: Ino) -> Result<(), Error> {
         let Some(layer) = &self.layer else { return Ok(()) };
-        let object = {
-            // Taken once: a second read lock waits for a writer that waits for the first.
-            let state = layer.state.read();
-            if state.nodes.contains_key(&ino) { state.object(&layer.upper, ino)? } else { None }
-        };
-        match object {
-            Some(object) => Ok(fs::fsync(host::reopen(object.as_fd(), OFlags::RDONLY | OFlags::DIRECTORY)?)?),
-            None => Ok(()),
-        }
+        sync_object(layer.object(ino)?, OFlags::RDONLY | OFlags::DIRECTORY)
     }
 
     /// `fallocate(2)` with its mode bits.
@@ -207,6 +206,22 @@ impl View {
             SEEK_HOLE => Ok(fs::seek(upper, SeekFrom::Hole(offset))?),
             _ => Err(Errno::INVAL.into()),
         }
+    }
+}
+
+impl Layer {
+    /// The layer's node of `ino`, if it has one.
+    fn object(&self, ino: Ino) -> Result<Option<Arc<OwnedFd>>, Error> {
+        // Taken once: a second read lock waits for a writer that waits for the first.
+        let state = self.state.read();
+        if state.nodes.contains_key(&ino) { state.object(&self.upper, ino) } else { Ok(None) }
+    }
+}
+
+fn sync_object(object: Option<Arc<OwnedFd>>, flags: OFlags) -> Result<(), Error> {
+    match object {
+        Some(object) => Ok(fs::fsync(host::reopen(object.as_fd(), flags)?)?),
+        None => Ok(()),
     }
 }
 

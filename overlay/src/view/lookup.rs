@@ -3,7 +3,7 @@
 use super::state::{Found, Key, State, key_of};
 use super::{Ino, Layer, View};
 use crate::error::Error;
-use crate::upper::{PRIVATE_NAME, Place};
+use crate::upper::{Origin, PRIVATE_NAME, Place};
 use rustix::io::Errno;
 use siphon_image::directory::host;
 use siphon_image::tree::{Attr, Entry, Kind, NodeId};
@@ -12,6 +12,8 @@ use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
+/// The kernel's `NAME_MAX`, which FUSE does not hold callers to.
+pub(super) const MAX_NAME_BYTES: usize = 255;
 /// How often a lookup is tried again because names changed meanwhile, before it excludes changes.
 const UNLOCKED_TRIES: usize = 8;
 
@@ -37,6 +39,9 @@ impl View {
     /// # Errors
     /// `ENOENT`, `ENOTDIR`, `ESTALE` if `parent` is not known, or what the layer or the image says.
     pub fn lookup(&self, parent: Ino, name: &OsStr) -> Result<(Ino, Attr), Error> {
+        if name.len() > MAX_NAME_BYTES {
+            return Err(Errno::NAMETOOLONG.into());
+        }
         let Some(layer) = &self.layer else {
             let node = self.lower.lookup(self.lower_of(parent)?, name)?.ok_or(Errno::NOENT)?;
             return Ok((self.ino_of(node), self.lower.attr(node)?));
@@ -89,9 +94,9 @@ impl View {
     }
 
     pub(super) fn number(&self, state: &mut State, found: &Found) -> Ino {
-        let lower = found.lower.map(|(node, _)| self.ino_of(node));
+        let lower = found.lower.map(|(node, _)| node).or(found.origin).map(|node| self.ino_of(node));
         match (&found.upper, lower) {
-            (Some(stat), merged) => state.number(key_of(stat), merged),
+            (Some(stat), from) => state.number(key_of(stat), from),
             (None, Some(ino)) => ino,
             // `find` never returns neither; the root is the harmless answer.
             (None, None) => Ino::ROOT,
@@ -128,8 +133,7 @@ impl View {
             },
         };
         let Some(stat) = stat else {
-            let lower = self.find_lower(both, name)?;
-            return Ok(lower.map(|lower| Found { kind: lower.1.kind, upper: None, lower: Some(lower) }));
+            return Ok(self.find_lower(both, name)?.map(Found::lower));
         };
         let kind = host::kind_of(&stat);
         let mut lower = None;
@@ -139,7 +143,26 @@ impl View {
                 lower = self.find_lower(both, name)?.filter(|(_, attr)| attr.kind == Kind::Directory);
             }
         }
-        Ok(Some(Found { kind, upper: Some(stat), lower }))
+        let mut marks = Origin::default();
+        if let (None, Kind::File | Kind::Directory, Some(parent)) = (&lower, kind, &both.upper) {
+            marks = layer.upper.origin(parent.as_fd(), name)?;
+        }
+        let stub = marks.content.is_some() && kind == Kind::File;
+        if let (Some(path), true) = (&marks.content, stub) {
+            lower = Some(self.content_of_stub(path)?);
+        }
+        Ok(Some(Found { kind, upper: Some(stat), lower, origin: marks.node, stub }))
+    }
+
+    /// The image's file that a stub says to have its content of.
+    pub(super) fn content_of_stub(&self, path: &[OsString]) -> Result<(NodeId, Attr), Error> {
+        let mut node = self.lower.root();
+        for name in path {
+            // A layer that is not this image's, or that someone made up.
+            node = self.lower.lookup(node, name)?.ok_or(Errno::IO)?;
+        }
+        let attr = self.lower.attr(node)?;
+        if attr.kind == Kind::File { Ok((node, attr)) } else { Err(Errno::IO.into()) }
     }
 
     /// What the image has at `name`, shown or not.
@@ -164,13 +187,24 @@ impl View {
             }
             return Ok(entries);
         };
-        let both = self.both(layer, &layer.state.read(), ino)?;
-        let listed = self.list(layer, &both)?;
-        Ok(self.with_numbers(layer, listed))
+        for _ in 0..UNLOCKED_TRIES {
+            let (both, closed) = {
+                let state = layer.state.read();
+                (self.both(layer, &state, ino)?, state.closed)
+            };
+            let listed = self.list(layer, &both)?;
+            let mut state = layer.state.write();
+            // Else whiteouts may have gone between the one directory and the other.
+            if state.closed == closed {
+                return Ok(self.with_numbers(&mut state, listed));
+            }
+        }
+        let mut state = layer.state.write();
+        let listed = self.list(layer, &self.both(layer, &state, ino)?)?;
+        Ok(self.with_numbers(&mut state, listed))
     }
 
-    fn with_numbers(&self, layer: &Layer, listed: Vec<Listed>) -> Vec<Entry> {
-        let mut state = layer.state.write();
+    fn with_numbers(&self, state: &mut State, listed: Vec<Listed>) -> Vec<Entry> {
         let mut entries = Vec::with_capacity(listed.len());
         for entry in listed {
             let lower = entry.lower.map(|node| self.ino_of(node));
@@ -220,7 +254,7 @@ impl View {
             Some(node) => (found.name.clone(), node),
         };
         let (name, node) = found;
-        let lower = node.lower.map(|(node, _)| node);
+        let lower = node.lower.map(|(node, _)| node).or(node.origin);
         Ok(Some(Listed { name, kind: node.kind, upper: node.upper.as_ref().map(key_of), lower }))
     }
 

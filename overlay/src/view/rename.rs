@@ -1,9 +1,10 @@
 //! Renames.
 //!
-//! What is renamed is brought into the layer whole first, a directory with all that is in it, since the layer has no way
-//! to say that a directory of the image is now elsewhere that every engine understands.
+//! What is renamed is brought into the layer first, a directory with all that is in it, since the layer has no way to say
+//! that a directory of the image is now elsewhere that every engine understands. Files become stubs by that, so that no
+//! content is copied, and it is done one directory at a time: others wait for no more than one.
 
-use super::copying::WHOLE;
+use super::copying::ATTRIBUTES;
 use super::lookup::Both;
 use super::state::{Found, State};
 use super::{Ino, Layer, RenameMode, View};
@@ -19,6 +20,15 @@ use std::os::fd::{AsFd, BorrowedFd};
 /// A name in a directory.
 type At<'a> = (Ino, &'a OsStr);
 
+/// What there is to do.
+enum Change {
+    /// Both names are of one file.
+    None,
+    Swap,
+    /// Over what is there, if anything is.
+    Move(Option<(Found, Ino)>),
+}
+
 impl View {
     /// Renames `name` in `from` to `new_name` in `to`.
     ///
@@ -32,26 +42,42 @@ impl View {
             self.both(layer, &state, from)?;
             self.both(layer, &state, to)?;
         }
-        // The content of a file is copied before names are locked.
-        let (ino, attr) = self.lookup(from, name)?;
-        let copied = if attr.kind == Kind::Directory { Ok(()) } else { self.copy_up(ino, WHOLE) };
-        let renamed = copied.and_then(|()| {
-            let mut state = layer.state.write();
-            state.epoch += 1;
-            self.rename_locked(layer, &mut state, (from, name), (to, new_name), mode)
-        });
-        self.forget(ino, 1);
-        renamed
+        let (old, new) = ((from, name), (to, new_name));
+        // What is large is brought up before names are locked, and not for a rename that cannot be.
+        self.checked(layer, &mut layer.state.write(), old, new, mode)?;
+        self.prepare(old)?;
+        if mode == RenameMode::Exchange {
+            self.prepare(new)?;
+        }
+        let mut state = layer.state.write();
+        state.epoch += 1;
+        match self.checked(layer, &mut state, old, new, mode)? {
+            Change::None => Ok(()),
+            Change::Swap => self.exchange(layer, &mut state, old, new),
+            Change::Move(target) => self.replace(layer, &mut state, old, new, target),
+        }
     }
 
-    fn rename_locked(
+    /// Brings up what is at a name, with all that is in it.
+    fn prepare(&self, at: At<'_>) -> Result<(), Error> {
+        let (ino, attr) = self.lookup(at.0, at.1)?;
+        let done = match attr.kind {
+            Kind::Directory => self.bring_up_below(ino),
+            _ => self.copy_up(ino, ATTRIBUTES),
+        };
+        self.forget(ino, 1);
+        done
+    }
+
+    /// What a rename comes to, if it can be.
+    fn checked(
         &self,
         layer: &Layer,
         state: &mut State,
         from: At<'_>,
         to: At<'_>,
         mode: RenameMode,
-    ) -> Result<(), Error> {
+    ) -> Result<Change, Error> {
         state.node(from.0)?;
         state.node(to.0)?;
         let (old, new) = (self.both(layer, state, from.0)?, self.both(layer, state, to.0)?);
@@ -74,13 +100,13 @@ impl View {
             return Err(errno.into());
         }
         match (mode, &target, target_ino) {
-            (_, Some(_), Some(other)) if other == ino => Ok(()),
-            (RenameMode::Exchange, ..) => self.exchange(layer, state, from, to),
+            (_, Some(_), Some(other)) if other == ino => Ok(Change::None),
+            (RenameMode::Exchange, ..) => Ok(Change::Swap),
             _ => {
                 if let Some(target) = &target {
                     self.check_replaceable(layer, &new, to.1, &source, target)?;
                 }
-                self.replace(layer, state, from, to, target.zip(target_ino))
+                Ok(Change::Move(target.zip(target_ino)))
             }
         }
     }
@@ -168,14 +194,14 @@ fn move_over(
         Place::Absent => false,
     };
     // A directory replaces nothing but an empty directory, and what looks empty here may hold whiteouts. Swapped, the
-    // two are never both missing.
-    let flags = if occupied { RenameFlags::EXCHANGE } else { RenameFlags::empty() };
-    match fs::renameat_with(from.0, from.1, to.0, to.1, flags) {
-        Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) if occupied => {
-            upper.remove(to.0, to.1)?;
-            fs::renameat(from.0, from.1, to.0, to.1)?;
+    // two are never both missing; else a marker stands in for the one.
+    if occupied && upper.swaps() {
+        fs::renameat_with(from.0, from.1, to.0, to.1, RenameFlags::EXCHANGE)?;
+    } else {
+        if occupied {
+            upper.whiteout(to.0, to.1)?;
         }
-        other => other?,
+        fs::renameat(from.0, from.1, to.0, to.1)?;
     }
     if covered {
         upper.whiteout(from.0, from.1)?;

@@ -1,13 +1,13 @@
 //! The nodes that were looked up: their names, and which of them the layer has.
 
-use super::{Ino, UPPER_BIT};
+use super::{Ino, UPPER_BIT, lower_node, number_of};
 use crate::error::Error;
-use crate::upper::Upper;
+use crate::upper::{Links, Upper};
 use rustix::fs::Stat;
 use rustix::io::Errno;
 use siphon_image::directory::host;
 use siphon_image::tree::{Attr, Kind, NodeId};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
@@ -15,6 +15,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Deepest nesting of directories: a damaged image may have a directory inside itself.
 const MAX_DEPTH: usize = 4096;
+
+/// Inode numbers of the layer are numbers of nodes below this; from here on they are counted out.
+const COUNTED: u64 = 1 << 60;
 
 /// Device and inode number on the layer's filesystem.
 pub(super) type Key = (u64, u64);
@@ -26,13 +29,21 @@ pub(super) fn key_of(stat: &Stat) -> Key {
 #[derive(Debug)]
 pub(super) struct State {
     pub(super) nodes: HashMap<Ino, Node>,
-    /// Numbers of nodes that the layer has, for as long as it has them.
+    /// Numbers of nodes that the layer has and that are not told by their inode numbers there, for as long as it has them.
     by_upper: HashMap<Key, Ino>,
-    /// How many names of a file in the image no longer stand for it.
-    gone: HashMap<Ino, u32>,
+    /// Whose those are: nothing else gets one of them.
+    taken: HashMap<Ino, Key>,
+    /// What is known of the names in the image of its files, by their numbers.
+    links: HashMap<Ino, Links>,
+    /// Those of them that are held and have their content in the image.
+    held_stubs: HashSet<Ino>,
+    /// The layer's filesystem.
+    device: u64,
     next: u64,
     /// Counts changes of names, so that what was found without the lock is known to be still true.
     pub(super) epoch: u64,
+    /// Counts directories that ceased to be merged, whose whiteouts then go.
+    pub(super) closed: u64,
 }
 
 #[derive(Debug)]
@@ -42,14 +53,14 @@ pub(super) struct Node {
     pub(super) lower: Option<NodeId>,
     /// Whether the layer has it.
     pub(super) up: bool,
+    /// Whether the layer has its attributes only, and its content is that of `lower`.
+    pub(super) stub: bool,
     /// Its known names: at most one of a directory. None once it was removed.
     pub(super) names: Vec<Name>,
     /// Holds a node of the layer that lost its last known name.
     pub(super) orphan: Option<Arc<OwnedFd>>,
-    /// Whether a link in `work` keeps the copy of a file that has more names in the image.
+    /// Whether the layer keeps a link of the copy of a file that has more names in the image.
     pub(super) held: bool,
-    /// How many names the file has in the image; known once it is held.
-    pub(super) lower_links: u32,
     pub(super) refs: u64,
     /// Names in this directory that nodes are remembered by.
     children: u64,
@@ -72,8 +83,19 @@ pub(super) struct Found {
     pub(super) kind: Kind,
     /// The layer's node.
     pub(super) upper: Option<Stat>,
-    /// The image's node: without an upper one, or the directory merged with it.
+    /// The image's node: without an upper one, the directory merged with it, or the file that a stub has its content of.
     pub(super) lower: Option<(NodeId, Attr)>,
+    /// The image's node that the upper one is a copy of, if that is known.
+    pub(super) origin: Option<NodeId>,
+    /// Whether the upper one is a stub.
+    pub(super) stub: bool,
+}
+
+impl Found {
+    /// What the image alone has.
+    pub(super) fn lower(lower: (NodeId, Attr)) -> Self {
+        Self { kind: lower.1.kind, upper: None, lower: Some(lower), origin: None, stub: false }
+    }
 }
 
 impl State {
@@ -83,13 +105,44 @@ impl State {
         let mut root = Node::new(Kind::Directory, lower);
         root.up = true;
         root.refs = 1;
-        Ok(Self {
+        let mut state = Self {
             nodes: HashMap::from([(Ino::ROOT, root)]),
-            by_upper: HashMap::from([(key_of(&stat), Ino::ROOT)]),
-            gone: HashMap::new(),
-            next: UPPER_BIT,
+            by_upper: HashMap::new(),
+            taken: HashMap::new(),
+            links: HashMap::new(),
+            held_stubs: HashSet::new(),
+            device: stat.st_dev,
+            next: UPPER_BIT + COUNTED,
             epoch: 0,
-        })
+            closed: 0,
+        };
+        state.own(key_of(&stat), Ino::ROOT);
+        for (node, mut links) in upper.links()? {
+            let ino = number_of(node);
+            if let Ok(held) = upper.held(node) {
+                state.own(key_of(&host::stat(held.as_fd())?), ino);
+                let (directory, name) = upper.held_at(node)?;
+                if upper.origin(directory, &name)?.content.is_some() {
+                    state.held_stubs.insert(ino);
+                }
+            } else {
+                links.held = false;
+            }
+            state.links.insert(ino, links);
+        }
+        Ok(state)
+    }
+
+    /// Has `ino` stand for the node `key` of the layer from here on.
+    fn own(&mut self, key: Key, ino: Ino) {
+        self.by_upper.insert(key, ino);
+        self.taken.insert(ino, key);
+    }
+
+    fn disown(&mut self, key: Key) {
+        if let Some(ino) = self.by_upper.remove(&key) {
+            self.taken.remove(&ino);
+        }
     }
 
     pub(super) fn node(&self, ino: Ino) -> Result<&Node, Error> {
@@ -146,20 +199,26 @@ impl State {
         }
         match &node.orphan {
             Some(orphan) => Ok(Some(orphan.clone())),
-            None => Ok(Some(Arc::new(host::open_object(upper.work()?, &held_name(ino))?))),
+            None => Ok(Some(Arc::new(upper.held(lower_node(ino))?))),
         }
     }
 
-    /// The number that a node of the layer has or is now given. `merged` is the number of the lower directory that shows
-    /// through it.
-    pub(super) fn number(&mut self, key: Key, merged: Option<Ino>) -> Ino {
-        let next = &mut self.next;
-        *self.by_upper.entry(key).or_insert_with(|| {
-            merged.unwrap_or_else(|| {
-                *next += 1;
-                Ino(*next)
-            })
-        })
+    /// The number of a node of the layer: that of the image's node that it is a copy of or merged with, unless something
+    /// else has that, or else what its inode number in the layer makes.
+    pub(super) fn number(&mut self, key: Key, from: Option<Ino>) -> Ino {
+        if let Some(known) = self.by_upper.get(&key) {
+            return *known;
+        }
+        let own = match from {
+            Some(ino) if !self.taken.contains_key(&ino) => ino,
+            _ if key.0 == self.device && key.1 < COUNTED => return Ino(UPPER_BIT + key.1),
+            _ => {
+                self.next += 1;
+                Ino(self.next)
+            }
+        };
+        self.own(key, own);
+        own
     }
 
     /// Remembers that `ino` is at `name` in `parent`, unless the parent is unknown: then the node needs no state.
@@ -168,7 +227,11 @@ impl State {
             return Ok(());
         }
         let lower = found.lower.map(|(node, _)| node);
-        let node = self.nodes.entry(ino).or_insert_with(|| Node::new(found.kind, lower));
+        if !self.nodes.contains_key(&ino) {
+            let node = self.made(ino, found, lower)?;
+            self.nodes.insert(ino, node);
+        }
+        let node = self.node_mut(ino)?;
         if let Some(stat) = &found.upper {
             node.up = true;
             node.key = Some(key_of(stat));
@@ -188,19 +251,48 @@ impl State {
         Ok(())
     }
 
+    /// A node that is remembered from now on.
+    fn made(&self, ino: Ino, found: &Found, lower: Option<NodeId>) -> Result<Node, Error> {
+        let mut node = Node::new(found.kind, lower);
+        node.stub = found.stub;
+        if self.links.get(&ino).is_some_and(|links| links.held) && found.kind != Kind::Directory {
+            node.held = true;
+            node.up = true;
+            node.stub = self.held_stubs.contains(&ino);
+            node.key = self.taken.get(&ino).copied();
+        }
+        Ok(node)
+    }
+
     /// Notes that the layer now has `ino` at its known name `name` in `parent`.
     pub(super) fn mark_up(&mut self, ino: Ino, parent: Ino, name: &OsStr, stat: &Stat) -> Result<(), Error> {
-        self.by_upper.insert(key_of(stat), ino);
+        self.own(key_of(stat), ino);
         let node = self.node_mut(ino)?;
         node.up = true;
         node.key = Some(key_of(stat));
         for known in &mut node.names {
             known.up |= known.parent == parent && known.name == name;
         }
-        if let Some(copied) = &node.copied {
+        if let (Some(copied), false) = (&node.copied, node.stub) {
             copied.store(true, Ordering::Release);
         }
         Ok(())
+    }
+
+    /// Notes that the layer has the content of `ino` too.
+    pub(super) fn mark_complete(&mut self, ino: Ino) {
+        self.epoch += 1;
+        self.held_stubs.remove(&ino);
+        let Some(node) = self.nodes.get_mut(&ino) else { return };
+        node.stub = false;
+        if let Some(copied) = &node.copied {
+            copied.store(true, Ordering::Release);
+        }
+    }
+
+    /// The files that are held and have their content in the image.
+    pub(super) fn held_stubs(&self) -> Vec<Ino> {
+        self.held_stubs.iter().copied().collect()
     }
 
     /// Forgets one name of `ino`.
@@ -223,7 +315,7 @@ impl State {
     /// Forgets the number of a node whose last link is gone, unless it is still in use.
     pub(super) fn drop_key(&mut self, key: Key) {
         if self.by_upper.get(&key).is_some_and(|ino| !self.nodes.contains_key(ino)) {
-            self.by_upper.remove(&key);
+            self.disown(key);
         }
     }
 
@@ -236,10 +328,12 @@ impl State {
             }
             let Some(node) = self.nodes.remove(&ino) else { continue };
             if node.names.is_empty() {
-                self.gone.remove(&ino);
+                if self.links.get(&ino).is_some_and(|links| links.left() == 0 || links.total <= 1) {
+                    self.links.remove(&ino);
+                }
                 let unlinked = node.orphan.as_ref().and_then(|fd| host::stat(fd.as_fd()).ok());
                 if let (Some(key), true) = (node.key, unlinked.is_none_or(|stat| stat.st_nlink == 0)) {
-                    self.by_upper.remove(&key);
+                    self.disown(key);
                 }
             }
             for name in node.names {
@@ -249,14 +343,41 @@ impl State {
         }
     }
 
-    /// Counts a name in the image that no longer stands for its file.
-    pub(super) fn name_gone(&mut self, ino: Ino) {
-        *self.gone.entry(ino).or_default() += 1;
+    /// Counts a name in the image that no longer stands for its file `ino`, which has `total` there.
+    pub(super) fn name_gone(&mut self, upper: &Upper, ino: Ino, total: u32) -> Result<(), Error> {
+        let links = self.links.entry(ino).or_insert(Links { total, gone: 0, held: false });
+        links.gone += 1;
+        let links = *links;
+        if links.total > 1 {
+            upper.count_gone(lower_node(ino), &links)?;
+            if links.left() == 0 && !links.held {
+                upper.forget_links(lower_node(ino), &links)?;
+            }
+        }
+        Ok(())
     }
 
-    /// How many of `links` names in the image still stand for its file `ino`.
-    pub(super) fn names_left(&self, ino: Ino, links: u32) -> u32 {
-        links.saturating_sub(self.gone.get(&ino).copied().unwrap_or(0))
+    /// What is known of the names of `ino` in the image.
+    pub(super) fn links(&self, ino: Ino) -> Option<&Links> {
+        self.links.get(&ino)
+    }
+
+    /// How many of `total` names in the image still stand for its file `ino`.
+    pub(super) fn names_left(&self, ino: Ino, total: u32) -> u32 {
+        total.saturating_sub(self.links.get(&ino).map_or(0, |links| links.gone))
+    }
+
+    /// Keeps a link of the copy `staged` of `ino`, which has more names in the image.
+    pub(super) fn hold(&mut self, upper: &Upper, ino: Ino, total: u32, staged: &OsStr) -> Result<(), Error> {
+        let links = self.links.entry(ino).or_insert(Links { total, gone: 0, held: false });
+        upper.hold(lower_node(ino), links, staged)?;
+        links.held = true;
+        let node = self.node_mut(ino)?;
+        node.held = true;
+        if node.stub {
+            self.held_stubs.insert(ino);
+        }
+        Ok(())
     }
 
     /// Makes sure that a node can be reached once the layer's `name` of it in `parent` is gone.
@@ -273,16 +394,18 @@ impl State {
     /// Lets go of the link that holds a copied-up file once no name in the image stands for it.
     pub(super) fn release_hold(&mut self, upper: &Upper, ino: Ino) -> Result<(), Error> {
         let Some(node) = self.nodes.get(&ino) else { return Ok(()) };
-        if !node.held || self.names_left(ino, node.lower_links) > 0 {
+        let Some(links) = self.links.get(&ino).copied().filter(|links| node.held && links.left() == 0) else {
             return Ok(());
-        }
+        };
         if node.orphan.is_none() && !node.names.iter().any(|known| known.up) {
             let orphan = self.object(upper, ino)?;
             self.node_mut(ino)?.orphan = orphan;
         }
         self.node_mut(ino)?.held = false;
-        upper.discard(&held_name(ino))?;
-        Ok(())
+        if let Some(links) = self.links.get_mut(&ino) {
+            links.held = false;
+        }
+        Ok(upper.forget_links(lower_node(ino), &links)?)
     }
 
     /// Notes that a node was renamed.
@@ -300,21 +423,16 @@ impl State {
     }
 }
 
-/// The name in `work` of the link that holds a copied-up file.
-pub(super) fn held_name(ino: Ino) -> OsString {
-    format!("held-{}-{}", std::process::id(), ino.0).into()
-}
-
 impl Node {
     fn new(kind: Kind, lower: Option<NodeId>) -> Self {
         Self {
             kind,
             lower,
             up: false,
+            stub: false,
             names: Vec::new(),
             orphan: None,
             held: false,
-            lower_links: 0,
             refs: 0,
             children: 0,
             copied: None,

@@ -104,9 +104,9 @@ fn the_private_directory_is_neither_shown_nor_made() {
 
     assert!(t.view.entries(Ino::ROOT).unwrap().is_empty());
     assert_eq!(find(&t.view, PRIVATE_NAME), Err(Errno::NOENT.raw_os_error()));
-    let refused = t.view.make_directory(Ino::ROOT, name, 0o755, None).unwrap_err();
+    let refused = t.view.make_directory(Ino::ROOT, name, Permissions::exactly(0o755), None).unwrap_err();
     assert_eq!(refused.errno(), Errno::PERM.raw_os_error());
-    t.view.make_directory(Ino::ROOT, OsStr::new("d"), 0o755, None).unwrap();
+    t.view.make_directory(Ino::ROOT, OsStr::new("d"), Permissions::exactly(0o755), None).unwrap();
     let refused = t.view.rename(Ino::ROOT, OsStr::new("d"), Ino::ROOT, name, RenameMode::Replace).unwrap_err();
     assert_eq!(refused.errno(), Errno::PERM.raw_os_error());
 }
@@ -116,11 +116,11 @@ fn a_link_planted_in_the_layer_leads_nowhere() {
     let t = test(|lower| std::fs::create_dir_all(lower.join("d/e")).unwrap());
     let outside = tempfile::tempdir().unwrap();
     let e = find(&t.view, "d/e").unwrap();
-    t.view.make_directory(e, OsStr::new("first"), 0o755, None).unwrap();
+    t.view.make_directory(e, OsStr::new("first"), Permissions::exactly(0o755), None).unwrap();
     std::fs::rename(t.upper.join("d"), t.upper.join("away")).unwrap();
     symlink(outside.path(), t.upper.join("d")).unwrap();
 
-    let made = t.view.make_directory(e, OsStr::new("new"), 0o755, None);
+    let made = t.view.make_directory(e, OsStr::new("new"), Permissions::exactly(0o755), None);
 
     assert!(made.is_err());
     assert!(std::fs::read_dir(outside.path()).unwrap().next().is_none());
@@ -186,7 +186,7 @@ fn an_overlay_xattr_set_through_the_view_does_not_act_on_the_layer() {
 fn a_whiteout_device_cannot_be_made() {
     let t = test(|_| {});
 
-    let made = t.view.make_node(Ino::ROOT, OsStr::new("w"), Kind::CharDevice, 0o600, 0, None);
+    let made = t.view.make_node(Ino::ROOT, OsStr::new("w"), Kind::CharDevice, Permissions::exactly(0o600), 0, None);
 
     assert_eq!(made.unwrap_err().errno(), Errno::PERM.raw_os_error());
 }
@@ -258,7 +258,8 @@ fn a_directory_is_synced_while_names_in_it_change() {
                 if thread % 2 == 0 {
                     view.sync_directory(Ino::ROOT).unwrap();
                 } else {
-                    let (ino, _) = view.make_directory(Ino::ROOT, OsStr::new(&name), 0o755, None).unwrap();
+                    let (ino, _) =
+                        view.make_directory(Ino::ROOT, OsStr::new(&name), Permissions::exactly(0o755), None).unwrap();
                     view.remove_directory(Ino::ROOT, OsStr::new(&name)).unwrap();
                     view.forget(ino, 1);
                 }
@@ -291,7 +292,8 @@ fn a_view_over_a_view_keeps_the_nodes_of_the_image_and_of_the_layer_apart() {
     let t = test(|lower| std::fs::write(lower.join("lower"), b"lower").unwrap());
     for number in 0..100 {
         let name = format!("upper{number}");
-        let (ino, _) = t.view.make_node(Ino::ROOT, OsStr::new(&name), Kind::File, 0o644, 0, None).unwrap();
+        let (ino, _) =
+            t.view.make_node(Ino::ROOT, OsStr::new(&name), Kind::File, Permissions::exactly(0o644), 0, None).unwrap();
         t.view.write(&t.view.open(ino, WRITE).unwrap(), 0, name.as_bytes()).unwrap();
     }
     let outer = View::new(Arc::new(t.view), None).unwrap();

@@ -8,7 +8,7 @@ use siphon_image::directory::{Directory, host};
 use siphon_image::tree::{Kind, Timestamp};
 use siphon_overlay::error::Error;
 use siphon_overlay::upper::Upper;
-use siphon_overlay::view::{Ino, OpenFile, OpenMode, RenameMode, SetAttr, SetTime, View};
+use siphon_overlay::view::{Ino, OpenFile, OpenMode, Permissions, RenameMode, SetAttr, SetTime, View};
 use std::ffi::OsStr;
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
@@ -63,6 +63,13 @@ impl Pair {
         self.view = Some(View::new(Arc::new(lower), Some(upper)).unwrap());
     }
 
+    /// Gives all files their content, and closes.
+    pub(crate) fn complete(&mut self) {
+        self.view().complete().unwrap();
+        assert!(!self.view().may_be_incomplete());
+        self.close();
+    }
+
     fn view(&self) -> &View {
         self.view.as_ref().unwrap()
     }
@@ -75,12 +82,12 @@ impl Pair {
         }
     }
 
-    /// A view that is gone has nothing left in `work` but links that held files of the image.
+    /// A view that is gone has nothing left in `work`.
     pub(crate) fn check_leftovers(&mut self) -> Result<(), String> {
         self.close();
         let work = std::fs::read_dir(self.root.join("layer/.siphon/work")).unwrap();
         let left: Vec<_> = work.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
-        match left.iter().all(|name| name.starts_with("held-")) {
+        match left.is_empty() {
             true => Ok(()),
             false => Err(format!("left in work: {left:?}")),
         }
@@ -109,6 +116,27 @@ impl Pair {
             Ok(())
         } else {
             Err(format!("{operation:?}\nhere:  {ours:?}\nplain: {plain:?}"))
+        }
+    }
+
+    /// Does the operation to `merged`, which the kernel merges of the same two directories, and to the plain directory.
+    /// What needs open files or a whole listing is left out, and so is a rename that the kernel has no form for.
+    pub(crate) fn apply_through(&mut self, merged: &OwnedFd, operation: &Operation) -> Result<(), String> {
+        match operation {
+            Operation::Open(..) | Operation::CloseOpen(_) | Operation::List(_) => return Ok(()),
+            Operation::WriteOpen(..) | Operation::ReadOpen(_) | Operation::StatOpen(_) => return Ok(()),
+            _ => {}
+        }
+        let plain = std::mem::replace(&mut self.plain, merged.try_clone().unwrap());
+        let theirs = self.plainly(operation);
+        self.plain = plain;
+        if theirs == Err(Errno::XDEV) {
+            return Ok(());
+        }
+        let plain = self.plainly(operation);
+        match theirs == plain {
+            true => Ok(()),
+            false => Err(format!("{operation:?}\nkernel: {theirs:?}\nplain:  {plain:?}")),
         }
     }
 
@@ -226,20 +254,21 @@ impl Pair {
         match operation {
             Operation::Create(path, mode) => self.in_parent(path, |parent, name| {
                 let open = OpenMode { write: true, ..OpenMode::default() };
-                let (ino, attr, file) = view.create(parent, name, u16::try_from(*mode).unwrap(), None, open)?;
+                let (ino, attr, file) =
+                    view.create(parent, name, Permissions::exactly(u16::try_from(*mode).unwrap()), None, open)?;
                 view.write(&file, 0, b"created")?;
                 drop(file);
                 self.made(Ok((ino, attr)))
             }),
             Operation::MakeDirectory(path, mode) => self.in_parent(path, |parent, name| {
-                self.made(view.make_directory(parent, name, u16::try_from(*mode).unwrap(), None))
+                self.made(view.make_directory(parent, name, Permissions::exactly(u16::try_from(*mode).unwrap()), None))
             }),
             Operation::Symlink(path) => self.in_parent(path, |parent, name| {
                 self.made(view.make_symlink(parent, name, OsStr::new("/etc/nowhere"), None))
             }),
-            Operation::Fifo(path) => {
-                self.in_parent(path, |parent, name| self.made(view.make_node(parent, name, Kind::Fifo, 0o640, 0, None)))
-            }
+            Operation::Fifo(path) => self.in_parent(path, |parent, name| {
+                self.made(view.make_node(parent, name, Kind::Fifo, Permissions::exactly(0o640), 0, None))
+            }),
             Operation::Link(path, new) => {
                 self.at(path, |ino| self.in_parent(new, |parent, name| self.made(view.link(ino, parent, name))))
             }

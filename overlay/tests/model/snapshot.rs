@@ -7,12 +7,25 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
+/// Content, shown shortly.
+#[derive(Clone, PartialEq, Eq)]
+struct Bytes(Vec<u8>);
+
+impl std::fmt::Debug for Bytes {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        for run in self.0.chunk_by(|a, b| a == b) {
+            write!(f, "{}x{} ", run.len(), run[0].escape_ascii())?;
+        }
+        Ok(())
+    }
+}
+
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Seen {
     kind: Kind,
     mode: u16,
     owner: (u32, u32),
-    bytes: Vec<u8>,
+    bytes: Bytes,
     xattrs: BTreeMap<String, Vec<u8>>,
     /// Not of directories, whose count is the filesystem's own affair.
     nlink: u32,
@@ -66,7 +79,7 @@ fn seen(tree: &dyn Tree, node: NodeId, first: PathBuf) -> Seen {
         kind: attr.kind,
         mode: attr.mode,
         owner: (attr.uid, attr.gid),
-        bytes,
+        bytes: Bytes(bytes),
         xattrs: xattrs.map(|(name, value)| (name.into_string().unwrap(), value)).collect(),
         nlink: if attr.kind == Kind::Directory { 0 } else { attr.nlink },
         first,

@@ -3,6 +3,7 @@
 
 use super::check::Check;
 use nix::unistd::{getegid, geteuid};
+use siphon_fsd::daemon::try_kernel;
 use siphon_fsd::sys::mounts::{Error as MountError, FuseMount, memory_directory};
 use siphon_fsd::sys::namespaces::{self, Error as NamespaceError};
 use std::io::ErrorKind;
@@ -11,6 +12,7 @@ use std::path::Path;
 const NAMESPACES: &str = "namespaces";
 const FUSE: &str = "FUSE";
 const MEMORY: &str = "tmpfs";
+const OVERLAY: &str = "overlayfs";
 
 /// Makes namespaces and mounts in them. This process stays there.
 pub(super) fn checks() -> Vec<Check> {
@@ -30,13 +32,15 @@ pub(super) fn checks() -> Vec<Check> {
     match entered {
         Ok(()) => {
             let mut found = vec![Check::ok(NAMESPACES, format!("{own} can be made"))];
-            let fuse = FuseMount { source: "siphon-doctor", target: place.path(), read_only: true, setuid: false };
+            let target = place.path();
+            let fuse = FuseMount { source: "siphon-doctor", target, read_only: true, setuid: false, devices: false };
             found.push(fuse_check(fuse.mount(uid.as_raw(), gid.as_raw()).map(drop), place.path()));
             // A FUSE mount that nobody serves any more ends with its descriptor; the namespace, and all that is mounted
             // in it, ends with this process.
             let unmounted = rustix::mount::unmount(place.path(), rustix::mount::UnmountFlags::DETACH);
             tracing::debug!("unmounting the trial: {unmounted:?}");
             found.push(memory_check(memory_directory(place.path(), None).map(drop)));
+            found.push(overlay_check(try_kernel(place.path()), place.path()));
             found
         }
         Err(error) => vec![namespace_check(&error), device_check()],
@@ -90,6 +94,22 @@ fn memory_check(mounted: Result<(), MountError>) -> Check {
             let cause = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
             let mend = "let the container engine or security module around this allow mount(2)";
             Check::missing(MEMORY, format!("a mount is refused: {cause}"), mend)
+        }
+    }
+}
+
+/// Nothing is missing without it: what is written is then merged by this program.
+fn overlay_check(tried: Result<(), String>, place: &Path) -> Check {
+    let filesystem = place.parent().unwrap_or(place).display();
+    match tried {
+        Ok(()) => Check::ok(OVERLAY, format!("works over FUSE with layers on the filesystem of {filesystem}")),
+        Err(reason) => {
+            let detail = format!("not used for layers on the filesystem of {filesystem}: {reason}");
+            Check::slow(
+                OVERLAY,
+                detail,
+                "what runs write goes through FUSE; with Linux 5.11 and extended attributes it need not",
+            )
         }
     }
 }

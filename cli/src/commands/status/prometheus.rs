@@ -83,6 +83,7 @@ mod tests {
             image: image.into(),
             mount: "/run/root".into(),
             layer: "none".into(),
+            engine: None,
             writable: false,
             started: 0,
             clients: 2,

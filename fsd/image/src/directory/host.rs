@@ -189,6 +189,21 @@ pub fn xattr(object: BorrowedFd<'_>, name: &OsStr) -> io::Result<Option<Vec<u8>>
     }
 }
 
+/// The value of one xattr of `name` in `dir`, not followed; `None` as for [`xattr`].
+///
+/// # Errors
+/// As `lgetxattr(2)`.
+pub fn xattr_at(dir: BorrowedFd<'_>, name: &OsStr, xattr: &OsStr) -> io::Result<Option<Vec<u8>>> {
+    let mut path = path_of(dir).into_bytes();
+    path.push(b'/');
+    path.extend_from_slice(name.as_bytes());
+    match sized(|| fs::lgetxattr_query(&path, xattr), |buf| fs::lgetxattr(&path, xattr, buf)) {
+        Ok(value) => Ok(Some(value)),
+        Err(error) if is_no_xattr(&error) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
 /// All xattrs of an object. One that vanishes meanwhile or may not be read is left out.
 ///
 /// # Errors

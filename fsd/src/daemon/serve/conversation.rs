@@ -14,6 +14,7 @@ use crate::sys::seccomp::Listener;
 use parking_lot::Mutex;
 use siphon_image::tree::{self, Tree};
 use siphon_image::{libraries, open};
+use siphon_overlay::upper::Upper;
 use siphon_overlay::view::View;
 use std::io::{self, PipeWriter, Write};
 use std::os::fd::OwnedFd;
@@ -21,10 +22,20 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
+/// What the kernel's overlayfs merges.
+#[derive(Debug)]
+pub(super) struct Parts {
+    /// The layer, locked.
+    pub(super) upper: Upper,
+    pub(super) lower: Arc<dyn Tree>,
+}
+
 /// What conversations may use. The client list is the only lock, held for list operations.
 #[derive(Debug)]
 pub(super) struct Shared {
     pub(super) view: Arc<View>,
+    /// Where the kernel merges: the view then does not know what is written.
+    pub(super) parts: Option<Parts>,
     /// Below the view, where mount points are not made in a layer.
     pub(super) extended: Option<Arc<Extended>>,
     pub(super) filesystem: Arc<FileSystem>,
@@ -112,7 +123,10 @@ impl Shared {
             },
             Request::Leave => self.leave(),
             Request::Pretend => Reply::Pretending,
-            Request::Libraries(wanted) => Reply::Libraries(libraries::present(self.view.as_ref(), &wanted)),
+            Request::Libraries(wanted) => match self.merged() {
+                Ok(view) => Reply::Libraries(libraries::present(view.as_ref(), &wanted)),
+                Err(error) => Reply::Failed(super::chain(&error)),
+            },
             Request::Status => Reply::Status(Box::new(self.status())),
         }
     }
@@ -151,7 +165,14 @@ impl Shared {
         if attached.writable.is_err() {
             return Ok(attached);
         }
-        Ok(Attached { facts: open::facts(self.view.as_ref())?, ..attached })
+        Ok(Attached { facts: open::facts(self.merged()?.as_ref())?, ..attached })
+    }
+
+    /// What programs see now. Where the kernel merges, a view is good for what it has not looked at yet.
+    fn merged(&self) -> Result<Arc<View>, tree::Error> {
+        let Some(Parts { upper, lower }) = &self.parts else { return Ok(self.view.clone()) };
+        let view = View::new(lower.clone(), Some(upper.try_clone()?));
+        Ok(Arc::new(view.map_err(|error| tree::Error::Io(io::Error::other(error)))?))
     }
 
     fn status(&self) -> Status {

@@ -5,7 +5,7 @@
 
 use crate::control::{DataImage, DataPlace, MountPointKind};
 use crate::daemon::DaemonError;
-use crate::fs::{FileSystem, Options, Owners};
+use crate::fs::{FileSystem, Options, Owners, Xattrs};
 use crate::fuse::Mounted;
 use crate::locator::{self, Locator};
 use crate::metrics::Counters;
@@ -88,9 +88,10 @@ impl Images {
             .map_err(|source| DaemonError::State { path: place.clone(), source })?;
         let view =
             View::new(image.tree.clone(), None).map_err(|source| DaemonError::Layer { path: place.clone(), source })?;
-        let options = Options { owners: self.owners, read_only: true, stable: true };
+        let options = Options { owners: self.owners, read_only: true, stable: true, xattrs: Xattrs::All };
         let filesystem = Arc::new(FileSystem::new(Arc::new(view), options, Arc::new(Counters::default())));
-        let fuse_mount = FuseMount { source: &name.0, target: &place, read_only: true, setuid: false };
+        let fuse_mount =
+            FuseMount { source: &name.0, target: &place, read_only: true, setuid: false, devices: false };
         // As the namespace has them in which the daemon is.
         let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
         let device = fuse_mount.mount(uid, gid)?;

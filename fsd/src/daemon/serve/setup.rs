@@ -1,33 +1,36 @@
 //! From a specification to a served mount, in the order that the kernel demands: namespaces while there is a single
 //! thread, then the image, the layer, the mount, and last the socket by which others find it.
 
-use super::conversation::Shared;
+use super::conversation::{Parts, Shared};
 use super::images::Images;
 use super::{Server, signal_descriptor};
 use crate::control::{Attached, Status};
+use crate::daemon::engine::{self, Helper, LayerEngine};
 use crate::daemon::mount_points::Extended;
 use crate::daemon::state::StateDirectory;
 use crate::daemon::traces::Traces;
 use crate::daemon::{DaemonError, Ids, Layer, Placement, Spec};
-use crate::fs::{FileSystem, Options, Owners};
-use crate::fuse::Mounted;
+use crate::fs::{FileSystem, Options, Owners, Xattrs};
+use crate::fuse::{Mounted, Notifier};
+use crate::layers::{Mounts, Overlay};
 use crate::locator::{self, Locator, Opened};
-use crate::metrics::Counters;
-use crate::sys::mounts::{FuseMount, memory_directory};
+use crate::sys::mounts::{self, FuseMount, OverlayMount, mount_memory};
 use crate::sys::namespaces::{self, Mapped};
 use parking_lot::Mutex;
 use rustix::process::{Resource, Rlimit, getegid, geteuid, getrlimit, setrlimit};
 use siphon_image::open;
 use siphon_image::tree::{EmptyTree, Tree};
+use siphon_overlay::stack::Stack;
 use siphon_overlay::upper::Upper;
 use siphon_overlay::view::View;
 use std::fs::{File, Permissions};
-use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::io::{self, PipeReader};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::thread::JoinHandle;
 use std::time::SystemTime;
 
 /// A local image keeps as many workers busy as there are processors, and more than this many only wait for each other.
@@ -49,6 +52,20 @@ struct Layered {
     extended: Option<Arc<Extended>>,
     /// Keeps a layer in memory alive.
     memory: Option<File>,
+    /// Keeps mounted layers alive.
+    mounts: Arc<Mounts>,
+    /// What the kernel's overlayfs would merge, or why it must not.
+    parts: Result<Parts, String>,
+}
+
+/// A filesystem that the kernel has mounted, and the thread that serves it.
+#[derive(Debug)]
+struct Serving {
+    filesystem: Arc<FileSystem>,
+    notifier: Notifier,
+    session: JoinHandle<()>,
+    /// At its end when the filesystem is not served any more.
+    over: PipeReader,
 }
 
 pub(super) fn set_up(state: StateDirectory) -> Result<Server, DaemonError> {
@@ -58,43 +75,74 @@ pub(super) fn set_up(state: StateDirectory) -> Result<Server, DaemonError> {
     let spec = state.read_spec()?;
     let (uid, gid) = (geteuid().as_raw(), getegid().as_raw());
     let refused = enter_namespaces(&spec, uid, gid)?;
+    // The last moment at which there is surely one thread.
+    let helper = Helper::start(&spec, &state);
     let owners = owners(&spec, uid, gid).map_err(failed("read the map of ids"))?;
     let locator = Locator::parse(&spec.image)?;
     let opened = locator::open(&locator, &spec.cache_dir, spec.cache_bytes)?;
-    let layered = layer(&spec, &opened, &state.root())?;
+    let mut layered = layer(&spec, &locator, &opened, &state)?;
     let facts = open::facts(layered.view.as_ref())
         .map_err(|source| locator::Error::Tree { image: locator.to_string(), source })?;
 
     let other_ids = other_ids(owners, refused);
-    let options = Options { owners, read_only: layered.writable.is_err(), stable: layered.is_stable };
-    let filesystem = Arc::new(FileSystem::new(layered.view.clone(), options, Arc::new(Counters::default())));
-    let traces = Traces::of(&spec.cache_dir, &opened.identity);
-    if filesystem.opens_nothing() {
-        filesystem.follow(&traces.read());
-    }
     let root = spec.mount_point(state.root());
     let source = locator.to_string();
-    // With one user there is nobody whom a setuid program could serve.
-    let setuid = matches!(spec.ids, Ids::Root(_)) && other_ids.is_ok();
-    let fuse_mount = FuseMount { source: &source, target: &root, read_only: options.read_only, setuid };
-    let device = mount(&spec, &fuse_mount)?;
+    // What root mounts with a layer is a disk like any other. Else, with one user, there is nobody whom a setuid program
+    // could serve.
+    let is_disk = spec.is_disk();
+    let setuid = is_disk || (matches!(spec.ids, Ids::Root(_)) && other_ids.is_ok());
+    let read_only = layered.writable.is_err();
+    let fuse_mount = FuseMount { source: &source, target: &root, read_only, setuid, devices: is_disk };
     let workers = worker_count(&locator);
-    let mounted = Mounted::new(filesystem.clone(), device, workers).map_err(failed("speak to the kernel"))?;
+    let parts = std::mem::replace(&mut layered.parts, Err(String::new()));
+    if let (LayerEngine::Kernel, Ok(())) = (spec.engine, &layered.writable) {
+        // What our own engine left in the image for later is done now.
+        let path = spec.layer.directory().unwrap_or(&root).to_owned();
+        layered.view.complete().map_err(|source| DaemonError::Layer { path, source })?;
+    }
+    let mounts = layered.mounts;
+    let by_kernel = helper.and_then(|helper| {
+        let parts = parts?;
+        serve_by_kernel(helper, &parts, &spec, &state, owners, &fuse_mount, (workers, mounts.clone()))
+            .map(|serving| (parts, serving))
+    });
+    discard_directory(&state.memory());
+    let (engine, serving, parts) = match by_kernel {
+        Ok((parts, serving)) => (engine::kernel(spec.engine), serving, Some(parts)),
+        Err(reason) if spec.engine == LayerEngine::Kernel && layered.writable.is_ok() => {
+            return Err(DaemonError::Engine { reason });
+        }
+        Err(reason) => {
+            let options = Options { owners, read_only, stable: layered.is_stable, xattrs: Xattrs::All };
+            let filesystem = Arc::new(FileSystem::new(layered.view.clone(), options, Arc::default()));
+            let device = mount(&spec, &fuse_mount)?;
+            let kept = (layered.memory, mounts);
+            let serving = serve(filesystem, device, workers, kept).map_err(failed("serve the filesystem"))?;
+            (engine::fuse(reason), serving, None)
+        }
+    };
+    let engine = layered.writable.is_ok().then_some(engine);
+    let traces = Traces::of(&spec.cache_dir, &opened.identity);
+    if serving.filesystem.opens_nothing() {
+        serving.filesystem.follow(&traces.read());
+    }
 
     let (woken, wake) = io::pipe().map_err(failed("make a pipe"))?;
     let attached = Attached {
         pid: rustix::process::getpid().as_raw_nonzero().get(),
         root: root.clone(),
         facts,
-        writable: layered.writable.clone(),
+        writable: layered.writable,
         other_ids,
+        engine,
     };
     let status = first_status(&spec, source, root, &attached, &opened);
     let shared = Arc::new(Shared {
         view: layered.view,
+        parts,
         extended: layered.extended,
-        filesystem,
-        notifier: mounted.notifier(),
+        filesystem: serving.filesystem,
+        notifier: serving.notifier,
         opened,
         images: Images::new(state.images(), owners, spec.cache_bytes),
         attached,
@@ -104,19 +152,93 @@ pub(super) fn set_up(state: StateDirectory) -> Result<Server, DaemonError> {
         asked_to_leave: false.into(),
         wake,
     });
-    let (session_over, over) = io::pipe().map_err(failed("make a pipe"))?;
-    let memory = layered.memory;
-    let session = std::thread::Builder::new()
-        .name("fuse".to_owned())
-        .spawn(move || {
-            if let Err(error) = mounted.serve() {
-                tracing::error!("the filesystem is served no more: {error}");
-            }
-            drop((over, memory));
-        })
-        .map_err(failed("start a thread"))?;
     let (listener, socket) = listen(&state)?;
+    let (session, session_over) = (serving.session, serving.over);
     Ok(Server { state, spec, traces, shared, listener, socket, signals, woken, session_over, session })
+}
+
+/// Serves `filesystem` on `device`, which is mounted, in threads of its own. `kept` lives as long as they do.
+fn serve<K: Send + 'static>(
+    filesystem: Arc<FileSystem>,
+    device: OwnedFd,
+    workers: usize,
+    kept: K,
+) -> io::Result<Serving> {
+    let mounted = Mounted::new(filesystem.clone(), device, workers)?;
+    let notifier = mounted.notifier();
+    let (over, end) = io::pipe()?;
+    let session = std::thread::Builder::new().name("fuse".to_owned()).spawn(move || {
+        if let Err(error) = mounted.serve() {
+            tracing::error!("the filesystem is served no more: {error}");
+        }
+        drop((end, kept));
+    })?;
+    Ok(Serving { filesystem, notifier, session, over })
+}
+
+/// Serves the image alone, out of sight, and has the kernel merge it with the layer on the mount point. The reason if
+/// that cannot be; then nothing of it stays.
+fn serve_by_kernel(
+    helper: Helper,
+    parts: &Parts,
+    spec: &Spec,
+    state: &StateDirectory,
+    owners: Owners,
+    merged: &FuseMount<'_>,
+    (workers, mounts): (usize, Arc<Mounts>),
+) -> Result<Serving, String> {
+    if let Some(reason) = parts.upper.foreign_to_kernel() {
+        return Err(reason.to_owned());
+    }
+    let directories = parts.upper.kernel_directories();
+    let directories =
+        directories.map_err(|error| format!("overlayfs has no place beside the layer to work in: {error}"))?;
+    let (upper, work) = (engine::path_of(directories.upper()), engine::path_of(directories.work()));
+    let view = View::new(parts.lower.clone(), None).map_err(|error| super::chain(&error))?;
+    let filesystem = engine::below(Arc::new(view), owners, Arc::default(), spec.ids == Ids::Host);
+    let lower = state.lower();
+    make_directory(&lower).map_err(|error| super::chain(&error))?;
+    let mount = FuseMount { target: &lower, read_only: true, ..merged.clone() };
+    let (uid, gid) = (geteuid().as_raw(), getegid().as_raw());
+    let served = mount.mount(uid, gid).map_err(|error| super::chain(&error)).and_then(|device| {
+        serve(filesystem, device, workers, (directories, mounts)).map_err(|error| error.to_string())
+    });
+    let overlay = OverlayMount {
+        source: merged.source.to_owned(),
+        target: merged.target.to_owned(),
+        lower: lower.clone(),
+        upper,
+        work,
+        setuid: merged.setuid,
+    };
+    let result = served.and_then(|serving| match helper.mount(&parts.upper, overlay) {
+        Ok(()) => Ok(serving),
+        Err(reason) => Err((reason, serving)).or_else(|(reason, serving)| {
+            discard_directory(&lower);
+            // Its last mount is gone.
+            let _ = serving.session.join();
+            Err(reason)
+        }),
+    });
+    // What the kernel merges, it holds by itself.
+    discard_directory(&lower);
+    result
+}
+
+fn make_directory(path: &Path) -> Result<(), DaemonError> {
+    let made = std::fs::DirBuilder::new().mode(0o700).create(path);
+    made.map_err(|source| DaemonError::State { path: path.into(), source })
+}
+
+/// Takes a directory away, and what is mounted there, if there is one.
+fn discard_directory(path: &Path) {
+    let _ = mounts::detach(path);
+    match std::fs::remove_dir(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            tracing::warn!("cannot remove {}: {error}", path.display());
+        }
+        _ => {}
+    }
 }
 
 /// Each open file of the layer takes a descriptor here, for all programs together: the limit that suits one program,
@@ -162,50 +284,123 @@ fn other_ids(owners: Owners, refused: Option<String>) -> Result<(), String> {
     }
 }
 
-/// Puts the layer on the image.
-fn layer(spec: &Spec, opened: &Opened, place: &Path) -> Result<Layered, DaemonError> {
-    // Someone else may write to the layer of a sandbox that is only read here.
-    let is_stable = opened.is_stable && opened.upper_dir.is_none();
-    match &spec.layer {
+/// Puts the layers on the image.
+fn layer(spec: &Spec, locator: &Locator, opened: &Opened, state: &StateDirectory) -> Result<Layered, DaemonError> {
+    let place = &state.root();
+    let mut mounts = Mounts::new();
+    let on_host = matches!(spec.placement, Placement::HostMount(_));
+    let layered = match &spec.layer {
         Layer::Directory(directory) => match writable_upper(directory) {
             Ok(upper) => {
                 // A plain directory is written to as it is: nothing lies below it that a deletion would have to hide.
                 let below = if opened.upper_dir.is_some() { opened.lower.clone() } else { Arc::new(EmptyTree) };
-                let view = view(below, Some(upper), directory)?;
-                Ok(Layered { view, writable: Ok(()), is_stable: opened.is_stable, extended: None, memory: None })
+                match opened.upper_dir {
+                    Some(_) => writable(below, upper, directory)?,
+                    None => {
+                        let parts = Err("a plain directory is written to as it is".to_owned());
+                        Layered { parts, ..writable(below, upper, directory)? }
+                    }
+                }
             }
-            Err(reason) => read_only(read_only_sandbox(opened, directory)?, false, reason, place),
+            Err(reason) => {
+                let sandbox = read_only_sandbox(opened, directory)?;
+                Layered { is_stable: false, ..read_only(sandbox, reason, place)? }
+            }
         },
-        Layer::Temporary if spec.placement == Placement::InNamespace => over_memory(below(opened)?, is_stable, place),
-        Layer::Temporary => {
-            read_only(below(opened)?, is_stable, "a mount in the host's tree takes no temporary layer".into(), place)
+        Layer::Overlay(path) => {
+            let mut stack = below(spec, locator, opened, place, &mut mounts)?;
+            let upper = Overlay::find(path)?.push_below(&mut stack, place, &mut mounts)?;
+            // Places to mount on are no changes that anyone asked for.
+            let extended = Arc::new(Extended::new(stack.tree()));
+            let parts = parts(&upper, stack.tree());
+            Layered { extended: Some(extended.clone()), parts, ..writable(extended, upper, path)? }
         }
-        Layer::ReadOnly => read_only(below(opened)?, is_stable, format!("{} is a read-only image", spec.image), place),
+        Layer::Temporary if on_host => {
+            let stack = below(spec, locator, opened, place, &mut mounts)?;
+            read_only(stack.tree(), "a mount in the host's tree takes no temporary layer".into(), place)?
+        }
+        Layer::Temporary => {
+            over_memory(below(spec, locator, opened, place, &mut mounts)?.tree(), spec, &state.memory())?
+        }
+        Layer::ReadOnly => {
+            let stack = below(spec, locator, opened, place, &mut mounts)?;
+            read_only(stack.tree(), format!("{} is a read-only image", spec.image), place)?
+        }
+    };
+    // Someone else may write to the layer of a sandbox that is only read here.
+    let is_stable = layered.is_stable && opened.is_stable && opened.upper_dir.is_none() && overlays_are_stable(spec)?;
+    let is_ours = matches!(spec.layer, Layer::Directory(_)) && layered.writable.is_ok() && opened.is_stable;
+    let is_stable = is_stable || is_ours;
+    let parts = match is_stable {
+        true => layered.parts,
+        false => {
+            layered.parts.and(Err("what is below the layer may change, which overlayfs does not allow".to_owned()))
+        }
+    };
+    Ok(Layered { mounts: Arc::new(mounts), is_stable, parts, ..layered })
+}
+
+fn overlays_are_stable(spec: &Spec) -> Result<bool, DaemonError> {
+    for path in &spec.overlays {
+        if !Overlay::find(path)?.is_stable() {
+            return Ok(false);
+        }
     }
+    Ok(true)
+}
+
+/// A layer of which this process is the only writer.
+fn writable(below: Arc<dyn Tree>, upper: Upper, path: &Path) -> Result<Layered, DaemonError> {
+    let parts = parts(&upper, below.clone());
+    let view = view(below, Some(upper), path)?;
+    let (extended, memory, mounts) = (None, None, Arc::default());
+    Ok(Layered { view, writable: Ok(()), is_stable: true, extended, memory, mounts, parts })
 }
 
 /// No layer: what is missing to mount on is made beside the nodes of the image.
-fn read_only(below: Arc<dyn Tree>, is_stable: bool, reason: String, place: &Path) -> Result<Layered, DaemonError> {
+fn read_only(below: Arc<dyn Tree>, reason: String, place: &Path) -> Result<Layered, DaemonError> {
     let extended = Arc::new(Extended::new(below));
     let view = view(extended.clone(), None, place)?;
-    Ok(Layered { view, writable: Err(reason), is_stable, extended: Some(extended), memory: None })
+    let (extended, memory, mounts, parts) = (Some(extended), None, Arc::default(), Err(reason.clone()));
+    Ok(Layered { view, writable: Err(reason), is_stable: true, extended, memory, mounts, parts })
 }
 
-/// A layer in memory, for writes that are not kept.
-fn over_memory(below: Arc<dyn Tree>, is_stable: bool, place: &Path) -> Result<Layered, DaemonError> {
-    let memory = memory_directory(place, None)?;
-    let path = PathBuf::from(format!("/proc/self/fd/{}", memory.as_raw_fd()));
-    let upper = Upper::open(&path).map_err(|source| DaemonError::Layer { path: place.into(), source })?;
-    let view = view(below, Some(upper), place)?;
-    Ok(Layered { view, writable: Ok(()), is_stable, extended: None, memory: Some(memory) })
+/// A layer in memory, for writes that are not kept. `place` leads to it until that is detached.
+fn over_memory(below: Arc<dyn Tree>, spec: &Spec, place: &Path) -> Result<Layered, DaemonError> {
+    make_directory(place)?;
+    let memory = mount_memory(place, spec.memory_bytes)?;
+    let upper = Upper::open_overlay(place).map_err(|source| DaemonError::Layer { path: place.into(), source })?;
+    Ok(Layered { memory: Some(memory), ..writable(below, upper, place)? })
 }
 
-/// The image, or the tree of a sandbox that is read only.
-fn below(opened: &Opened) -> Result<Arc<dyn Tree>, DaemonError> {
-    match &opened.upper_dir {
-        Some(directory) => read_only_sandbox(opened, directory),
-        None => Ok(opened.lower.clone()),
+/// What the kernel's overlayfs would merge.
+fn parts(upper: &Upper, lower: Arc<dyn Tree>) -> Result<Parts, String> {
+    let upper = upper.try_clone().map_err(|error| error.to_string())?;
+    Ok(Parts { upper, lower })
+}
+
+/// The image, or the tree of a sandbox that is read only, with all layers on it that are only read.
+fn below(
+    spec: &Spec,
+    locator: &Locator,
+    opened: &Opened,
+    place: &Path,
+    mounts: &mut Mounts,
+) -> Result<Stack, DaemonError> {
+    let mut stack = Stack::new(match &opened.upper_dir {
+        Some(directory) => read_only_sandbox(opened, directory)?,
+        None => opened.lower.clone(),
+    });
+    if let (Locator::File(path), Some(sif)) = (locator, &opened.image.sif)
+        && spec.layer.directory() != Some(path)
+        && let Some(own) = Overlay::of_sif(path, sif)?
+    {
+        own.push(&mut stack, place, mounts)?;
     }
+    for path in &spec.overlays {
+        Overlay::find(path)?.push(&mut stack, place, mounts)?;
+    }
+    Ok(stack)
 }
 
 /// The layer, ours alone to write; or why not.
@@ -224,6 +419,14 @@ fn read_only_sandbox(opened: &Opened, directory: &Path) -> Result<Arc<dyn Tree>,
 fn view(lower: Arc<dyn Tree>, upper: Option<Upper>, path: &Path) -> Result<Arc<View>, DaemonError> {
     let view = View::new(lower, upper).map_err(|source| DaemonError::Layer { path: path.into(), source })?;
     Ok(Arc::new(view))
+}
+
+impl Spec {
+    /// Whether it is mounted as root mounts a disk: for all users of the host, and in earnest.
+    fn is_disk(&self) -> bool {
+        let on_host = matches!(self.placement, Placement::HostMount(_));
+        on_host && self.ids == Ids::Host && matches!(self.layer, Layer::Overlay(_))
+    }
 }
 
 fn mount(spec: &Spec, mount: &FuseMount<'_>) -> Result<OwnedFd, DaemonError> {
@@ -245,7 +448,7 @@ fn first_status(spec: &Spec, image: String, mount: PathBuf, attached: &Attached,
     let layer = match &spec.layer {
         Layer::ReadOnly => "none".to_owned(),
         Layer::Temporary => "memory".to_owned(),
-        Layer::Directory(directory) => directory.display().to_string(),
+        Layer::Directory(directory) | Layer::Overlay(directory) => directory.display().to_string(),
     };
     let started = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |age| age.as_secs());
     Status {
@@ -254,6 +457,7 @@ fn first_status(spec: &Spec, image: String, mount: PathBuf, attached: &Attached,
         mount,
         layer,
         writable: attached.writable.is_ok(),
+        engine: attached.engine.clone(),
         started,
         clients: 0,
         image_bytes: opened.image_bytes,

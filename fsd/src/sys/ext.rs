@@ -1,0 +1,298 @@
+//! Ext3 file systems in image files: locked, mounted for a moment, and then reachable through a descriptor alone.
+//!
+//! Root's are mounted by the kernel, where it has ext4 and loop devices; all others by `fuse2fs`. The mount is detached at
+//! once: it goes with the last descriptor of it, however this process ends, and `fuse2fs` with it. The lock is that of
+//! apptainer, so that neither program writes to what the other one has.
+
+use nix::fcntl::{FcntlArg, fcntl};
+use nix::libc;
+use rustix::fs::{XattrFlags, fgetxattr, fsetxattr};
+use rustix::io::{FdFlags, fcntl_setfd};
+use rustix::mount::{UnmountFlags, unmount};
+use rustix::thread::{
+    CapabilitySet, capabilities, clear_ambient_capability_set, configure_capability_in_ambient_set, set_capabilities,
+};
+use std::ffi::OsString;
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::time::{Duration, Instant};
+
+/// An xattr of the image file that says who writes to it, for those who may not.
+const HOLDER: &str = "user.siphon.holder";
+/// Longest value of it that is shown.
+const MAX_HOLDER_BYTES: usize = 256;
+
+/// How long a lock is waited for: `fuse2fs` writes out what it has after the last process is gone that used it.
+const LOCK_PATIENCE: Duration = Duration::from_secs(2);
+/// How often it is tried.
+const LOCK_INTERVAL: Duration = Duration::from_millis(50);
+
+/// An ext3 file system could not be had.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The image file cannot be opened.
+    #[error("cannot open {path}")]
+    Open {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// Someone else has it.
+    #[error(
+        "{path} is currently in use{} by {}: one process may write to an ext3 file system while nobody else has it, and any \
+         number may read it; an overlay directory knows no such limit for readers",
+        if *.write { "" } else { " for writing" }, .holder.as_deref().unwrap_or("another process")
+    )]
+    Locked {
+        /// The file.
+        path: PathBuf,
+        /// Whether it was to be written to.
+        write: bool,
+        /// Process and host of a writer, if it said so.
+        holder: Option<String>,
+    },
+    /// The program that mounts it for users is not there.
+    #[error("cannot mount the ext3 file system in {path}: that needs fuse2fs (package fuse2fs), which cannot be run")]
+    NoFuse2fs {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// It cannot be mounted.
+    #[error("cannot mount the ext3 file system in {path}: {message}")]
+    Mount {
+        /// The file.
+        path: PathBuf,
+        /// What was said.
+        message: String,
+    },
+    /// Where it was mounted cannot be used.
+    #[error("cannot use {path}, where an ext3 file system is mounted")]
+    Place {
+        /// The directory.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// An ext3 file system in a file.
+#[derive(Debug, Clone, Copy)]
+pub struct ExtImage<'a> {
+    /// The file.
+    pub path: &'a Path,
+    /// Where in it the file system begins, in bytes.
+    pub offset_bytes: u64,
+    /// How long it is.
+    pub size_bytes: u64,
+    /// Whether to write to it.
+    pub write: bool,
+}
+
+/// A mounted one: there for as long as this is.
+#[derive(Debug)]
+pub struct ExtMount {
+    /// Its root directory.
+    pub root: File,
+    /// Holds the lock.
+    _file: File,
+}
+
+impl ExtImage<'_> {
+    /// Locks and mounts it. `place` is an empty directory that it is mounted on for a moment. The process must have one
+    /// thread.
+    ///
+    /// # Errors
+    /// Any [`Error`].
+    pub fn mount(&self, place: &Path) -> Result<ExtMount, Error> {
+        let file = self.lock()?;
+        let by_kernel = rustix::process::geteuid().is_root() && self.mount_by_kernel(place);
+        if !by_kernel {
+            self.mount_by_fuse2fs(&file, place)?;
+        }
+        let root = File::open(place);
+        let detached = detach(place);
+        let failed = |source| Error::Place { path: place.into(), source };
+        detached.map_err(failed)?;
+        Ok(ExtMount { root: root.map_err(failed)?, _file: file })
+    }
+
+    fn lock(&self) -> Result<File, Error> {
+        let failed = |source| Error::Open { path: self.path.into(), source };
+        let file = OpenOptions::new().read(true).write(self.write).open(self.path).map_err(failed)?;
+        let kind = if self.write { libc::F_WRLCK } else { libc::F_RDLCK };
+        let range = libc::flock {
+            l_type: libc::c_short::try_from(kind).expect("a small constant"),
+            l_whence: libc::c_short::try_from(libc::SEEK_SET).expect("a small constant"),
+            l_start: libc::off_t::try_from(self.offset_bytes).unwrap_or(libc::off_t::MAX),
+            l_len: libc::off_t::try_from(self.size_bytes).unwrap_or(0),
+            l_pid: 0,
+        };
+        let deadline = Instant::now() + LOCK_PATIENCE;
+        loop {
+            match fcntl(&file, FcntlArg::F_OFD_SETLK(&range)) {
+                Ok(_) => break,
+                Err(nix::errno::Errno::EAGAIN | nix::errno::Errno::EACCES) if Instant::now() < deadline => {
+                    std::thread::sleep(LOCK_INTERVAL);
+                }
+                Err(nix::errno::Errno::EAGAIN | nix::errno::Errno::EACCES) => {
+                    return Err(Error::Locked { path: self.path.into(), write: self.write, holder: holder(&file) });
+                }
+                Err(errno) => return Err(failed(errno.into())),
+            }
+        }
+        if self.write {
+            let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+            let line = format!("process {} on {}", std::process::id(), host.trim());
+            // Where the file can have no xattrs, others are told less.
+            let _ = fsetxattr(&file, HOLDER, line.as_bytes(), XattrFlags::empty());
+        }
+        Ok(file)
+    }
+
+    fn mount_by_kernel(&self, place: &Path) -> bool {
+        let access = if self.write { "rw" } else { "ro" };
+        let Self { offset_bytes, size_bytes, .. } = self;
+        let options = format!("loop,{access},nosuid,nodev,noexec,offset={offset_bytes},sizelimit={size_bytes}");
+        let mut command = Command::new("mount");
+        command.args(["-t", "ext4", "-o", &options, "--"]).arg(self.path).arg(place);
+        match command.output() {
+            Ok(output) if output.status.success() => true,
+            Ok(output) => {
+                tracing::debug!("the kernel does not mount {}: {}", self.path.display(), words(&output));
+                false
+            }
+            Err(error) => {
+                tracing::debug!("cannot run mount: {error}");
+                false
+            }
+        }
+    }
+
+    /// It goes into the background by itself, once it is mounted. It inherits the lock, and so has it for as long as it has
+    /// anything to write out.
+    fn mount_by_fuse2fs(&self, lock: &File, place: &Path) -> Result<(), Error> {
+        let mut options = format!("offset={}", self.offset_bytes);
+        if !self.write {
+            options.push_str(",ro");
+        }
+        let mut command = Command::new("fuse2fs");
+        command.arg(self.path).arg(place).args(["-o", &options]);
+        let inherited = |flags| {
+            fcntl_setfd(lock, flags).map_err(|errno| Error::Open { path: self.path.into(), source: errno.into() })
+        };
+        inherited(FdFlags::empty())?;
+        let output = with_mount_capability(|| command.output());
+        inherited(FdFlags::CLOEXEC)?;
+        let output = output.map_err(|source| Error::NoFuse2fs { path: self.path.into(), source })?;
+        if !output.status.success() {
+            return Err(Error::Mount { path: self.path.into(), message: words(&output) });
+        }
+        Ok(())
+    }
+}
+
+/// Who said that it writes to the file.
+fn holder(file: &File) -> Option<String> {
+    let mut value = vec![0; MAX_HOLDER_BYTES];
+    let len = fgetxattr(file, HOLDER, &mut value).ok()?;
+    value.truncate(len);
+    let text = String::from_utf8(value).ok()?;
+    (!text.is_empty() && !text.chars().any(char::is_control)).then_some(text)
+}
+
+/// All that a program said, on one line.
+fn words(output: &Output) -> String {
+    let bytes = [output.stderr.as_slice(), &output.stdout].concat();
+    let lines = String::from_utf8_lossy(&bytes);
+    let lines: Vec<_> = lines.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+    if lines.is_empty() { output.status.to_string() } else { lines.join("; ") }
+}
+
+/// Has programs that `start` starts keep the right to mount in a user namespace that this process made: without it they
+/// would lose it where this process is not root there.
+fn with_mount_capability<T>(start: impl FnOnce() -> T) -> T {
+    let admin = CapabilitySet::SYS_ADMIN;
+    let own = capabilities(None).ok().filter(|own| own.permitted.contains(admin));
+    if let Some(mut own) = own {
+        own.inheritable |= admin;
+        let raised = set_capabilities(None, own).and_then(|()| configure_capability_in_ambient_set(admin, true));
+        if let Err(errno) = raised {
+            tracing::debug!("cannot pass the right to mount on: {errno}");
+        }
+    }
+    let started = start();
+    if let Some(own) = own {
+        // Both only take away, which is always allowed.
+        let _ = clear_ambient_capability_set();
+        let _ = set_capabilities(None, own);
+    }
+    started
+}
+
+fn detach(place: &Path) -> io::Result<()> {
+    match unmount(place, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
+        // In the host's own namespace a user may not, but fusermount3 does.
+        Err(rustix::io::Errno::PERM) => {
+            let output = Command::new("fusermount3").args(["-u", "-z", "--"]).arg(place).output()?;
+            if output.status.success() { Ok(()) } else { Err(io::Error::other(words(&output))) }
+        }
+        other => Ok(other?),
+    }
+}
+
+/// The arguments that [`make`] takes.
+#[derive(Debug, Clone)]
+pub struct NewExt<'a> {
+    /// A file of the length that the file system is to have.
+    pub file: &'a Path,
+    /// Where in it to begin, in bytes.
+    pub offset_bytes: u64,
+    /// The length of the file system.
+    pub size_bytes: u64,
+    /// What is in it.
+    pub content: &'a Path,
+    /// Whether everything in it belongs to root, and not to the caller.
+    pub as_root: bool,
+}
+
+/// Why there is no file system.
+#[derive(Debug, thiserror::Error)]
+pub enum MakeError {
+    /// The program that makes it is not there.
+    #[error("cannot make an ext3 file system: that needs mke2fs (package e2fsprogs), which cannot be run")]
+    NoMke2fs(#[source] io::Error),
+    /// It could not.
+    #[error("cannot make an ext3 file system: mke2fs said: {0}")]
+    Refused(String),
+}
+
+/// Where `mke2fs` is for those whose `PATH` leaves the directories of administrators out.
+const ADMINISTRATORS: [&str; 3] = ["/usr/sbin", "/sbin", "/usr/local/sbin"];
+
+/// Makes an ext3 file system, as apptainer does.
+///
+/// # Errors
+/// Any [`MakeError`].
+pub fn make(new: &NewExt<'_>) -> Result<(), MakeError> {
+    let mut path = std::env::var_os("PATH").unwrap_or_default();
+    for directory in ADMINISTRATORS {
+        path.push(OsString::from(format!(":{directory}")));
+    }
+    // In a user namespace where the caller is root, its files belong to root.
+    let mut command = Command::new(if new.as_root { "unshare" } else { "mke2fs" });
+    if new.as_root {
+        command.args(["--map-root-user", "--", "mke2fs"]);
+    }
+    command.env("PATH", path).args(["-q", "-F", "-t", "ext3", "-E", &format!("offset={}", new.offset_bytes)]);
+    command.arg("-d").arg(new.content).arg(new.file);
+    let output = command.arg(format!("{}k", new.size_bytes / 1024)).output().map_err(MakeError::NoMke2fs)?;
+    if output.status.success() { Ok(()) } else { Err(MakeError::Refused(words(&output))) }
+}
