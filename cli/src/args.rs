@@ -7,6 +7,7 @@ mod doctor;
 mod gpu;
 mod images;
 mod instance;
+mod overlay;
 mod run;
 
 pub use cache::{CacheCleanArgs, CacheKind, CacheListArgs, CacheVerb};
@@ -14,6 +15,7 @@ pub use doctor::DoctorArgs;
 pub use gpu::GpuFlags;
 pub use images::{BuildArgs, CatArgs, CommitArgs, InspectArgs, LsArgs, MountArgs, RunHelpArgs, StatusArgs, UmountArgs};
 pub use instance::{InstanceListArgs, InstanceStartArgs, InstanceStatsArgs, InstanceStopArgs, InstanceVerb};
+pub use overlay::{OverlayCreateArgs, OverlayVerb};
 pub use run::{ContainFlags, ExecArgs, NamespaceFlags, OtherFlags, RunArgs, RunFlags, ShellArgs, TestArgs};
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
@@ -152,6 +154,12 @@ pub enum Verb {
         /// What to do
         #[command(subcommand)]
         verb: InstanceVerb,
+    },
+    /// Make layers that keep changes
+    Overlay {
+        /// What to do
+        #[command(subcommand)]
+        verb: OverlayVerb,
     },
     /// Show and clean what was kept of remote images
     Cache {

@@ -248,19 +248,17 @@ fn detach(place: &Path) -> io::Result<()> {
     }
 }
 
-/// The arguments that [`make`] takes.
+/// An ext3 file system to make.
 #[derive(Debug, Clone)]
 pub struct NewExt<'a> {
-    /// A file of the length that the file system is to have.
+    /// A file of the length that it is to have.
     pub file: &'a Path,
-    /// Where in it to begin, in bytes.
-    pub offset_bytes: u64,
-    /// The length of the file system.
-    pub size_bytes: u64,
     /// What is in it.
     pub content: &'a Path,
-    /// Whether everything in it belongs to root, and not to the caller.
+    /// Whether what is in it belongs to root, and not to the caller.
     pub as_root: bool,
+    /// Whether what is not used takes no room.
+    pub sparse: bool,
 }
 
 /// Why there is no file system.
@@ -277,6 +275,9 @@ pub enum MakeError {
 /// Where `mke2fs` is for those whose `PATH` leaves the directories of administrators out.
 const ADMINISTRATORS: [&str; 3] = ["/usr/sbin", "/sbin", "/usr/local/sbin"];
 
+/// The exit code of `unshare` for a program that is not there.
+const NOT_FOUND: i32 = 127;
+
 /// Makes an ext3 file system, as apptainer does.
 ///
 /// # Errors
@@ -291,8 +292,11 @@ pub fn make(new: &NewExt<'_>) -> Result<(), MakeError> {
     if new.as_root {
         command.args(["--map-root-user", "--", "mke2fs"]);
     }
-    command.env("PATH", path).args(["-q", "-F", "-t", "ext3", "-E", &format!("offset={}", new.offset_bytes)]);
-    command.arg("-d").arg(new.content).arg(new.file);
-    let output = command.arg(format!("{}k", new.size_bytes / 1024)).output().map_err(MakeError::NoMke2fs)?;
+    let discard = if new.sparse { "discard" } else { "nodiscard" };
+    command.env("PATH", path).args(["-q", "-F", "-t", "ext3", "-E", discard, "-d"]).arg(new.content).arg(new.file);
+    let output = command.output().map_err(MakeError::NoMke2fs)?;
+    if output.status.code() == Some(NOT_FOUND) {
+        return Err(MakeError::NoMke2fs(io::ErrorKind::NotFound.into()));
+    }
     if output.status.success() { Ok(()) } else { Err(MakeError::Refused(words(&output))) }
 }
