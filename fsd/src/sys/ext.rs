@@ -21,6 +21,8 @@ use std::time::{Duration, Instant};
 
 /// An xattr of the image file that says who writes to it, for those who may not.
 const HOLDER: &str = "user.siphon.holder";
+/// Who has a file that nobody writes to.
+const READERS: &str = "processes that read it";
 /// Longest value of it that is shown.
 const MAX_HOLDER_BYTES: usize = 256;
 
@@ -143,7 +145,8 @@ impl ExtImage<'_> {
                     std::thread::sleep(LOCK_INTERVAL);
                 }
                 Err(nix::errno::Errno::EAGAIN | nix::errno::Errno::EACCES) => {
-                    return Err(Error::Locked { path: self.path.into(), write: self.write, holder: holder(&file) });
+                    let holder = if is_written(&file, range) { holder(&file) } else { Some(READERS.to_owned()) };
+                    return Err(Error::Locked { path: self.path.into(), write: self.write, holder });
                 }
                 Err(errno) => return Err(failed(errno.into())),
             }
@@ -197,6 +200,12 @@ impl ExtImage<'_> {
         }
         Ok(())
     }
+}
+
+/// Whether the lock that is in the way is a writer's.
+fn is_written(file: &File, mut range: libc::flock) -> bool {
+    let asked = fcntl(file, FcntlArg::F_OFD_GETLK(&mut range));
+    asked.is_err() || i32::from(range.l_type) == libc::F_WRLCK
 }
 
 /// Who said that it writes to the file.
