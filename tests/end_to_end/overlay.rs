@@ -143,7 +143,7 @@ fn a_limit_for_writes_that_are_forgotten_is_kept() {
         let options = ["--writable-tmpfs", "--writable-tmpfs-size", "1M"];
         let mut words = vec!["exec"];
         words.extend(options);
-        words.extend([image, "sh", "-c", "head -c 3000000 /dev/zero > /data/big"]);
+        words.extend([image, "sh", "-c", "dd if=/dev/zero of=/data/big bs=65536 count=40"]);
 
         let full = environment.siphon(&words).run();
         let roomy =
