@@ -7,7 +7,7 @@ mod doctor;
 mod gpu;
 mod images;
 mod instance;
-mod overlay;
+mod layers;
 mod run;
 
 pub use cache::{CacheCleanArgs, CacheKind, CacheListArgs, CacheVerb};
@@ -15,7 +15,7 @@ pub use doctor::DoctorArgs;
 pub use gpu::GpuFlags;
 pub use images::{BuildArgs, CatArgs, CommitArgs, InspectArgs, LsArgs, MountArgs, RunHelpArgs, StatusArgs, UmountArgs};
 pub use instance::{InstanceListArgs, InstanceStartArgs, InstanceStatsArgs, InstanceStopArgs, InstanceVerb};
-pub use overlay::{OverlayCreateArgs, OverlayVerb};
+pub use layers::{OverlayCreateArgs, OverlayVerb};
 pub use run::{ContainFlags, ExecArgs, NamespaceFlags, OtherFlags, RunArgs, RunFlags, ShellArgs, TestArgs};
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
