@@ -48,6 +48,8 @@ mod end_to_end {
     mod mount;
     /// Containers within containers.
     mod nested;
+    /// Layers over an image, and what makes them.
+    mod overlay;
     /// Images behind a web server.
     mod remote;
     /// What a program finds when it starts: descriptors and mounts.

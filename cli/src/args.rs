@@ -8,6 +8,7 @@ mod doctor;
 mod gpu;
 mod images;
 mod instance;
+mod layers;
 mod run;
 
 pub use cache::{CacheCleanArgs, CacheKind, CacheListArgs, CacheVerb};
@@ -15,6 +16,7 @@ pub use doctor::DoctorArgs;
 pub use gpu::GpuFlags;
 pub use images::{BuildArgs, CatArgs, CommitArgs, InspectArgs, LsArgs, MountArgs, RunHelpArgs, StatusArgs, UmountArgs};
 pub use instance::{InstanceListArgs, InstanceStartArgs, InstanceStatsArgs, InstanceStopArgs, InstanceVerb};
+pub use layers::{OverlayCreateArgs, OverlayVerb};
 pub use run::{ContainFlags, ExecArgs, NamespaceFlags, OtherFlags, RunArgs, RunFlags, ShellArgs, TestArgs};
 
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
@@ -180,6 +182,12 @@ pub enum Verb {
         /// What to do
         #[command(subcommand)]
         verb: InstanceVerb,
+    },
+    /// Make layers that keep changes
+    Overlay {
+        /// What to do
+        #[command(subcommand)]
+        verb: OverlayVerb,
     },
     /// Show and clean what was kept of remote images
     Cache {

@@ -13,6 +13,7 @@ mod layers;
 pub mod ls;
 pub mod man;
 pub mod mount;
+pub mod overlay;
 pub mod run;
 pub mod run_help;
 pub mod status;

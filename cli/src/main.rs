@@ -18,7 +18,7 @@ mod report;
 mod runtime;
 mod settings;
 
-use args::{Cli, Verb};
+use args::{Cli, OverlayVerb, Verb};
 use clap::CommandFactory;
 use commands::doctor::Unfit;
 use report::{EXIT_FATAL, EXIT_UNFIT, EXIT_USAGE, Report};
@@ -71,6 +71,7 @@ fn run(verb: Verb, environment: Environment, report: Report) -> anyhow::Result<(
         Verb::Inspect(args) => commands::inspect::inspect(&args, &common, report),
         Verb::Status(args) => commands::status::status(&args, &common, report),
         Verb::Instance { verb } => commands::instance::instance(verb, &common, environment, report),
+        Verb::Overlay { verb: OverlayVerb::Create(args) } => commands::overlay::create(&args, report),
         Verb::Cache { verb } => commands::cache::cache(&verb, &common, report),
         Verb::Doctor(args) => commands::doctor::doctor(&args, &common, &environment, report),
         Verb::Man { directory } => commands::man::man(directory.as_deref(), Cli::command(), report),

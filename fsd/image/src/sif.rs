@@ -7,6 +7,7 @@
 //! All integers are little-endian and nothing is padded. Older writers aligned everything to 4096 and began at 32768, so
 //! offset and size of a descriptor are the only truth about where its object lies. Signatures are not checked here.
 
+pub mod append;
 mod descriptor;
 pub mod writer;
 

@@ -7,8 +7,9 @@ mod memory_tree;
 use memory_tree::{Content, MemoryTree};
 use siphon_image::open::{Error as OpenError, Facts, Script, app_facts, facts, open};
 use siphon_image::read_at::{FileAt, ReadAt};
+use siphon_image::sif::append::{AppendError, append_partition, partition_start};
 use siphon_image::sif::writer::{Error as WriteError, SifWriter};
-use siphon_image::sif::{Arch, DataType, Descriptor, Error, FilesystemType, Link, PartitionType, Sif};
+use siphon_image::sif::{Arch, DataType, Descriptor, Error, FilesystemType, Link, Partition, PartitionType, Sif};
 use siphon_image::tree::NodeId;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -283,4 +284,49 @@ fn a_very_old_image_has_one_environment_file() {
     let facts = facts(&tree).unwrap();
 
     assert_eq!(facts.env_scripts, [Script { name: "environment".into(), text: "A=1".into() }]);
+}
+
+#[test]
+fn an_added_partition_is_found_and_changes_nothing_else() {
+    let file = tempfile::tempfile().unwrap();
+    file.write_all_at(&by_hand(&[OLD_PARTITION]), 0).unwrap();
+    let reopened = || Sif::open(Arc::new(FileAt::new(file.try_clone().unwrap()).unwrap())).unwrap();
+    let before = reopened();
+    let start = partition_start(file.metadata().unwrap().len());
+    file.write_all_at(b"content", start).unwrap();
+    let arch = before.header().arch;
+    let partition = Partition { filesystem: FilesystemType::Ext3, kind: PartitionType::Overlay, arch };
+
+    let id = append_partition(&file, &before, partition, Some(1), (start, 7), 99).unwrap();
+
+    let after = reopened();
+    let added = after.descriptors().iter().find(|descriptor| descriptor.id == id).unwrap();
+    assert_eq!(start % 4096, 0);
+    assert_eq!(
+        (added.partition(), added.group, added.offset_bytes, added.size_bytes),
+        (Some(partition), Some(1), start, 7)
+    );
+    assert_eq!(after.header().modified_seconds, 99);
+    let mut content = [0; 7];
+    after.object(added).read_exact_at(&mut content, 0).unwrap();
+    assert_eq!(&content, b"content");
+    let others: Vec<_> = after.descriptors().iter().filter(|descriptor| descriptor.id != id).collect();
+    assert_eq!(others, before.descriptors().iter().collect::<Vec<_>>());
+}
+
+#[test]
+fn a_full_table_takes_no_partition() {
+    let file = tempfile::tempfile().unwrap();
+    let mut sif = SifWriter::new(&file, Arch::UNKNOWN, Uuid::nil(), 0);
+    for _ in 0..47 {
+        sif.add_object(DataType::Generic, "", b"x").unwrap();
+    }
+    sif.finish(0).unwrap();
+    let sif = Sif::open(Arc::new(FileAt::new(file.try_clone().unwrap()).unwrap())).unwrap();
+    let len = file.metadata().unwrap().len();
+    let partition = Partition { filesystem: FilesystemType::Ext3, kind: PartitionType::Overlay, arch: Arch::UNKNOWN };
+
+    let refused = append_partition(&file, &sif, partition, None, (partition_start(len), 0), 0);
+
+    assert!(matches!(refused, Err(AppendError::Full)), "{refused:?}");
 }

@@ -21,6 +21,8 @@ use std::time::{Duration, Instant};
 
 /// An xattr of the image file that says who writes to it, for those who may not.
 const HOLDER: &str = "user.siphon.holder";
+/// Who has a file that nobody writes to.
+const READERS: &str = "processes that read it";
 /// Longest value of it that is shown.
 const MAX_HOLDER_BYTES: usize = 256;
 
@@ -143,7 +145,8 @@ impl ExtImage<'_> {
                     std::thread::sleep(LOCK_INTERVAL);
                 }
                 Err(nix::errno::Errno::EAGAIN | nix::errno::Errno::EACCES) => {
-                    return Err(Error::Locked { path: self.path.into(), write: self.write, holder: holder(&file) });
+                    let holder = if is_written(&file, range) { holder(&file) } else { Some(READERS.to_owned()) };
+                    return Err(Error::Locked { path: self.path.into(), write: self.write, holder });
                 }
                 Err(errno) => return Err(failed(errno.into())),
             }
@@ -199,6 +202,12 @@ impl ExtImage<'_> {
     }
 }
 
+/// Whether the lock that is in the way is a writer's.
+fn is_written(file: &File, mut range: libc::flock) -> bool {
+    let asked = fcntl(file, FcntlArg::F_OFD_GETLK(&mut range));
+    asked.is_err() || i32::from(range.l_type) == libc::F_WRLCK
+}
+
 /// Who said that it writes to the file.
 fn holder(file: &File) -> Option<String> {
     let mut value = vec![0; MAX_HOLDER_BYTES];
@@ -248,19 +257,17 @@ fn detach(place: &Path) -> io::Result<()> {
     }
 }
 
-/// The arguments that [`make`] takes.
+/// An ext3 file system to make.
 #[derive(Debug, Clone)]
 pub struct NewExt<'a> {
-    /// A file of the length that the file system is to have.
+    /// A file of the length that it is to have.
     pub file: &'a Path,
-    /// Where in it to begin, in bytes.
-    pub offset_bytes: u64,
-    /// The length of the file system.
-    pub size_bytes: u64,
     /// What is in it.
     pub content: &'a Path,
-    /// Whether everything in it belongs to root, and not to the caller.
+    /// Whether what is in it belongs to root, and not to the caller.
     pub as_root: bool,
+    /// Whether what is not used takes no room.
+    pub sparse: bool,
 }
 
 /// Why there is no file system.
@@ -277,6 +284,9 @@ pub enum MakeError {
 /// Where `mke2fs` is for those whose `PATH` leaves the directories of administrators out.
 const ADMINISTRATORS: [&str; 3] = ["/usr/sbin", "/sbin", "/usr/local/sbin"];
 
+/// The exit code of `unshare` for a program that is not there.
+const NOT_FOUND: i32 = 127;
+
 /// Makes an ext3 file system, as apptainer does.
 ///
 /// # Errors
@@ -291,8 +301,11 @@ pub fn make(new: &NewExt<'_>) -> Result<(), MakeError> {
     if new.as_root {
         command.args(["--map-root-user", "--", "mke2fs"]);
     }
-    command.env("PATH", path).args(["-q", "-F", "-t", "ext3", "-E", &format!("offset={}", new.offset_bytes)]);
-    command.arg("-d").arg(new.content).arg(new.file);
-    let output = command.arg(format!("{}k", new.size_bytes / 1024)).output().map_err(MakeError::NoMke2fs)?;
+    let discard = if new.sparse { "discard" } else { "nodiscard" };
+    command.env("PATH", path).args(["-q", "-F", "-t", "ext3", "-E", discard, "-d"]).arg(new.content).arg(new.file);
+    let output = command.output().map_err(MakeError::NoMke2fs)?;
+    if output.status.code() == Some(NOT_FOUND) {
+        return Err(MakeError::NoMke2fs(io::ErrorKind::NotFound.into()));
+    }
     if output.status.success() { Ok(()) } else { Err(MakeError::Refused(words(&output))) }
 }

@@ -262,11 +262,14 @@ pub fn is_seen_by_others(path: &Path) -> io::Result<bool> {
     let own = fs::read("/proc/self/mountinfo")?;
     let Some(here) = mounts(&own).rfind(|mount| mount.target == path) else { return Ok(false) };
     let own_pid = std::process::id();
+    let own_namespace = fs::read_link("/proc/self/ns/mnt")?;
     for entry in fs::read_dir("/proc")? {
         let Some(pid) = entry?.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
         // A process that has ended meanwhile sees nothing.
         let Ok(listing) = fs::read(format!("/proc/{pid}/mountinfo")) else { continue };
-        if pid != own_pid && mounts(&listing).any(|mount| mount.device == here.device) {
+        // What serves this process, such as with the files of a layer, has no mounts of its own.
+        let is_ours = || fs::read_link(format!("/proc/{pid}/ns/mnt")).is_ok_and(|namespace| namespace == own_namespace);
+        if pid != own_pid && mounts(&listing).any(|mount| mount.device == here.device) && !is_ours() {
             return Ok(true);
         }
     }
