@@ -79,8 +79,7 @@ fn work(root: &Path, seed: u64) {
                 *version = version.wrapping_add(1).max(1);
                 let temporary = OsStr::new("new");
                 let _ = view.unlink(Ino::ROOT, temporary);
-                let (_, _, open) =
-                    view.create(Ino::ROOT, temporary, Permissions::exactly(0o644), None, WRITE).unwrap();
+                let (_, _, open) = view.create(Ino::ROOT, temporary, Permissions::exactly(0o644), None, WRITE).unwrap();
                 view.write(&open, 0, &vec![*version; FILE_BYTES]).unwrap();
                 view.sync(&open, false).unwrap();
                 view.rename(Ino::ROOT, temporary, Ino::ROOT, name, RenameMode::Replace).unwrap();
