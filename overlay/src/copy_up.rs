@@ -126,7 +126,7 @@ pub(crate) fn make(directory: BorrowedFd<'_>, name: &OsStr, kind: Kind, mode: u1
 }
 
 fn copy_content(lower: &dyn Tree, node: NodeId, file: &File, size: u64) -> Result<(), Error> {
-    if let Some(source) = lower.file(node)?
+    if let Some(source) = lower.host_file(node)?
         && clone_content(&source, file, size)?
     {
         return Ok(file.sync_data()?);

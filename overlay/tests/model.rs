@@ -62,10 +62,30 @@ fn run(root: &Path, seed: u64, log: &mut Vec<Operation>) -> Result<(), String> {
 
 #[test]
 fn a_view_behaves_like_a_directory() {
+    run_all(scratch().path(), number("SIPHON_MODEL_SEQUENCES", DEFAULT_SEQUENCES));
+}
+
+#[test]
+fn a_view_behaves_like_a_directory_where_there_are_no_xattrs() {
+    let place = tempfile::tempdir().unwrap();
+    let flags = rustix::mount::MountFlags::empty();
+    if let Err(error) = rustix::mount::mount("none", place.path(), "ramfs", flags, None) {
+        println!("skipped: cannot mount ramfs: {error}");
+        return;
+    }
+    let mounted = Mounted(place.path().to_owned());
+    let refused = rustix::fs::setxattr(&mounted.0, "user.x", b"", rustix::fs::XattrFlags::empty());
+    assert_eq!(refused, Err(rustix::io::Errno::OPNOTSUPP));
+
+    run_all(&mounted.0, number("SIPHON_MODEL_SEQUENCES", DEFAULT_SEQUENCES) / 5);
+
+    drop(mounted);
+}
+
+fn run_all(scratch: &Path, count: u64) {
     let first = number("SIPHON_MODEL_SEED", 1);
-    let scratch = scratch();
-    for seed in first..first + number("SIPHON_MODEL_SEQUENCES", DEFAULT_SEQUENCES) {
-        let root = scratch.path().join(seed.to_string());
+    for seed in first..first + count {
+        let root = scratch.join(seed.to_string());
         std::fs::create_dir(&root).unwrap();
         let mut log = Vec::new();
         if let Err(difference) = run(&root, seed, &mut log) {

@@ -189,7 +189,7 @@ impl Tree for Directory {
         Ok(read_full(self.opened(node)?.as_fd(), offset, buf)?)
     }
 
-    fn file(&self, node: NodeId) -> Result<Option<OwnedFd>, Error> {
+    fn host_file(&self, node: NodeId) -> Result<Option<OwnedFd>, Error> {
         self.opened(node).map(Some)
     }
 

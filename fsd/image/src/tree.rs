@@ -123,7 +123,7 @@ pub trait Tree: Send + Sync + std::fmt::Debug {
     ///
     /// # Errors
     /// As [`Tree::read`].
-    fn file(&self, _node: NodeId) -> Result<Option<OwnedFd>, Error> {
+    fn host_file(&self, _node: NodeId) -> Result<Option<OwnedFd>, Error> {
         Ok(None)
     }
 

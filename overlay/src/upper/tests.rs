@@ -67,6 +67,35 @@ fn markers_are_remembered_and_are_names_like_any_other_before() {
 }
 
 #[test]
+fn a_name_of_255_bytes_is_marked_apart_from_one_that_differs_at_its_end() {
+    let (_dir, upper) = layer(Form::Marker);
+    for length in [251, 252, 255] {
+        let [name, other] = ["a", "b"].map(|end| OsString::from("n".repeat(length - 1) + end));
+
+        upper.whiteout(upper.root(), &name).unwrap();
+
+        assert!(matches!(upper.place(upper.root(), &name).unwrap(), Place::Whiteout), "{length}");
+        assert!(matches!(upper.place(upper.root(), &other).unwrap(), Place::Absent), "{length}");
+        upper.unmark(upper.root(), &name).unwrap();
+        assert!(matches!(upper.place(upper.root(), &name).unwrap(), Place::Absent), "{length}");
+    }
+}
+
+#[test]
+fn a_directory_that_replaces_another_by_markers_leaves_none_behind() {
+    let (dir, upper) = layer(Form::Marker);
+    std::fs::create_dir_all(dir.path().join("d/old")).unwrap();
+    let staged = upper.temporary();
+    fs::mkdirat(upper.work().unwrap(), &staged, Mode::RWXU).unwrap();
+
+    upper.install(&staged, upper.root(), OsStr::new("d")).unwrap();
+
+    assert!(matches!(upper.place(upper.root(), OsStr::new("d")).unwrap(), Place::Object(_)));
+    assert!(std::fs::read_dir(dir.path().join("d")).unwrap().next().is_none());
+    assert!(!upper.is_marked(upper.root(), OsStr::new("d")).unwrap());
+}
+
+#[test]
 fn a_second_writer_is_told_who_has_the_layer() {
     let (dir, upper) = layer(Form::Device);
     upper.lock_exclusive().unwrap();

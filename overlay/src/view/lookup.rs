@@ -121,6 +121,9 @@ impl View {
 
     /// What lies at `name`; takes no lock.
     pub(super) fn find(&self, layer: &Layer, both: &Both, name: &OsStr) -> Result<Option<Found>, Error> {
+        if name.len() > MAX_NAME_BYTES {
+            return Err(Errno::NAMETOOLONG.into());
+        }
         if !host::is_name(name) || (both.is_root && name == PRIVATE_NAME) {
             return Ok(None);
         }

@@ -26,7 +26,7 @@ enum Change {
     None,
     Swap,
     /// Over what is there, if anything is.
-    Move(Option<(Found, Ino)>),
+    Move(Option<Box<(Found, Ino)>>),
 }
 
 impl View {
@@ -54,7 +54,7 @@ impl View {
         match self.checked(layer, &mut state, old, new, mode)? {
             Change::None => Ok(()),
             Change::Swap => self.exchange(layer, &mut state, old, new),
-            Change::Move(target) => self.replace(layer, &mut state, old, new, target),
+            Change::Move(target) => self.replace(layer, &mut state, old, new, target.map(|target| *target)),
         }
     }
 
@@ -106,7 +106,7 @@ impl View {
                 if let Some(target) = &target {
                     self.check_replaceable(layer, &new, to.1, &source, target)?;
                 }
-                Ok(Change::Move(target.zip(target_ino)))
+                Ok(Change::Move(target.zip(target_ino).map(Box::new)))
             }
         }
     }

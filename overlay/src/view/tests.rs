@@ -306,3 +306,209 @@ fn a_view_over_a_view_keeps_the_nodes_of_the_image_and_of_the_layer_apart() {
         assert!(seen.insert(ino), "{name}");
     }
 }
+
+fn reopened(t: &Test) -> View {
+    View::new(Arc::new(Directory::open(&t.lower).unwrap()), Some(Upper::open(&t.upper).unwrap())).unwrap()
+}
+
+#[test]
+fn changes_of_attributes_links_and_names_copy_no_content() {
+    let t = test(|lower| {
+        std::fs::create_dir(lower.join("d")).unwrap();
+        std::fs::write(lower.join("d/f"), vec![b'l'; 1 << 20]).unwrap();
+    });
+    let f = find(&t.view, "d/f").unwrap();
+    let before = t.view.attr(f).unwrap();
+
+    let times = SetAttr { mtime: Some(SetTime::At(Timestamp { seconds: 5, nanos: 0 })), ..SetAttr::default() };
+    t.view.set_attr(f, &SetAttr { mode: Some(0o711), uid: Some(1), ..times }).unwrap();
+    t.view.set_xattr(f, OsStr::new("user.note"), b"x", 0).unwrap();
+    t.view.link(f, Ino::ROOT, OsStr::new("link")).unwrap();
+    t.view.rename(Ino::ROOT, OsStr::new("d"), Ino::ROOT, OsStr::new("e"), RenameMode::Replace).unwrap();
+
+    let on_disk = std::fs::metadata(t.upper.join("e/f")).unwrap();
+    assert_eq!(std::os::unix::fs::MetadataExt::blocks(&on_disk) * 512 / (1 << 20), 0);
+    for view in [&t.view, &reopened(&t)] {
+        let f = find(view, "e/f").unwrap();
+        assert_eq!(find(view, "link").unwrap(), f);
+        let after = view.attr(f).unwrap();
+        assert_eq!((after.mode, after.size, after.blocks, after.nlink), (0o711, 1 << 20, before.blocks, 2));
+        assert_eq!(content(view, &view.open(f, OpenMode::default()).unwrap()), [b'l'; 100]);
+    }
+}
+
+#[test]
+fn a_stub_gets_its_content_with_the_first_write_and_keeps_its_times_until_then() {
+    let t = test(|lower| std::fs::write(lower.join("f"), b"content").unwrap());
+    let f = find(&t.view, "f").unwrap();
+    t.view.set_attr(f, &SetAttr { mode: Some(0o600), ..SetAttr::default() }).unwrap();
+    let reader = t.view.open(f, OpenMode::default()).unwrap();
+    let before = t.view.attr(f).unwrap();
+
+    let writer = t.view.open(f, WRITE).unwrap();
+    assert_eq!(t.view.attr(f).unwrap().mtime, before.mtime);
+    t.view.write(&writer, 0, b"C").unwrap();
+
+    assert_eq!(content(&t.view, &reader), b"Content");
+    assert_eq!(std::fs::read(t.upper.join("f")).unwrap(), b"Content");
+}
+
+#[test]
+fn a_stub_that_a_crash_left_cut_has_no_more_than_its_length() {
+    let t = test(|lower| std::fs::write(lower.join("f"), b"content").unwrap());
+    let f = find(&t.view, "f").unwrap();
+    t.view.set_attr(f, &SetAttr { mode: Some(0o600), ..SetAttr::default() }).unwrap();
+    std::fs::OpenOptions::new().write(true).open(t.upper.join("f")).unwrap().set_len(3).unwrap();
+
+    let view = reopened(&t);
+    let f = find(&view, "f").unwrap();
+
+    assert_eq!(view.attr(f).unwrap().size, 3);
+    assert_eq!(content(&view, &view.open(f, OpenMode::default()).unwrap()), b"con");
+}
+
+#[test]
+fn a_stub_that_leads_nowhere_is_an_error() {
+    let t = test(|lower| std::fs::write(lower.join("f"), b"content").unwrap());
+    let f = find(&t.view, "f").unwrap();
+    t.view.set_attr(f, &SetAttr { mode: Some(0o600), ..SetAttr::default() }).unwrap();
+    let set = |path: &[u8]| {
+        let flags = rustix::fs::XattrFlags::empty();
+        rustix::fs::setxattr(t.upper.join("f"), "user.overlay.redirect", path, flags).unwrap();
+    };
+
+    for path in [b"/gone".as_slice(), b"", b"/../../etc/passwd", b"/f/f"] {
+        set(path);
+
+        assert!(find(&reopened(&t), "f").is_err(), "{}", path.escape_ascii());
+    }
+}
+
+#[test]
+fn a_completed_layer_needs_no_image_for_what_it_has() {
+    let t = test(|lower| {
+        std::fs::create_dir(lower.join("d")).unwrap();
+        std::fs::write(lower.join("d/f"), b"content").unwrap();
+        std::fs::hard_link(lower.join("d/f"), lower.join("g")).unwrap();
+    });
+    let f = find(&t.view, "d/f").unwrap();
+    t.view.set_attr(f, &SetAttr { mode: Some(0o600), ..SetAttr::default() }).unwrap();
+    assert!(t.view.may_be_incomplete());
+
+    assert_eq!(t.view.complete().unwrap(), 1);
+
+    assert!(!t.view.may_be_incomplete());
+    assert_eq!(std::fs::read(t.upper.join("d/f")).unwrap(), b"content");
+    let view = reopened(&t);
+    assert_eq!(content(&view, &view.open(find(&view, "g").unwrap(), OpenMode::default()).unwrap()), b"content");
+}
+
+#[test]
+fn hard_links_of_the_image_and_inode_numbers_outlast_the_view() {
+    let t = test(|lower| {
+        std::fs::write(lower.join("a"), b"lower").unwrap();
+        for name in ["b", "c", "d"] {
+            std::fs::hard_link(lower.join("a"), lower.join(name)).unwrap();
+        }
+    });
+    let a = find(&t.view, "a").unwrap();
+    t.view.write(&t.view.open(a, WRITE).unwrap(), 0, b"UPPER").unwrap();
+    t.view.unlink(Ino::ROOT, OsStr::new("b")).unwrap();
+    let (own, _) =
+        t.view.make_node(Ino::ROOT, OsStr::new("own"), Kind::File, Permissions::exactly(0o644), 0, None).unwrap();
+
+    let view = reopened(&t);
+
+    for name in ["a", "c", "d"] {
+        let ino = find(&view, name).unwrap();
+        assert_eq!(ino, a, "{name}");
+        assert_eq!(view.attr(ino).unwrap().nlink, 3, "{name}");
+        assert_eq!(content(&view, &view.open(ino, OpenMode::default()).unwrap()), b"UPPER", "{name}");
+    }
+    assert_eq!(find(&view, "own").unwrap(), own);
+}
+
+#[test]
+fn nothing_is_written_down_of_links_that_are_all_gone() {
+    let t = test(|lower| {
+        std::fs::write(lower.join("a"), b"lower").unwrap();
+        std::fs::hard_link(lower.join("a"), lower.join("b")).unwrap();
+    });
+    let a = find(&t.view, "a").unwrap();
+    t.view.write(&t.view.open(a, WRITE).unwrap(), 0, b"UPPER").unwrap();
+
+    t.view.unlink(Ino::ROOT, OsStr::new("a")).unwrap();
+    t.view.unlink(Ino::ROOT, OsStr::new("b")).unwrap();
+
+    assert_eq!(std::fs::read_dir(t.upper.join(".siphon/links")).unwrap().count(), 0);
+}
+
+#[test]
+fn a_name_of_256_bytes_is_too_long_in_every_directory() {
+    let t = test(|lower| std::fs::create_dir(lower.join("d")).unwrap());
+    let d = find(&t.view, "d").unwrap();
+    let long = "n".repeat(256);
+
+    for error in [
+        t.view.lookup(d, OsStr::new(&long)).map(drop),
+        t.view.make_symlink(d, OsStr::new(&long), OsStr::new("x"), None).map(drop),
+        t.view.unlink(d, OsStr::new(&long)),
+    ] {
+        assert_eq!(error.unwrap_err().errno(), Errno::NAMETOOLONG.raw_os_error());
+    }
+}
+
+#[test]
+fn a_large_file_is_copied_up_while_others_are_changed() {
+    let t = test(|lower| {
+        std::fs::create_dir(lower.join("d")).unwrap();
+        let file = std::fs::File::create(lower.join("d/large")).unwrap();
+        file.set_len(1 << 28).unwrap();
+        std::os::unix::fs::FileExt::write_all_at(&file, &[1; 1 << 20], (1 << 28) - (1 << 20)).unwrap();
+    });
+    let large = find(&t.view, "d/large").unwrap();
+    let d = find(&t.view, "d").unwrap();
+
+    std::thread::scope(|scope| {
+        let copying = scope.spawn(|| t.view.open(large, WRITE).map(drop));
+        let mut made = 0;
+        while !copying.is_finished() && made < 1000 {
+            let name = made.to_string();
+            let permissions = Permissions::exactly(0o644);
+            t.view.make_node(d, OsStr::new(&name), Kind::File, permissions, 0, None).unwrap();
+            made += 1;
+        }
+        copying.join().unwrap().unwrap();
+        assert!(made > 1, "nothing was made while the file was copied");
+    });
+    assert_eq!(t.view.attr(large).unwrap().size, 1 << 28);
+}
+
+#[test]
+fn a_default_acl_is_inherited_and_overrules_the_umask() {
+    // user::rwx, user:2:rwx, group::r-x, mask::rwx, other::---, as `setfacl -d` writes it.
+    let entry = |tag: u16, rights: u16, id: u32| {
+        [tag.to_le_bytes(), rights.to_le_bytes()].concat().into_iter().chain(id.to_le_bytes()).collect::<Vec<u8>>()
+    };
+    let none = u32::MAX;
+    let entries = [entry(1, 7, none), entry(2, 7, 2), entry(4, 5, none), entry(0x10, 7, none), entry(0x20, 0, none)];
+    let acl = [2u32.to_le_bytes().to_vec(), entries.concat()].concat();
+    let t = test(|lower| std::fs::create_dir(lower.join("d")).unwrap());
+    if !t.view.has_acls() {
+        println!("skipped: there are no ACLs here");
+        return;
+    }
+    let d = find(&t.view, "d").unwrap();
+    t.view.set_xattr(d, OsStr::new("system.posix_acl_default"), &acl, 0).unwrap();
+
+    let permissions = Permissions { mode: 0o666, umask: 0o077 };
+    let (file, attr) = t.view.make_node(d, OsStr::new("f"), Kind::File, permissions, 0, None).unwrap();
+    let (inner, _) = t.view.make_directory(d, OsStr::new("e"), permissions, None).unwrap();
+    let (plain, _) = t.view.make_node(Ino::ROOT, OsStr::new("f"), Kind::File, permissions, 0, None).unwrap();
+
+    assert_eq!(attr.mode, 0o660);
+    assert!(t.view.xattr(file, OsStr::new("system.posix_acl_access")).unwrap().is_some());
+    assert_eq!(t.view.xattr(inner, OsStr::new("system.posix_acl_default")).unwrap(), Some(acl));
+    assert_eq!(t.view.attr(plain).unwrap().mode, 0o600);
+    assert_eq!(std::fs::read_dir(t.upper.join(".siphon/work")).unwrap().count(), 0);
+}

@@ -57,6 +57,8 @@ pub(crate) enum Operation {
     WriteOpen(u64, u64, u8),
     ReadOpen(u64),
     StatOpen(u64),
+    AllocateOpen(u64, u32, u64, u64),
+    ResizeOpen(u64, u64),
     CloseOpen(u64),
     List(Path),
     Reopen,
@@ -81,7 +83,7 @@ impl Operation {
     pub(crate) fn any(random: &mut Random) -> Self {
         use Operation::*;
         let path = any_path(random);
-        match random.below(34) {
+        match random.below(36) {
             0 | 1 => Create(path, random.pick(&[0o644, 0o600, 0o640])),
             2..=4 => MakeDirectory(path, random.pick(&[0o755, 0o700, 0o2775, 0o1777])),
             5 => Symlink(path),
@@ -106,6 +108,12 @@ impl Operation {
             31 => StatOpen(random.next()),
             32 if random.below(2) == 0 => CloseOpen(random.next()),
             32 => Chown(path, u32::try_from(random.below(3)).unwrap()),
+            33 => {
+                // In place; beyond the end too; a hole; zeros.
+                let mode = random.pick(&[0, 1, 3, 0x10]);
+                AllocateOpen(random.next(), mode, random.below(9000), 1 + random.below(9000))
+            }
+            34 => ResizeOpen(random.next(), random.below(10_000)),
             _ => List(path),
         }
     }

@@ -9,6 +9,7 @@ use siphon_image::tree::{Kind, Timestamp};
 use siphon_overlay::error::Error;
 use siphon_overlay::upper::Upper;
 use siphon_overlay::view::{Ino, OpenFile, OpenMode, Permissions, RenameMode, SetAttr, SetTime, View};
+use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
@@ -19,11 +20,19 @@ use std::sync::Arc;
 /// All times that operations set are before this, all times of the machine's clock after it.
 pub(crate) const SET_BEFORE: i64 = 1 << 30;
 
+/// `statfs(2)`'s number of a filesystem in memory.
+const TMPFS_MAGIC: fs::FsWord = 0x0102_1994;
+
 pub(crate) struct Pair {
     root: PathBuf,
     plain: OwnedFd,
     view: Option<View>,
     open: Vec<Open>,
+    /// Our numbers of nodes by those of the plain directory.
+    numbers: HashMap<u64, u64>,
+    kinds: HashMap<u64, Kind>,
+    /// Whether the plain directory never uses an inode number twice.
+    numbers_tell: bool,
 }
 
 struct Open {
@@ -45,7 +54,15 @@ impl Pair {
         std::fs::create_dir(root.join("layer")).unwrap();
         copy_root(root);
         let plain = fs::open(root.join("plain"), OFlags::PATH, fs::Mode::empty()).unwrap();
-        let mut pair = Self { root: root.to_owned(), plain, view: None, open: Vec::new() };
+        let mut pair = Self {
+            root: root.to_owned(),
+            plain,
+            view: None,
+            open: Vec::new(),
+            numbers: HashMap::new(),
+            kinds: HashMap::new(),
+            numbers_tell: fs::statfs(root).unwrap().f_type == TMPFS_MAGIC,
+        };
         pair.reopen();
         pair
     }
@@ -61,6 +78,9 @@ impl Pair {
         upper.lock_exclusive().unwrap();
         let lower = Directory::open(&self.root.join("lower")).unwrap();
         self.view = Some(View::new(Arc::new(lower), Some(upper)).unwrap());
+        // Only files and directories can have written down whose copy they are.
+        let kinds = &self.kinds;
+        self.numbers.retain(|node, _| matches!(kinds.get(node), Some(Kind::File | Kind::Directory)));
     }
 
     /// Gives all files their content, and closes.
@@ -74,7 +94,38 @@ impl Pair {
         self.view.as_ref().unwrap()
     }
 
-    pub(crate) fn compare(&self) -> Result<(), String> {
+    /// A node's number stays what it is for as long as the node lives, copied up, renamed or mounted again.
+    fn compare_numbers(&mut self) -> Result<(), String> {
+        if !self.numbers_tell {
+            return Ok(());
+        }
+        let ours = snapshot::numbers(self.view());
+        let plain = snapshot::numbers(&Directory::open(&self.root.join("plain")).unwrap());
+        let mut known = HashMap::new();
+        for (path, (_, number)) in &ours {
+            let (kind, node) = plain[path];
+            match self.numbers.get(&node) {
+                Some(before) if before != number => {
+                    return Err(format!("{} was node {before} and is {number}", path.display()));
+                }
+                _ => known.insert(node, (kind, *number)),
+            };
+        }
+        let by_number: HashMap<u64, u64> = known.iter().map(|(node, (_, number))| (*number, *node)).collect();
+        if by_number.len() != known.len() {
+            return Err(format!("two nodes have one number: {ours:?}"));
+        }
+        self.kinds = known.iter().map(|(node, (kind, _))| (*node, *kind)).collect();
+        self.numbers = known.into_iter().map(|(node, (_, number))| (node, number)).collect();
+        Ok(())
+    }
+
+    pub(crate) fn compare(&mut self) -> Result<(), String> {
+        self.compare_trees()?;
+        self.compare_numbers()
+    }
+
+    fn compare_trees(&self) -> Result<(), String> {
         let plain = snapshot::of_directory(&self.root.join("plain"));
         match snapshot::difference(&snapshot::of_tree(self.view()), &plain) {
             None => Ok(()),
@@ -104,7 +155,11 @@ impl Pair {
                 }
                 return Ok(());
             }
-            Operation::WriteOpen(which, ..) | Operation::ReadOpen(which) | Operation::StatOpen(which) => {
+            Operation::WriteOpen(which, ..)
+            | Operation::ReadOpen(which)
+            | Operation::StatOpen(which)
+            | Operation::AllocateOpen(which, ..)
+            | Operation::ResizeOpen(which, _) => {
                 let Some(index) = self.index(*which) else { return Ok(()) };
                 self.on_open(&self.open[index], operation)
             }
@@ -154,6 +209,24 @@ impl Pair {
                 (
                     ours.map(|_| Vec::new()).map_err(|error| error.errno()),
                     open.plain.write_all_at(&data, *offset).map(|()| Vec::new()).map_err(io),
+                )
+            }
+            Operation::AllocateOpen(_, mode, offset, length) => {
+                let ours = self.view().allocate(&open.ours, (*mode).try_into().unwrap(), *offset, *length);
+                let mode = fs::FallocateFlags::from_bits(*mode).unwrap();
+                let plain = fs::fallocate(&open.plain, mode, *offset, *length);
+                (
+                    ours.map(|()| Vec::new()).map_err(|error| error.errno()),
+                    plain.map(|()| Vec::new()).map_err(Errno::raw_os_error),
+                )
+            }
+            Operation::ResizeOpen(_, size) => {
+                let change = SetAttr { size: Some(*size), ..SetAttr::default() };
+                let ours = self.view().set_attr(open.ino, &change);
+                let plain = host::reopen(open.plain.as_fd(), OFlags::WRONLY).map(|file| fs::ftruncate(file, *size));
+                (
+                    ours.map(|_| Vec::new()).map_err(|error| error.errno()),
+                    plain.map_err(io).and_then(|done| done.map(|()| Vec::new()).map_err(Errno::raw_os_error)),
                 )
             }
             Operation::StatOpen(_) => {

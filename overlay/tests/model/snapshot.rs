@@ -60,6 +60,21 @@ pub(crate) fn of_tree(tree: &dyn Tree) -> Snapshot {
     found
 }
 
+/// The kind and number of every node, by path.
+pub(crate) fn numbers(tree: &dyn Tree) -> BTreeMap<PathBuf, (Kind, u64)> {
+    let mut found = BTreeMap::new();
+    let mut pending = vec![(PathBuf::from("/"), tree.root())];
+    while let Some((path, node)) = pending.pop() {
+        let kind = tree.attr(node).unwrap().kind;
+        if kind == Kind::Directory {
+            let entries = tree.entries(node).unwrap().into_iter().filter(|entry| entry.name != ".siphon");
+            pending.extend(entries.map(|entry| (path.join(&entry.name), entry.node)));
+        }
+        found.insert(path, (kind, node.0));
+    }
+    found
+}
+
 fn seen(tree: &dyn Tree, node: NodeId, first: PathBuf) -> Seen {
     let attr = tree.attr(node).unwrap();
     let bytes = match attr.kind {
