@@ -1,6 +1,6 @@
 # What the README and CI call. On a fresh Debian or Ubuntu with Rust, `make demo` and `make test` install what they need.
 
-.PHONY: demo test compat bench bench-whole bench-micro lint setup
+.PHONY: demo test compat bench bench-whole bench-layer bench-micro lint setup
 
 demo:
 	bash demo/demo.sh
@@ -17,11 +17,20 @@ compat: setup
 
 # Whole programs, then single operations of the reader. WORK="tar find" selects among the former; for IMAGE, TREE, RUNS
 # and others see docs/PERFORMANCE.md.
-bench: bench-whole $(if $(WORK),,bench-micro)
+LAYER_WORK = files untar pip big append
+
+bench: $(if $(WORK),$(if $(filter-out $(LAYER_WORK),$(WORK)),bench-whole),bench-whole) \
+	$(if $(WORK),$(if $(filter $(LAYER_WORK),$(WORK)),bench-layer),bench-layer bench-micro)
 
 bench-whole: setup
 	cargo build --release
-	python3 benches/compare
+	WORK="$(filter-out $(LAYER_WORK),$(WORK))" python3 benches/compare
+
+# What writes to a layer cost. FUSE_OVERLAYFS and SQUASHFUSE_LL name the peers' commands, WHEELS a directory with numpy and
+# pandas, SYSTEMS what to compare.
+bench-layer: setup
+	cargo build --release
+	WORK="$(filter $(LAYER_WORK),$(WORK))" python3 benches/layer
 
 bench-micro:
 	cargo bench -p siphon-image --bench squashfs

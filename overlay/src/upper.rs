@@ -220,15 +220,6 @@ impl Upper {
     pub(crate) fn directory(&self, names: &[OsString]) -> io::Result<OwnedFd> {
         host::walk(self.root.as_fd(), names)
     }
-
-    /// The object, of any kind, that `names` lead to.
-    pub(crate) fn object(&self, names: &[OsString]) -> io::Result<Arc<OwnedFd>> {
-        let object = match names.split_last() {
-            None => self.directory(names)?,
-            Some((name, parents)) => host::open_object(self.directory(parents)?.as_fd(), name)?,
-        };
-        Ok(Arc::new(object))
-    }
 }
 
 impl Private {

@@ -11,6 +11,7 @@ use siphon_image::directory::host;
 use siphon_image::tree::{Kind, NodeId, Timestamp};
 use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 
 /// What the layer must have of a node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -168,8 +169,8 @@ impl View {
     }
 
     /// The layer's directory `ino`, which was raised.
-    pub(super) fn upper_directory(&self, layer: &Layer, state: &State, ino: Ino) -> Result<OwnedFd, Error> {
-        Ok(layer.upper.directory(&state.path(ino)?)?)
+    pub(super) fn upper_directory(&self, layer: &Layer, state: &State, ino: Ino) -> Result<Arc<OwnedFd>, Error> {
+        state.directory(&layer.upper, ino)
     }
 
     /// Makes sure that the layer has the name `name` in `parent`, with what the view shows there.

@@ -3,6 +3,7 @@
 use super::{Ino, UPPER_BIT, lower_node, number_of};
 use crate::error::Error;
 use crate::upper::{Links, Upper};
+use parking_lot::Mutex;
 use rustix::fs::Stat;
 use rustix::io::Errno;
 use siphon_image::directory::host;
@@ -26,8 +27,13 @@ pub(super) fn key_of(stat: &Stat) -> Key {
     (stat.st_dev, stat.st_ino)
 }
 
+/// Most directories that are kept open. When there are as many, all are closed: those in use come back at once.
+const MAX_OPEN: usize = 256;
+
 #[derive(Debug)]
 pub(super) struct State {
+    /// Directories of the layer, each with what it was opened as. An open one's number is nobody else's.
+    open: Mutex<HashMap<Ino, (Key, Arc<OwnedFd>)>>,
     pub(super) nodes: HashMap<Ino, Node>,
     /// Numbers of nodes that the layer has and that are not told by their inode numbers there, for as long as it has them.
     by_upper: HashMap<Key, Ino>,
@@ -105,7 +111,9 @@ impl State {
         let mut root = Node::new(Kind::Directory, lower);
         root.up = true;
         root.refs = 1;
+        root.key = Some(key_of(&stat));
         let mut state = Self {
+            open: Mutex::default(),
             nodes: HashMap::from([(Ino::ROOT, root)]),
             by_upper: HashMap::new(),
             taken: HashMap::new(),
@@ -190,17 +198,38 @@ impl State {
             return Ok(None);
         }
         if ino == Ino::ROOT {
-            return Ok(Some(upper.object(&[])?));
+            return Ok(Some(self.directory(upper, ino)?));
         }
         if let Some(name) = node.names.iter().find(|name| name.up) {
-            let mut path = self.path(name.parent)?;
-            path.push(name.name.clone());
-            return Ok(Some(upper.object(&path)?));
+            if node.kind == Kind::Directory {
+                return Ok(Some(self.directory(upper, ino)?));
+            }
+            let parent = self.directory(upper, name.parent)?;
+            return Ok(Some(Arc::new(host::open_object(parent.as_fd(), &name.name)?)));
         }
         match &node.orphan {
             Some(orphan) => Ok(Some(orphan.clone())),
             None => Ok(Some(Arc::new(upper.held(lower_node(ino))?))),
         }
+    }
+
+    /// The layer's directory `ino`, which the layer has. It is kept open for the next operation in it.
+    pub(super) fn directory(&self, upper: &Upper, ino: Ino) -> Result<Arc<OwnedFd>, Error> {
+        let key = self.node(ino)?.key;
+        if let (Some((of, open)), Some(key)) = (self.open.lock().get(&ino), key)
+            && *of == key
+        {
+            return Ok(open.clone());
+        }
+        let opened = Arc::new(upper.directory(&self.path(ino)?)?);
+        if let Some(key) = key {
+            let mut open = self.open.lock();
+            if open.len() >= MAX_OPEN {
+                open.clear();
+            }
+            open.insert(ino, (key, opened.clone()));
+        }
+        Ok(opened)
     }
 
     /// The number of a node of the layer: that of the image's node that it is a copy of or merged with, unless something

@@ -120,9 +120,10 @@ fn a_link_planted_in_the_layer_leads_nowhere() {
     std::fs::rename(t.upper.join("d"), t.upper.join("away")).unwrap();
     symlink(outside.path(), t.upper.join("d")).unwrap();
 
+    // A directory that was found before is the same one wherever it is now.
     let made = t.view.make_directory(e, OsStr::new("new"), Permissions::exactly(0o755), None);
 
-    assert!(made.is_err());
+    assert!(made.is_err() || t.upper.join("away/e/new").exists());
     assert!(std::fs::read_dir(outside.path()).unwrap().next().is_none());
 }
 
