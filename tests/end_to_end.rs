@@ -40,6 +40,8 @@ mod end_to_end {
     mod isolation;
     /// Processes killed at any moment.
     mod kill;
+    /// Limits of what a run may use.
+    mod limits;
     /// Manual pages and completions.
     mod manual;
     /// Mounts in the host's tree.

@@ -58,7 +58,7 @@ pub(crate) struct TestEnvironment {
 pub(crate) fn as_user_and_as_root(body: impl Fn(&TestEnvironment)) {
     body(&TestEnvironment::new());
     if is_root() {
-        body(&TestEnvironment::of(nix::unistd::User::from_uid(nix::unistd::geteuid())));
+        body(&TestEnvironment::root());
     }
 }
 
@@ -70,6 +70,11 @@ impl TestEnvironment {
         } else {
             nix::unistd::User::from_uid(nix::unistd::geteuid())
         })
+    }
+
+    /// An environment of the user that the tests run as, for those that run as root.
+    pub(crate) fn root() -> Self {
+        Self::of(nix::unistd::User::from_uid(nix::unistd::geteuid()))
     }
 
     fn of(user: nix::Result<Option<nix::unistd::User>>) -> Self {

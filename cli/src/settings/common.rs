@@ -28,6 +28,8 @@ pub struct Common {
     pub cache_bytes: Option<u64>,
     /// How long a daemon without clients stays: `SIPHON_IDLE_SECONDS`, 60 unless set.
     pub idle: Duration,
+    /// Whether the limits that the command line asks for hold already.
+    pub limited: bool,
     /// The batch job, or `login`.
     pub scope: String,
 }
@@ -58,6 +60,7 @@ impl Common {
             cache_dir,
             cache_bytes: cache_bytes(flags, environment)?,
             idle,
+            limited: false,
             scope: job.map_or("login".into(), |(name, id)| format!("{name}={}", id.to_string_lossy())),
         })
     }

@@ -1,7 +1,7 @@
 //! A run, as asked for.
 
 use super::{
-    Bind, Contain, Environment, GpuSettings, Namespaces, Processes, SettingsError, Variables, binds, contain,
+    Bind, Contain, Environment, GpuSettings, Namespaces, Processes, SettingsError, Variables, binds, contain, limits,
     mount_spec, other,
 };
 use crate::args::{ExecArgs, InstanceStartArgs, RunArgs, RunFlags, ShellArgs, TestArgs};
@@ -137,6 +137,8 @@ pub struct RunSettings {
     pub namespaces: Namespaces,
     /// Options that were asked for and that siphon does not have, which would take something away from root.
     pub less_for_root: Vec<&'static str>,
+    /// What it may use, as properties of a systemd scope.
+    pub limits: Vec<String>,
     /// GPUs.
     pub gpu: GpuSettings,
     /// Whether the container's script leaves INFO messages out.
@@ -257,6 +259,7 @@ impl RunSettings {
             contain: Contain::resolve(&flags.contain, environment)?,
             namespaces: Namespaces::resolve(flags.namespaces, environment)?,
             less_for_root: judged.less_for_root,
+            limits: limits::resolve(&flags.other, environment)?,
             gpu: GpuSettings::resolve(flags.gpu, environment, &mut warnings),
             quiet: false,
             warnings,
