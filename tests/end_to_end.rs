@@ -42,6 +42,8 @@ mod end_to_end {
     mod kill;
     /// Who merges an image and what is written to it.
     mod layer;
+    /// Limits of what a run may use.
+    mod limits;
     /// Manual pages and completions.
     mod manual;
     /// Mounts in the host's tree.

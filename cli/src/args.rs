@@ -114,6 +114,9 @@ pub struct GlobalFlags {
     /// The configuration that was built in; without effect, as siphon has no other
     #[arg(long, hide = true)]
     pub build_config: bool,
+    /// Whether the limits of the command line hold already; for siphon itself
+    #[arg(long, hide = true)]
+    pub limited: bool,
     /// Print the version
     #[arg(long, action = clap::ArgAction::Version)]
     version: (),

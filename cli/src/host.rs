@@ -97,6 +97,30 @@ fn groups(gid: Gid) -> anyhow::Result<Vec<(u32, String)>> {
     Ok(named.collect())
 }
 
+/// Whether limits would hold: without a cgroup of version 2 systemd takes those of a user and does nothing.
+///
+/// # Errors
+/// What is missing, and what to do.
+pub fn check_limits(common: &Common, environment: &Environment) -> anyhow::Result<()> {
+    if geteuid().is_root() {
+        return Ok(());
+    }
+    if !Path::new("/sys/fs/cgroup/cgroup.controllers").exists() {
+        bail!(
+            "cannot limit a run: rootless cgroups need cgroup v2 and systemd, and this machine has not got version 2 on \
+             /sys/fs/cgroup; its administrator can boot it with systemd.unified_cgroup_hierarchy=1"
+        );
+    }
+    let bus = common.xdg_runtime_dir.as_ref().is_some_and(|directory| directory.join("bus").exists());
+    if !bus && environment.get("DBUS_SESSION_BUS_ADDRESS").is_none() {
+        bail!(
+            "cannot limit a run: rootless cgroups need a session of systemd's for this user, and there is none \
+             (XDG_RUNTIME_DIR); log in by ssh or a desktop, or have it with \"loginctl enable-linger\""
+        );
+    }
+    Ok(())
+}
+
 /// Where this user's daemons keep their sockets: as set, else `$XDG_RUNTIME_DIR/siphon` if that is ours, else
 /// `/tmp/siphon-UID`, by the id that the user has outside of its user namespace: there the directory may be another's.
 pub fn runtime_dir(common: &Common) -> PathBuf {

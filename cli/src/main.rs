@@ -39,7 +39,7 @@ fn main() -> ExitCode {
     if let Some(path) = cli.global.config {
         report.warning(format_args!("--config {} has no effect: siphon has no configuration file", path.display()));
     }
-    match run(cli.verb, environment, report) {
+    match run(cli.verb, cli.global.limited, environment, report) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) if error.is::<Unfit>() => ExitCode::from(EXIT_UNFIT),
@@ -50,8 +50,8 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(verb: Verb, environment: Environment, report: Report) -> anyhow::Result<()> {
-    let common = Common::resolve(verb.daemon(), &environment)?;
+fn run(verb: Verb, limited: bool, environment: Environment, report: Report) -> anyhow::Result<()> {
+    let common = Common { limited, ..Common::resolve(verb.daemon(), &environment)? };
     let become_program = |mut settings: RunSettings, environment| {
         settings.quiet = report.is_quiet();
         commands::run::run(settings, &common, environment, report)

@@ -5,12 +5,14 @@
 //! seen by others and all of it goes with the last process of the run.
 
 mod instance;
+mod limits;
 mod mount;
 mod namespaces;
 mod processes;
 mod signals;
 
 pub use instance::{Background, Logs, Part, become_program_inside, into_background, split};
+pub use limits::start_again;
 
 use crate::plan::{Failure, Mount, Plan, Processes, Start};
 use crate::report::Report;

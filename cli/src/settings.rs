@@ -8,6 +8,7 @@ mod common;
 mod contain;
 mod environment;
 mod gpu;
+mod limits;
 mod mount_spec;
 mod namespaces;
 mod other;
@@ -69,6 +70,14 @@ pub enum SettingsError {
     /// A host name that the kernel does not take.
     #[error("the host name {0:?} is not of 1 to 64 bytes")]
     Hostname(String),
+    /// A value that is no limit.
+    #[error("{option} does not take {value:?}")]
+    Limit {
+        /// The option.
+        option: &'static str,
+        /// What was given.
+        value: String,
+    },
     /// An option that siphon does not have.
     #[error("{option} is not supported; {instead}")]
     Unsupported {

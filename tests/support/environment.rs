@@ -72,9 +72,9 @@ impl TestEnvironment {
         })
     }
 
-    /// An environment of root, which the tests have to be run by.
+    /// An environment of the user that the tests run as, for those that run as root.
     pub(crate) fn root() -> Self {
-        Self::of(nix::unistd::User::from_uid(nix::unistd::Uid::from_raw(0)))
+        Self::of(nix::unistd::User::from_uid(nix::unistd::geteuid()))
     }
 
     fn of(user: nix::Result<Option<nix::unistd::User>>) -> Self {

@@ -23,6 +23,7 @@ fn settings() -> RunSettings {
         clean_env: false,
         variables: Variables::default(),
         less_for_root: Vec::new(),
+        limits: Vec::new(),
         contain: Contain::default(),
         namespaces: Namespaces::default(),
         gpu: GpuSettings::default(),

@@ -31,6 +31,8 @@ pub struct Common {
     pub layer_engine: EngineArg,
     /// How long a daemon without clients stays: `SIPHON_IDLE_SECONDS`, 60 unless set.
     pub idle: Duration,
+    /// Whether the limits that the command line asks for hold already.
+    pub limited: bool,
     /// The batch job, or `login`.
     pub scope: String,
 }
@@ -62,6 +64,7 @@ impl Common {
             cache_bytes: cache_bytes(flags, environment)?,
             layer_engine: layer_engine(flags, environment)?,
             idle,
+            limited: false,
             scope: job.map_or("login".into(), |(name, id)| format!("{name}={}", id.to_string_lossy())),
         })
     }

@@ -14,8 +14,8 @@ pub(super) struct Judged {
     pub(super) less_for_root: Vec<&'static str>,
 }
 
-const CGROUPS: &str = "limit the whole of siphon instead: systemd-run --user --scope -p MemoryMax=4G -p CPUQuota=200% \
-                       siphon ..., or the limits of your batch system";
+const CGROUPS: &str = "use --memory, --cpus and the like, or systemd-run --user --scope -p PROPERTY=VALUE siphon ...";
+const OOM: &str = "has no effect: cgroup v2 knows no such thing";
 const SETUID: &str = "setuid programs of an image never count";
 const SECURITY: &str = "start siphon itself under the profile or the ids, such as with aa-exec or setpriv";
 const CHECKPOINT: &str = "there are no checkpoints";
@@ -43,17 +43,6 @@ pub(super) fn judge(flags: &OtherFlags, image: &OsStr, environment: &Environment
         ("--dmtcp-launch", text(&flags.dmtcp_launch, "DMTCP_LAUNCH"), CHECKPOINT),
         ("--dmtcp-restart", text(&flags.dmtcp_restart, "DMTCP_RESTART"), CHECKPOINT),
         ("--apply-cgroups", text(&flags.apply_cgroups, "APPLY_CGROUPS"), CGROUPS),
-        ("--blkio-weight", text(&flags.blkio_weight, "BLKIO_WEIGHT"), CGROUPS),
-        ("--blkio-weight-device", list(&flags.blkio_weight_device, "BLKIO_WEIGHT_DEVICE"), CGROUPS),
-        ("--cpu-shares", text(&flags.cpu_shares, "CPU_SHARES"), CGROUPS),
-        ("--cpus", text(&flags.cpus, "CPUS"), CGROUPS),
-        ("--cpuset-cpus", text(&flags.cpuset_cpus, "CPUSET_CPUS"), CGROUPS),
-        ("--cpuset-mems", text(&flags.cpuset_mems, "CPUSET_MEMS"), CGROUPS),
-        ("--memory", text(&flags.memory, "MEMORY"), CGROUPS),
-        ("--memory-reservation", text(&flags.memory_reservation, "MEMORY_RESERVATION"), CGROUPS),
-        ("--memory-swap", text(&flags.memory_swap, "MEMORY_SWAP"), CGROUPS),
-        ("--oom-kill-disable", switch(flags.oom_kill_disable, "OOM_KILL_DISABLE"), CGROUPS),
-        ("--pids-limit", text(&flags.pids_limit, "PIDS_LIMIT"), CGROUPS),
     ];
     if let Some((option, _, instead)) = refused.into_iter().find(|(_, given, _)| *given) {
         return Err(SettingsError::Unsupported { option: option.into(), instead });
@@ -69,6 +58,7 @@ pub(super) fn judge(flags: &OtherFlags, image: &OsStr, environment: &Environment
     let warned = [
         ("--disable-cache", remote && switch(flags.disable_cache, "DISABLE_CACHE"), CACHE),
         ("--authfile, --docker-login and the like", remote && credentials, CREDENTIALS),
+        ("--oom-kill-disable", switch(flags.oom_kill_disable, "OOM_KILL_DISABLE"), OOM),
         ("--underlay", switch(flags.underlay, "UNDERLAY"), UNDERLAY),
         ("--passphrase", passphrase, ENCRYPTION),
         ("--pem-path", pem, ENCRYPTION),
@@ -96,11 +86,11 @@ mod tests {
 
     #[test]
     fn what_would_be_missed_is_refused_by_name_and_with_another_way() {
-        let memory = OtherFlags { memory: Some("1G".into()), ..OtherFlags::default() };
+        let file = OtherFlags { apply_cgroups: Some("x".into()), ..OtherFlags::default() };
 
-        for refused in [judged(&memory, &[]), judged(&OtherFlags::default(), &[("APPTAINER_MEMORY", "1G")])] {
+        for refused in [judged(&file, &[]), judged(&OtherFlags::default(), &[("APPTAINER_APPLY_CGROUPS", "x")])] {
             let error = refused.unwrap_err().to_string();
-            assert!(error.starts_with("--memory is not supported; ") && error.contains("systemd-run"), "{error}");
+            assert!(error.starts_with("--apply-cgroups is not supported; ") && error.contains("--memory"), "{error}");
         }
     }
 

@@ -2,7 +2,7 @@
 
 use super::{
     Bind, Contain, Environment, GpuSettings, Namespaces, OverlaySpec, Processes, SettingsError, Variables, binds,
-    contain, mount_spec, other, size,
+    contain, limits, mount_spec, other, size,
 };
 use crate::args::{ExecArgs, InstanceStartArgs, RunArgs, RunFlags, ShellArgs, TestArgs};
 use std::collections::BTreeSet;
@@ -143,6 +143,8 @@ pub struct RunSettings {
     pub namespaces: Namespaces,
     /// Options that were asked for and that siphon does not have, which would take something away from root.
     pub less_for_root: Vec<&'static str>,
+    /// What it may use, as properties of a systemd scope.
+    pub limits: Vec<String>,
     /// GPUs.
     pub gpu: GpuSettings,
     /// Whether the container's script leaves INFO messages out.
@@ -270,6 +272,7 @@ impl RunSettings {
             contain: Contain::resolve(&flags.contain, environment)?,
             namespaces: Namespaces::resolve(flags.namespaces, environment)?,
             less_for_root: judged.less_for_root,
+            limits: limits::resolve(&flags.other, environment)?,
             gpu: GpuSettings::resolve(flags.gpu, environment, &mut warnings),
             quiet: false,
             warnings,

@@ -5,7 +5,7 @@
 
 use super::enter::INSTANCE;
 use crate::args::InstanceStartArgs;
-use crate::commands::run::{Prepared, enter_daemon, prepare};
+use crate::commands::run::{Prepared, enter_daemon, limit, prepare};
 use crate::host::instances_dir;
 use crate::instance::{Process, Record, Registry, RegistryError, is_valid_name};
 use crate::plan::gpu::library_path;
@@ -45,6 +45,9 @@ pub(super) fn start(
     let name = settings.instance.clone().unwrap_or_default();
     if !is_valid_name(&name) {
         return Err(RegistryError::Name(name).into());
+    }
+    if !settings.limits.is_empty() && !common.limited {
+        match limit(&settings, common, environment)? {}
     }
     match into_background()? {
         Background::Caller(told) => {

@@ -90,8 +90,7 @@ impl Images {
             View::new(image.tree.clone(), None).map_err(|source| DaemonError::Layer { path: place.clone(), source })?;
         let options = Options { owners: self.owners, read_only: true, stable: true, xattrs: Xattrs::All };
         let filesystem = Arc::new(FileSystem::new(Arc::new(view), options, Arc::new(Counters::default())));
-        let fuse_mount =
-            FuseMount { source: &name.0, target: &place, read_only: true, setuid: false, devices: false };
+        let fuse_mount = FuseMount { source: &name.0, target: &place, read_only: true, setuid: false, devices: false };
         // As the namespace has them in which the daemon is.
         let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
         let device = fuse_mount.mount(uid, gid)?;
