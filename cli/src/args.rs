@@ -7,6 +7,7 @@ mod doctor;
 mod gpu;
 mod images;
 mod instance;
+mod layer;
 mod run;
 
 pub use cache::{CacheCleanArgs, CacheKind, CacheListArgs, CacheVerb};
@@ -14,6 +15,7 @@ pub use doctor::DoctorArgs;
 pub use gpu::GpuFlags;
 pub use images::{BuildArgs, CatArgs, CommitArgs, InspectArgs, LsArgs, MountArgs, RunHelpArgs, StatusArgs, UmountArgs};
 pub use instance::{InstanceListArgs, InstanceStartArgs, InstanceStatsArgs, InstanceStopArgs, InstanceVerb};
+pub use layer::{DiffArgs, LayerResetArgs, LayerVerb};
 pub use run::{ContainFlags, ExecArgs, NamespaceFlags, OtherFlags, RunArgs, RunFlags, ShellArgs, TestArgs};
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
@@ -135,6 +137,14 @@ pub enum Verb {
     Build(BuildArgs),
     /// Turn a sandbox (image plus changes) into a new read-only image
     Commit(CommitArgs),
+    /// List what a sandbox changes of its image, or what differs between two images
+    Diff(DiffArgs),
+    /// Work on the layer of a sandbox
+    Layer {
+        /// What to do
+        #[command(subcommand)]
+        verb: LayerVerb,
+    },
     /// Mount an image onto a directory of the host
     Mount(MountArgs),
     /// Unmount what `mount` mounted

@@ -60,6 +60,8 @@ fn run(verb: Verb, environment: Environment, report: Report) -> anyhow::Result<(
         Verb::RunHelp(args) => commands::run_help::run_help(&args, &common, report),
         Verb::Build(args) => commands::build::build(&args, &common, report),
         Verb::Commit(args) => commands::commit::commit(&args, &common, report),
+        Verb::Diff(args) => commands::diff::diff(&args, &common, report),
+        Verb::Layer { verb } => commands::layer::layer(&verb, &common, report),
         Verb::Mount(args) => commands::mount::mount(&args, &common, report),
         Verb::Umount(args) => commands::umount::umount(&args),
         Verb::Ls(args) => commands::ls::ls(&args, &common, report),

@@ -34,7 +34,7 @@ use crate::sys::subordinate_ids::SubordinateIds;
 use crate::sys::{mounts, namespaces};
 
 pub use crate::control::MountPointKind;
-pub use join::join;
+pub use join::{join, release};
 pub use pretence::Pretence;
 pub use serve::serve;
 

@@ -14,10 +14,12 @@
 
 mod base;
 mod form;
+mod reset;
 mod staging;
 
 pub use base::Base;
 pub(crate) use form::Place;
+pub use reset::{Reset, ResetError};
 
 use crate::error::Error;
 use form::Form;

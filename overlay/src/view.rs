@@ -20,6 +20,7 @@
 mod attributes;
 mod changes;
 mod copying;
+mod differences;
 mod files;
 mod lookup;
 mod merged;

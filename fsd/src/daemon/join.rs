@@ -99,7 +99,17 @@ fn start(spec: &Spec, state: &StateDirectory, lock: &Lock, executable: &Path) ->
 /// Has daemons leave that hold `layer` for runs with other ids or of another batch job, and have none. One that cannot
 /// leave keeps it, and the started daemon says so where it matters.
 fn free(layer: &Path, own: &StateDirectory) {
-    for other in own.siblings() {
+    have_leave(layer, own.siblings());
+}
+
+/// Has daemons of the same user leave that hold `layer` and have nothing to do, for a change of the layer by other means.
+/// `runtime_dir` is where daemons have their state.
+pub fn release(layer: &Path, runtime_dir: &Path) {
+    have_leave(layer, StateDirectory::all(runtime_dir));
+}
+
+fn have_leave(layer: &Path, daemons: Vec<StateDirectory>) {
+    for other in daemons {
         let has_it = other.read_spec().is_ok_and(|spec| spec.layer == Layer::Directory(layer.into()));
         if let (true, Ok(Reply::Leaving(pid))) = (has_it, control::ask(&other.socket(), &Request::Leave)) {
             // Without such a process there is nothing to wait for.

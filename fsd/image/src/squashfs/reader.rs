@@ -232,6 +232,10 @@ impl Tree for Squashfs {
         files
     }
 
+    fn origin(&self, node: NodeId) -> Option<(&dyn Tree, NodeId)> {
+        Some((self, node))
+    }
+
     fn xattrs(&self, node: NodeId) -> Result<Vec<Xattr>, tree::Error> {
         match (&self.xattrs, self.xattr_set(&self.inode(node)?)?) {
             (Some(xattrs), Some(set)) => Ok(xattrs.entries(&self.metadata, set)?),

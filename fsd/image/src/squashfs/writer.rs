@@ -83,7 +83,7 @@ pub enum Owners {
 
 impl Owners {
     /// The uid and gid in the image for those of the tree.
-    fn map(self, uid: u32, gid: u32) -> (u32, u32) {
+    pub fn map(self, uid: u32, gid: u32) -> (u32, u32) {
         match self {
             Self::Keep => (uid, gid),
             Self::MapToRoot { uid: user, gid: group } => {
