@@ -14,10 +14,14 @@ mod end_to_end {
     mod build;
     /// What is kept of remote images.
     mod cache;
+    /// Commits that copy what did not change.
+    mod commit;
     /// Directories and devices in place of the host's.
     mod contain;
     /// One daemon per image: joined, replaced, gone.
     mod daemon;
+    /// What a sandbox changes, and putting it back.
+    mod diff;
     /// What the machine has and lacks.
     mod doctor;
     /// What goes wrong, and what is said about it.
