@@ -1,11 +1,14 @@
 //! Packs a tree into an image: under a temporary name beside the target, synced, then renamed, so that a crash leaves
 //! the old image or the new one.
 
+mod provenance;
+
 use crate::host::{cache_dir, subordinate_ids};
 use crate::inspection::everything;
 use crate::report::{Report, human_bytes};
 use crate::settings::{Common, Compression, ImageSettings};
 use anyhow::{Context, bail};
+use provenance::Provenance;
 use siphon_fsd::locator::{self, Locator, Opened};
 use siphon_fsd::sys::namespaces;
 use siphon_image::open::{OCI_CONFIG, facts};
@@ -26,6 +29,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// How often the bar moves.
 const TICK: Duration = Duration::from_millis(100);
+/// How long writing goes on before the kernel is told to put it on the disk.
+const FLUSH_INTERVAL: Duration = Duration::from_millis(200);
 /// What `inspect` prints, kept beside the image so that nothing has to be run for it.
 const INSPECT_METADATA: &str = "inspect-metadata.json";
 
@@ -59,11 +64,25 @@ pub fn image(
         let upper = Upper::open(&overlay_upper(directory)).with_context(context)?;
         tree = Arc::new(View::new(tree, Some(upper)).with_context(context)?);
     }
-    let made = Made { opened: &opened, tree, owners, settings, report };
+    let seconds = seconds(settings)?;
+    let image = &opened.image;
+    let arch = image.sif.as_ref().map(|sif| sif.header().arch).or_else(|| Arch::from_name(std::env::consts::ARCH));
+    let arch = arch.unwrap_or(Arch::UNKNOWN);
+    let own_files = tempfile::tempdir().context("cannot make a temporary directory")?;
+    let facts = facts(tree.as_ref()).with_context(context)?;
+    let provenance = Provenance { source, facts: &facts, arch, seconds };
+    let tree = provenance::write(tree, provenance, own_files.path()).context("cannot write what the image is made of")?;
+    let made = Made { opened: &opened, tree, arch, seconds, owners, settings, report };
     report.info(format_args!("Creating {} file...", if is_bare(target) { "squashfs" } else { "SIF" }));
     let bytes = made.write(target).with_context(|| format!("cannot make {}", target.display()))?;
     report.info(format_args!("Build complete: {} ({})", target.display(), human_bytes(bytes)));
     Ok(())
+}
+
+/// The time that the image is of, in seconds since 1970.
+fn seconds(settings: &ImageSettings) -> anyhow::Result<u32> {
+    let now = || SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    Ok(settings.epoch_seconds.map_or_else(|| u32::try_from(now()), Ok)?)
 }
 
 /// Where in a directory for `--overlay` the layer is: apptainer has it beside a working directory.
@@ -104,6 +123,9 @@ pub fn own_what_is_ours() -> Owners {
 struct Made<'a> {
     opened: &'a Opened,
     tree: Arc<dyn Tree>,
+    arch: Arch,
+    /// When it is made, in seconds since 1970.
+    seconds: u32,
     owners: Owners,
     settings: &'a ImageSettings,
     report: Report,
@@ -139,34 +161,26 @@ impl Made<'_> {
     fn write_sif(&self, file: &File, interrupted: &AtomicBool) -> anyhow::Result<u64> {
         let tree = self.tree.as_ref();
         let facts = facts(tree)?;
-        let image = &self.opened.image;
-        let arch = image.sif.as_ref().map(|sif| sif.header().arch).or_else(|| Arch::from_name(std::env::consts::ARCH));
         // Who wants the same bytes again has no use for an identity.
         let id = if self.settings.epoch_seconds.is_some() { uuid::Uuid::nil() } else { uuid::Uuid::new_v4() };
-        let mut sif = SifWriter::new(file, arch.unwrap_or(Arch::UNKNOWN), id, self.seconds()?.into());
+        let mut sif = SifWriter::new(file, self.arch, id, self.seconds.into());
         if let Some(deffile) = &facts.deffile {
             sif.add_object(DataType::Deffile, "", deffile.as_bytes())?;
         }
         let metadata = everything(tree, &facts);
         sif.add_object(DataType::GenericJson, INSPECT_METADATA, metadata.to_string().as_bytes())?;
-        if let Some(config) = image.oci_config() {
+        if let Some(config) = self.opened.image.oci_config() {
             sif.add_object(DataType::GenericJson, OCI_CONFIG, &config)?;
         }
         let summary = self.pack(file, sif.partition_start(), interrupted)?;
         Ok(sif.finish(summary.image_bytes)?)
     }
 
-    /// The time that the image is of, in seconds since 1970.
-    fn seconds(&self) -> anyhow::Result<u32> {
-        let now = || SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-        Ok(self.settings.epoch_seconds.map_or_else(|| u32::try_from(now()), Ok)?)
-    }
-
     /// Writes the squashfs: what did not change is copied from the image below, unless all is to be compressed anew.
     fn pack(&self, file: &File, start_bytes: u64, interrupted: &AtomicBool) -> anyhow::Result<writer::Summary> {
         let ImageSettings { compression, compact_percent, epoch_seconds, .. } = *self.settings;
         let mut options = Options {
-            mkfs_time: self.seconds()?,
+            mkfs_time: self.seconds,
             owners: self.owners,
             latest_mtime: epoch_seconds,
             compact_percent,
@@ -199,14 +213,24 @@ fn pack(
     report: Report,
 ) -> anyhow::Result<writer::Summary> {
     let progress = Progress::default();
+    let is_packed = AtomicBool::new(false);
     let bar = report.progress("packing", 0);
     std::thread::scope(|scope| {
         let packing = scope.spawn(|| writer::write_over(tree, base, file, start_bytes, options, &progress));
+        // What is written goes to the disk meanwhile, so that the last sync has little left to wait for. Failing is told there.
+        let flushing = scope.spawn(|| {
+            while !is_packed.load(Ordering::Relaxed) {
+                std::thread::park_timeout(FLUSH_INTERVAL);
+                let _told_by_the_last_one = file.sync_data();
+            }
+        });
         while !packing.is_finished() {
             std::thread::park_timeout(TICK);
             progress.cancel.fetch_or(interrupted.load(Ordering::Relaxed), Ordering::Relaxed);
             bar.set(progress.bytes_read.load(Ordering::Relaxed), progress.bytes_total.load(Ordering::Relaxed));
         }
+        is_packed.store(true, Ordering::Relaxed);
+        flushing.thread().unpark();
         let summary = packing.join().map_err(|_| anyhow::anyhow!("the thread that packs the image panicked"))?;
         summary.map_err(anyhow::Error::from)
     })

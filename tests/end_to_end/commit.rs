@@ -136,3 +136,23 @@ fn an_interrupted_commit_leaves_nothing() {
     assert_eq!(names(&environment), ["final.sif"]);
     assert_eq!(std::fs::read_to_string(environment.work().join("final.sif")).unwrap(), "precious");
 }
+
+#[test]
+fn a_commit_carries_its_history_on() {
+    let environment = TestEnvironment::new();
+    sandbox(&environment, environment.images().sif(), "echo new > /data/new");
+    environment.siphon(&["commit", "sandbox", "one.sif"]).stdout();
+    environment.siphon(&["build", "two.sif", "one.sif"]).stdout();
+
+    let deffile = environment.siphon(&["inspect", "--deffile", "two.sif"]).stdout();
+    let labels = environment.siphon(&["inspect", "two.sif"]).stdout();
+    let history = ["/.singularity.d/bootstrap_history/Apptainer0", "/.singularity.d/bootstrap_history/Apptainer1"];
+    let history = history.map(|path| environment.siphon(&["cat", "two.sif", path]).stdout());
+
+    assert_eq!(deffile.trim_end(), "bootstrap: localimage\nfrom: one.sif");
+    assert!(labels.contains("maker: siphon tests"), "{labels}");
+    assert!(labels.contains("org.label-schema.usage.singularity.deffile.from: one.sif"), "{labels}");
+    assert_eq!(history[0].lines().next(), Some("bootstrap: scratch"));
+    assert_eq!(history[1].trim_end(), "bootstrap: localimage\nfrom: sandbox");
+    assert_eq!(environment.siphon(&["run", "two.sif", "x"]).stdout(), "runscript: image: x");
+}

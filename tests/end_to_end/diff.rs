@@ -11,7 +11,9 @@ fn sandbox(environment: &TestEnvironment, line: &str) {
 fn changes(environment: &TestEnvironment, arguments: &[&str]) -> Vec<String> {
     let told = environment.siphon(&[&["diff"], arguments].concat()).stdout();
     let short = |line: &str| format!("{} {}", &line[..1], line.split_whitespace().last().unwrap());
-    told.lines().map(short).collect()
+    // What the image lacks to mount on is made in the layer, too.
+    let of_the_test = |line: &String| ["/data", "/opt"].iter().any(|directory| line[2..].starts_with(directory));
+    told.lines().map(short).filter(of_the_test).collect()
 }
 
 const CHANGES: &str = "cd /data; echo new > new; mkdir made; echo x > made/x; rm to-remove; echo more >> notes; \
@@ -46,10 +48,8 @@ fn diff_of_two_images_is_that_of_the_sandbox_between_them() {
 
     let between = changes(&environment, &[&old, "new.sif"]);
 
-    // What a commit writes about itself is the image's own.
-    let others = |path: &&String| !path.contains("/.singularity.d");
-    assert_eq!(between.iter().filter(others).collect::<Vec<_>>(), [&TOLD[..], &["D /opt/old/lost"]].concat());
-    assert_eq!(changes(&environment, &["sandbox", "new.sif"]).iter().filter(others).count(), 0);
+    assert_eq!(between, [&TOLD[..], &["D /opt/old/lost"]].concat());
+    assert_eq!(changes(&environment, &["sandbox", "new.sif"]), [""; 0]);
     assert_eq!(changes(&environment, &[&old, &old]), [""; 0]);
 }
 
@@ -60,7 +60,8 @@ fn diff_as_json_has_the_bytes_and_what_differs() {
 
     let told = environment.siphon(&["diff", "--json", "sandbox"]).stdout();
 
-    let lines: Vec<Value> = told.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let lines = told.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    let lines: Vec<_> = lines.filter(|line| line["path"].as_str().unwrap().starts_with("/data")).collect();
     assert_eq!(lines.len(), 3, "{told}");
     assert_eq!((&lines[0]["path"], &lines[0]["change"]), (&"/data/greeting".into(), &"metadata".into()));
     assert_eq!(lines[0]["differs"], serde_json::json!(["mode"]));
