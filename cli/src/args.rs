@@ -13,7 +13,9 @@ mod run;
 pub use cache::{CacheCleanArgs, CacheKind, CacheListArgs, CacheVerb};
 pub use doctor::DoctorArgs;
 pub use gpu::GpuFlags;
-pub use images::{BuildArgs, CatArgs, CommitArgs, ImageFlags, InspectArgs, LsArgs, MountArgs, RunHelpArgs, StatusArgs, UmountArgs};
+pub use images::{
+    BuildArgs, CatArgs, CommitArgs, ImageFlags, InspectArgs, LsArgs, MountArgs, RunHelpArgs, StatusArgs, UmountArgs,
+};
 pub use instance::{InstanceListArgs, InstanceStartArgs, InstanceStatsArgs, InstanceStopArgs, InstanceVerb};
 pub use layer::{DiffArgs, LayerResetArgs, LayerVerb};
 pub use run::{ContainFlags, ExecArgs, NamespaceFlags, OtherFlags, RunArgs, RunFlags, ShellArgs, TestArgs};

@@ -71,7 +71,8 @@ pub fn image(
     let own_files = tempfile::tempdir().context("cannot make a temporary directory")?;
     let facts = facts(tree.as_ref()).with_context(context)?;
     let provenance = Provenance { source, facts: &facts, arch, seconds };
-    let tree = provenance::write(tree, provenance, own_files.path()).context("cannot write what the image is made of")?;
+    let tree =
+        provenance::write(tree, provenance, own_files.path()).context("cannot write what the image is made of")?;
     let made = Made { opened: &opened, tree, arch, seconds, owners, settings, report };
     report.info(format_args!("Creating {} file...", if is_bare(target) { "squashfs" } else { "SIF" }));
     let bytes = made.write(target).with_context(|| format!("cannot make {}", target.display()))?;

@@ -51,8 +51,10 @@ pub enum SettingsError {
         size: String,
     },
     /// `--compression` with something else than a compressor that squashfs has.
-    #[error("the compression is {0:?}, and must be zstd, gzip, lz4, xz, lzo or none; zstd:1 to zstd:22, gzip:1 to gzip:9 and \
-             xz:0 to xz:9 have a level")]
+    #[error(
+        "the compression is {0:?}, and must be zstd, gzip, lz4, xz, lzo or none; zstd:1 to zstd:22, gzip:1 to gzip:9 and \
+             xz:0 to xz:9 have a level"
+    )]
     Compression(String),
     /// `SOURCE_DATE_EPOCH` with something else than a time.
     #[error("SOURCE_DATE_EPOCH is {0:?}, and must be a number of seconds since 1970")]

@@ -176,11 +176,7 @@ impl<'a> Changes<'a> {
     }
 
     /// The names at which two directories may differ.
-    fn pairs(
-        &mut self,
-        old: Option<NodeId>,
-        new: Option<NodeId>,
-    ) -> Result<BTreeMap<OsString, Pair>, tree::Error> {
+    fn pairs(&mut self, old: Option<NodeId>, new: Option<NodeId>) -> Result<BTreeMap<OsString, Pair>, tree::Error> {
         let is_first = old.is_none_or(|node| self.old_seen.insert(node));
         if !is_first || !new.is_none_or(|node| self.new_seen.insert(node)) || self.stack.len() >= MAX_DEPTH {
             let reason = io::Error::other("a directory has a second name, or is nested too deep");

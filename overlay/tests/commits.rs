@@ -112,7 +112,10 @@ fn change(view: &View, random: &mut Random) {
                 view.unlink(directory, OsStr::new(&name)).unwrap();
             }
             (3, Some((ino, attr))) if attr.kind != Kind::Symlink => {
-                let change = SetAttr { mode: Some(0o640 | u16::from(attr.kind == Kind::Directory) * 0o111), ..SetAttr::default() };
+                let change = SetAttr {
+                    mode: Some(0o640 | u16::from(attr.kind == Kind::Directory) * 0o111),
+                    ..SetAttr::default()
+                };
                 view.set_attr(ino, &change).unwrap();
             }
             (4, Some((ino, attr))) if attr.kind == Kind::File => {
@@ -172,8 +175,7 @@ fn links(tree: &dyn Tree) -> Vec<Vec<PathBuf>> {
 
 #[test]
 fn commits_of_commits_equal_the_merged_view_each_time() {
-    let compressors =
-        [Compressor::Zstd, Compressor::Gzip, Compressor::Lz4, Compressor::Xz, Compressor::Lzo];
+    let compressors = [Compressor::Zstd, Compressor::Gzip, Compressor::Lz4, Compressor::Xz, Compressor::Lzo];
     let seed = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().subsec_nanos() as u64 | 1;
     for (line, compressor) in compressors.into_iter().enumerate() {
         let seed = std::env::var("SEED").map_or(seed + 2 * line as u64, |text| text.parse().unwrap());
@@ -199,7 +201,10 @@ fn commits_of_commits_equal_the_merged_view_each_time() {
             assert_eq!(links(&view), links(image.as_ref()), "{what}: hard links");
         }
         let unpacked = place.path().join("unpacked");
-        let output = std::process::Command::new("unsquashfs").args(["-no-progress", "-no-xattrs", "-d"]).args([&unpacked, &present]).output();
+        let output = std::process::Command::new("unsquashfs")
+            .args(["-no-progress", "-no-xattrs", "-d"])
+            .args([&unpacked, &present])
+            .output();
         let output = output.unwrap();
         assert!(output.status.success(), "seed {seed}, {compressor:?}: {output:?}");
         let unpacked = siphon_image::directory::Directory::open(&unpacked).unwrap();
@@ -212,7 +217,9 @@ fn two_files(place: &Path) -> (Arc<Squashfs>, View) {
     let source = place.join("source");
     std::fs::create_dir(&source).unwrap();
     let mut random = Random(7);
-    let mut noise = || -> Vec<u8> { std::iter::repeat_with(|| random.next().to_le_bytes()).flatten().take(40 * BLOCK + 5).collect() };
+    let mut noise = || -> Vec<u8> {
+        std::iter::repeat_with(|| random.next().to_le_bytes()).flatten().take(40 * BLOCK + 5).collect()
+    };
     for name in ["a", "b", "c"] {
         std::fs::write(source.join(name), noise()).unwrap();
     }
@@ -276,11 +283,13 @@ fn the_bytes_do_not_depend_on_the_number_of_threads() {
     let mut random = Random(3);
     change(&view, &mut random);
 
-    let made: Vec<Vec<u8>> = [1, 2, 7].map(|threads| {
-        let path = place.path().join(format!("by {threads}"));
-        commit(&view, &base, &path, &options(Compressor::Zstd, threads, 3)).unwrap();
-        std::fs::read(path).unwrap()
-    }).into();
+    let made: Vec<Vec<u8>> = [1, 2, 7]
+        .map(|threads| {
+            let path = place.path().join(format!("by {threads}"));
+            commit(&view, &base, &path, &options(Compressor::Zstd, threads, 3)).unwrap();
+            std::fs::read(path).unwrap()
+        })
+        .into();
 
     assert!(made[0] == made[1] && made[1] == made[2]);
 }
@@ -292,7 +301,8 @@ fn a_base_whose_blocks_lie_where_none_may_is_an_error() {
     let source = place.path().join("source");
     std::fs::create_dir(&source).unwrap();
     for (name, length) in [("a", 3 * BLOCK), ("b", 2 * BLOCK)] {
-        std::fs::write(source.join(name), name.as_bytes().iter().copied().cycle().take(length).collect::<Vec<_>>()).unwrap();
+        std::fs::write(source.join(name), name.as_bytes().iter().copied().cycle().take(length).collect::<Vec<_>>())
+            .unwrap();
     }
     let tree = siphon_image::directory::Directory::open(&source).unwrap();
     let path = place.path().join("base");
@@ -302,7 +312,13 @@ fn a_base_whose_blocks_lie_where_none_may_is_an_error() {
     write(&tree, &file, 0, &plain, &Progress::default()).unwrap();
     let good = std::fs::read(&path).unwrap();
     // The inode of `b`: its start, no fragment, its size, then the sizes of its blocks.
-    let inode = [&(96 + 3 * BLOCK as u32).to_le_bytes()[..], &u32::MAX.to_le_bytes(), &[0; 4], &(2 * BLOCK as u32).to_le_bytes()].concat();
+    let inode = [
+        &(96 + 3 * BLOCK as u32).to_le_bytes()[..],
+        &u32::MAX.to_le_bytes(),
+        &[0; 4],
+        &(2 * BLOCK as u32).to_le_bytes(),
+    ]
+    .concat();
     let at = good.windows(inode.len()).position(|bytes| bytes == inode).expect("the inode is there");
     let cases: [(&str, usize, u32, bool); 6] = [
         ("a start in the superblock", at, 5, false),

@@ -84,7 +84,9 @@ fn reset_puts_paths_back_to_the_image() {
     as_user_and_as_root(|environment| {
         sandbox(environment, CHANGES);
 
-        environment.siphon(&["layer", "reset", "/data/notes", "/data/made", "data/to-remove", "/opt/old", "sandbox"]).stdout();
+        environment
+            .siphon(&["layer", "reset", "/data/notes", "/data/made", "data/to-remove", "/opt/old", "sandbox"])
+            .stdout();
 
         assert_eq!(changes(environment, &["sandbox"]), ["M /data/greeting", "A /data/new"]);
         let line = "cat /data/notes /data/to-remove /opt/old/lost; test ! -e /data/made";

@@ -23,7 +23,18 @@ const HISTORY: &str = "bootstrap_history";
 const LABELS: &str = "labels.json";
 const DAYS: [&str; 7] = ["Thursday", "Friday", "Saturday", "Sunday", "Monday", "Tuesday", "Wednesday"];
 const MONTHS: [&str; 12] = [
-    "January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November", "December",
+    "January",
+    "February",
+    "March",
+    "April",
+    "May",
+    "June",
+    "July",
+    "August",
+    "September",
+    "October",
+    "November",
+    "December",
 ];
 
 /// What is known of a build.
@@ -44,7 +55,11 @@ pub(super) struct Provenance<'a> {
 ///
 /// # Errors
 /// If `directory` cannot be written to, or `tree` not be read.
-pub(super) fn write(tree: Arc<dyn Tree>, provenance: Provenance<'_>, directory: &Path) -> anyhow::Result<Arc<dyn Tree>> {
+pub(super) fn write(
+    tree: Arc<dyn Tree>,
+    provenance: Provenance<'_>,
+    directory: &Path,
+) -> anyhow::Result<Arc<dyn Tree>> {
     let is_directory = |node| tree.attr(node).map(|attr| attr.kind == Kind::Directory);
     let metadata = tree.lookup(tree.root(), OsStr::new(METADATA))?;
     if !metadata.map(is_directory).transpose()?.unwrap_or(false) {

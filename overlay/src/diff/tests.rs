@@ -48,7 +48,10 @@ fn told(changes: Changes<'_>) -> Vec<String> {
         _ if change.apart.content => 'C',
         _ => 'M',
     };
-    changes.map(|change| change.unwrap()).map(|change| format!("{} {}", letter(&change), change.path.display())).collect()
+    changes
+        .map(|change| change.unwrap())
+        .map(|change| format!("{} {}", letter(&change), change.path.display()))
+        .collect()
 }
 
 fn find(view: &View, path: &str) -> Ino {

@@ -38,7 +38,8 @@ impl Upper {
         let Some((last, parents)) = names.split_last() else { return Ok(Reset::Unchanged) };
         let mut directory = self.directory(&[]).map_err(Error::from)?;
         for (depth, name) in parents.iter().enumerate() {
-            let replaced = || ResetError::Replaced(std::iter::once("/".into()).chain(names[..=depth].to_vec()).collect());
+            let replaced =
+                || ResetError::Replaced(std::iter::once("/".into()).chain(names[..=depth].to_vec()).collect());
             match self.place(directory.as_fd(), name).map_err(Error::from)? {
                 Place::Absent => return Ok(Reset::Unchanged),
                 Place::Object(stat) if host::kind_of(&stat) == Kind::Directory => {}

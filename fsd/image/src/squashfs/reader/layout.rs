@@ -1,9 +1,9 @@
 //! Where content lies in the image, for who copies it as it is stored.
 
+use super::Squashfs;
 use super::blocks::Stored;
 use super::error::{Error, Part};
 use super::inode::Body;
-use super::Squashfs;
 use crate::read_at::ReadAt;
 use crate::squashfs::format::{METADATA_UNCOMPRESSED, SUPERBLOCK_BYTES, flags};
 use crate::tree::{self, NodeId};

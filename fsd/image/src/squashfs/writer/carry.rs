@@ -82,7 +82,8 @@ pub(super) fn plan(
 ) -> Result<Carried, Error> {
     let content = base.content(start - SUPERBLOCK_BYTES as u64);
     let content = content.ok_or(Error::BaseContent { start, bytes: 0 })?;
-    let mut plan = Plan { tree, scan, base, content, block_size: options.block_size, progress, stored: BTreeMap::new() };
+    let mut plan =
+        Plan { tree, scan, base, content, block_size: options.block_size, progress, stored: BTreeMap::new() };
     let mut layouts = plan.passed_through()?;
     plan.add_equal(&mut layouts)?;
     plan.carry(layouts, options.compact_percent)
@@ -136,7 +137,9 @@ impl Plan<'_> {
             }
             for file in candidates {
                 self.progress.check()?;
-                if self.base.attr(file).map_err(self.scan.at(node))?.size != size || !self.is_equal(&mut comparison, node, file)? {
+                if self.base.attr(file).map_err(self.scan.at(node))?.size != size
+                    || !self.is_equal(&mut comparison, node, file)?
+                {
                     continue;
                 }
                 layouts.extend(self.usable(node, file)?.map(|layout| (node, layout)));
@@ -154,7 +157,8 @@ impl Plan<'_> {
         let mut offset = 0;
         while offset < size {
             self.progress.check()?;
-            let length = usize::try_from((size - offset).min(self.block_size.into())).expect("a block is at most 1 MiB");
+            let length =
+                usize::try_from((size - offset).min(self.block_size.into())).expect("a block is at most 1 MiB");
             new.resize(length, 0);
             old.resize(length, 0);
             let read = self.tree.read(self.scan.nodes[node].id, offset, new).map_err(self.scan.at(node))?;
@@ -184,7 +188,8 @@ impl Plan<'_> {
         for directory in self.scan.directories.iter().filter(|directory| above.contains(&directory.node)) {
             let Some(base_directory) = directories.get(&directory.node).copied() else { continue };
             let entries = self.base.entries(base_directory).map_err(self.scan.at(directory.node))?;
-            let known: HashMap<_, _> = entries.into_iter().map(|entry| (entry.name, (entry.node, entry.kind))).collect();
+            let known: HashMap<_, _> =
+                entries.into_iter().map(|entry| (entry.name, (entry.node, entry.kind))).collect();
             for (name, child) in &directory.children {
                 match known.get(name) {
                     Some((found, Kind::Directory)) if above.contains(child) => directories.insert(*child, *found),

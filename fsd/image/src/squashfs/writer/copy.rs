@@ -25,7 +25,8 @@ pub(super) fn copy(base: &dyn ReadAt, pieces: &[Piece], image: Image<'_>, progre
             None => 0,
         };
         while copied < piece.from.end - piece.from.start {
-            copied += through_memory(base, piece.from.start + copied..piece.from.end, piece.to + copied, image, progress)?;
+            copied +=
+                through_memory(base, piece.from.start + copied..piece.from.end, piece.to + copied, image, progress)?;
         }
     }
     Ok(())
@@ -48,7 +49,9 @@ fn in_kernel(file: &File, offset: u64, piece: &Piece, image: Image<'_>, progress
             Ok(0) => break,
             Ok(copied) => count(progress, copied as u64),
             Err(Errno::INTR) => {}
-            Err(error @ (Errno::NOSPC | Errno::DQUOT | Errno::FBIG | Errno::IO)) => return Err(Error::Output(error.into())),
+            Err(error @ (Errno::NOSPC | Errno::DQUOT | Errno::FBIG | Errno::IO)) => {
+                return Err(Error::Output(error.into()));
+            }
             Err(_) => break,
         }
     }
