@@ -53,16 +53,16 @@ impl Compression {
         let (name, level) = text.split_once(':').map_or((text, None), |(name, level)| (name, Some(level)));
         let level = level.map(str::parse).transpose().ok()?;
         let (compressor, levels) = match name {
-            "zstd" => (Compressor::Zstd, 1..=22),
-            "gzip" => (Compressor::Gzip, 1..=9),
-            "xz" => (Compressor::Xz, 0..=9),
-            "lz4" => (Compressor::Lz4, 1..=0),
-            "lzo" => (Compressor::Lzo, 1..=0),
+            "zstd" => (Compressor::Zstd, Some(1..=22)),
+            "gzip" => (Compressor::Gzip, Some(1..=9)),
+            "xz" => (Compressor::Xz, Some(0..=9)),
+            "lz4" => (Compressor::Lz4, None),
+            "lzo" => (Compressor::Lzo, None),
             // Readers have to be told one.
-            "none" => (Compressor::Gzip, 1..=0),
+            "none" => (Compressor::Gzip, None),
             _ => return None,
         };
-        let is_known = level.is_none_or(|level| levels.contains(&level));
+        let is_known = level.is_none_or(|level| levels.is_some_and(|levels| levels.contains(&level)));
         is_known.then_some(Self { compressor, level, is_none: name == "none" })
     }
 }
