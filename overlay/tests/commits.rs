@@ -113,7 +113,7 @@ fn change(view: &View, random: &mut Random) {
             }
             (3, Some((ino, attr))) if attr.kind != Kind::Symlink => {
                 let change = SetAttr {
-                    mode: Some(0o640 | u16::from(attr.kind == Kind::Directory) * 0o111),
+                    mode: Some(if attr.kind == Kind::Directory { 0o751 } else { 0o640 }),
                     ..SetAttr::default()
                 };
                 view.set_attr(ino, &change).unwrap();
@@ -176,7 +176,8 @@ fn links(tree: &dyn Tree) -> Vec<Vec<PathBuf>> {
 #[test]
 fn commits_of_commits_equal_the_merged_view_each_time() {
     let compressors = [Compressor::Zstd, Compressor::Gzip, Compressor::Lz4, Compressor::Xz, Compressor::Lzo];
-    let seed = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().subsec_nanos() as u64 | 1;
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+    let seed = u64::from(now.subsec_nanos()) | 1;
     for (line, compressor) in compressors.into_iter().enumerate() {
         let seed = std::env::var("SEED").map_or(seed + 2 * line as u64, |text| text.parse().unwrap());
         println!("seed {seed}, {compressor:?}");

@@ -1,5 +1,6 @@
 use crate::support::environment::TestEnvironment;
 use crate::support::image::{COMPRESSORS, PAYLOAD_BYTES, partition_start};
+use crate::support::server::Server;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
@@ -155,4 +156,20 @@ fn a_commit_carries_its_history_on() {
     assert_eq!(history[0].lines().next(), Some("bootstrap: scratch"));
     assert_eq!(history[1].trim_end(), "bootstrap: localimage\nfrom: sandbox");
     assert_eq!(environment.siphon(&["run", "two.sif", "x"]).stdout(), "runscript: image: x");
+}
+
+#[test]
+fn a_sandbox_over_a_remote_image_is_committed_through_the_network() {
+    let environment = TestEnvironment::new();
+    let server = Server::start(environment.images().sif.parent().unwrap());
+    sandbox(&environment, &server.url("image.sif"), "echo new > /data/new");
+
+    environment.siphon(&["commit", "sandbox", "final.sif"]).stdout();
+
+    drop(server);
+    let line = "cat /data/new /data/greeting; md5sum < /data/payload";
+    let remote = environment.siphon(&["exec", "final.sif", "sh", "-c", line]).stdout();
+    let local =
+        environment.siphon(&["exec", environment.images().sif(), "sh", "-c", "md5sum < /data/payload"]).stdout();
+    assert_eq!(remote, format!("new\nhello from the image\n{local}"));
 }
