@@ -8,7 +8,7 @@ mod common;
 mod contain;
 mod environment;
 mod gpu;
-mod image;
+mod image_file;
 mod mount_spec;
 mod namespaces;
 mod other;
@@ -22,7 +22,7 @@ pub use common::Common;
 pub use contain::Contain;
 pub use environment::Environment;
 pub use gpu::GpuSettings;
-pub use image::{Compression, ImageSettings};
+pub use image_file::{Compression, ImageSettings};
 pub use namespaces::{Namespaces, Processes};
 #[cfg(test)]
 pub use run::Home;
