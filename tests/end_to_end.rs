@@ -50,6 +50,8 @@ mod end_to_end {
     mod nested;
     /// Images behind a web server.
     mod remote;
+    /// The objects of a SIF.
+    mod sif;
     /// What a program finds when it starts: descriptors and mounts.
     mod surroundings;
     /// Variables, and options that have no effect.

@@ -9,6 +9,7 @@ mod images;
 mod instance;
 mod layer;
 mod run;
+mod sif;
 
 pub use cache::{CacheCleanArgs, CacheKind, CacheListArgs, CacheVerb};
 pub use doctor::DoctorArgs;
@@ -19,6 +20,7 @@ pub use images::{
 pub use instance::{InstanceListArgs, InstanceStartArgs, InstanceStatsArgs, InstanceStopArgs, InstanceVerb};
 pub use layer::{DiffArgs, LayerResetArgs, LayerVerb};
 pub use run::{ContainFlags, ExecArgs, NamespaceFlags, OtherFlags, RunArgs, RunFlags, ShellArgs, TestArgs};
+pub use sif::{SifObjectArgs, SifVerb};
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use std::ffi::OsString;
@@ -164,6 +166,12 @@ pub enum Verb {
         /// What to do
         #[command(subcommand)]
         verb: InstanceVerb,
+    },
+    /// Look at the objects of a SIF image
+    Sif {
+        /// What to do
+        #[command(subcommand)]
+        verb: SifVerb,
     },
     /// Show and clean what was kept of remote images
     Cache {

@@ -16,6 +16,7 @@ pub mod man;
 pub mod mount;
 pub mod run;
 pub mod run_help;
+pub mod sif;
 pub mod status;
 pub mod umount;
 

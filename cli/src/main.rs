@@ -69,6 +69,7 @@ fn run(verb: Verb, environment: Environment, report: Report) -> anyhow::Result<(
         Verb::Inspect(args) => commands::inspect::inspect(&args, &common, report),
         Verb::Status(args) => commands::status::status(&args, &common, report),
         Verb::Instance { verb } => commands::instance::instance(verb, &common, environment, report),
+        Verb::Sif { verb } => commands::sif::sif(&verb, report),
         Verb::Cache { verb } => commands::cache::cache(&verb, &common, report),
         Verb::Doctor(args) => commands::doctor::doctor(&args, &common, &environment, report),
         Verb::Man { directory } => commands::man::man(directory.as_deref(), Cli::command(), report),
