@@ -14,10 +14,14 @@ mod end_to_end {
     mod build;
     /// What is kept of remote images.
     mod cache;
+    /// Commits that copy what did not change.
+    mod commit;
     /// Directories and devices in place of the host's.
     mod contain;
     /// One daemon per image: joined, replaced, gone.
     mod daemon;
+    /// What a sandbox changes, and putting it back.
+    mod diff;
     /// What the machine has and lacks.
     mod doctor;
     /// What goes wrong, and what is said about it.
@@ -54,6 +58,8 @@ mod end_to_end {
     mod overlay;
     /// Images behind a web server.
     mod remote;
+    /// The objects of a SIF.
+    mod sif;
     /// What a program finds when it starts: descriptors and mounts.
     mod surroundings;
     /// Variables, and options that have no effect.

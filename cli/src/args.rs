@@ -8,16 +8,22 @@ mod doctor;
 mod gpu;
 mod images;
 mod instance;
+mod layer;
 mod layers;
 mod run;
+mod sif;
 
 pub use cache::{CacheCleanArgs, CacheKind, CacheListArgs, CacheVerb};
 pub use doctor::DoctorArgs;
 pub use gpu::GpuFlags;
-pub use images::{BuildArgs, CatArgs, CommitArgs, InspectArgs, LsArgs, MountArgs, RunHelpArgs, StatusArgs, UmountArgs};
+pub use images::{
+    BuildArgs, CatArgs, CommitArgs, ImageFlags, InspectArgs, LsArgs, MountArgs, RunHelpArgs, StatusArgs, UmountArgs,
+};
 pub use instance::{InstanceListArgs, InstanceStartArgs, InstanceStatsArgs, InstanceStopArgs, InstanceVerb};
+pub use layer::{DiffArgs, LayerResetArgs, LayerVerb};
 pub use layers::{OverlayCreateArgs, OverlayVerb};
 pub use run::{ContainFlags, ExecArgs, NamespaceFlags, OtherFlags, RunArgs, RunFlags, ShellArgs, TestArgs};
+pub use sif::{SifObjectArgs, SifVerb};
 
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use std::ffi::OsString;
@@ -168,6 +174,14 @@ pub enum Verb {
     Build(BuildArgs),
     /// Turn a sandbox (image plus changes) into a new read-only image
     Commit(CommitArgs),
+    /// List what a sandbox changes of its image, or what differs between two images
+    Diff(DiffArgs),
+    /// Work on the layer of a sandbox
+    Layer {
+        /// What to do
+        #[command(subcommand)]
+        verb: LayerVerb,
+    },
     /// Mount an image onto a directory of the host
     Mount(MountArgs),
     /// Unmount what `mount` mounted
@@ -191,6 +205,12 @@ pub enum Verb {
         /// What to do
         #[command(subcommand)]
         verb: OverlayVerb,
+    },
+    /// Look at the objects of a SIF image
+    Sif {
+        /// What to do
+        #[command(subcommand)]
+        verb: SifVerb,
     },
     /// Show and clean what was kept of remote images
     Cache {

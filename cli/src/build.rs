@@ -1,37 +1,54 @@
 //! Packs a tree into an image: under a temporary name beside the target, synced, then renamed, so that a crash leaves
 //! the old image or the new one.
 
+mod provenance;
+
 use crate::host::{cache_dir, subordinate_ids};
 use crate::inspection::everything;
 use crate::report::{Report, human_bytes};
-use crate::settings::Common;
+use crate::settings::{Common, Compression, ImageSettings};
 use anyhow::{Context, bail};
+use provenance::Provenance;
 use siphon_fsd::locator::{self, Locator, Opened};
 use siphon_fsd::sys::namespaces;
 use siphon_image::open::{OCI_CONFIG, facts};
 use siphon_image::sif::writer::SifWriter;
 use siphon_image::sif::{Arch, DataType};
+use siphon_image::squashfs::format::Compressor;
+use siphon_image::squashfs::reader::Squashfs;
 use siphon_image::squashfs::writer::{self, Options, Owners, Progress};
 use siphon_image::tree::Tree;
+use siphon_overlay::upper::Upper;
+use siphon_overlay::view::View;
 use std::fs::{File, Permissions};
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// How often the bar moves.
 const TICK: Duration = Duration::from_millis(100);
+/// How long writing goes on before the kernel is told to put it on the disk.
+const FLUSH_INTERVAL: Duration = Duration::from_millis(200);
 /// What `inspect` prints, kept beside the image so that nothing has to be run for it.
 const INSPECT_METADATA: &str = "inspect-metadata.json";
 
-/// Makes the image file `target` from `source`: an image, a sandbox with its changes, or a directory.
+/// Makes the image file `target` from `source`: an image, a sandbox with its changes, or a directory, with the changes of
+/// the layer `overlay`.
 ///
 /// # Errors
-/// If the source cannot be opened or read, the target exists and `force` is not given, or it cannot be written. The
+/// If the source cannot be opened or read, the target exists and is not to be replaced, or it cannot be written. The
 /// target is then as it was.
-pub fn image(source: &str, target: &Path, force: bool, common: &Common, report: Report) -> anyhow::Result<()> {
-    if !force && target.symlink_metadata().is_ok() {
+pub fn image(
+    source: &str,
+    overlay: Option<&Path>,
+    target: &Path,
+    settings: &ImageSettings,
+    common: &Common,
+    report: Report,
+) -> anyhow::Result<()> {
+    if !settings.force && target.symlink_metadata().is_ok() {
         bail!("build target '{}' already exists. Use --force if you want to overwrite it", target.display());
     }
     if target.is_dir() {
@@ -41,10 +58,43 @@ pub fn image(source: &str, target: &Path, force: bool, common: &Common, report: 
     let context = || format!("could not open image {source}");
     let locator = Locator::parse(source).with_context(context)?;
     let opened = locator::open(&locator, &cache_dir(common), common.cache_bytes).with_context(context)?;
-    report.info("Creating SIF file...");
-    let bytes = write(&opened, target, owners, report).with_context(|| format!("cannot make {}", target.display()))?;
+    let mut tree = opened.tree()?;
+    if let Some(directory) = overlay {
+        let context = || format!("cannot use the layer {}", directory.display());
+        let upper = Upper::open(&overlay_upper(directory)).with_context(context)?;
+        tree = Arc::new(View::new(tree, Some(upper)).with_context(context)?);
+    }
+    let seconds = seconds(settings)?;
+    let image = &opened.image;
+    let arch = image.sif.as_ref().map(|sif| sif.header().arch).or_else(|| Arch::from_name(std::env::consts::ARCH));
+    let arch = arch.unwrap_or(Arch::UNKNOWN);
+    let own_files = tempfile::tempdir().context("cannot make a temporary directory")?;
+    let facts = facts(tree.as_ref()).with_context(context)?;
+    let provenance = Provenance { source, facts: &facts, arch, seconds };
+    let tree =
+        provenance::write(tree, provenance, own_files.path()).context("cannot write what the image is made of")?;
+    let made = Made { opened: &opened, tree, arch, seconds, owners, settings, report };
+    report.info(format_args!("Creating {} file...", if is_bare(target) { "squashfs" } else { "SIF" }));
+    let bytes = made.write(target).with_context(|| format!("cannot make {}", target.display()))?;
     report.info(format_args!("Build complete: {} ({})", target.display(), human_bytes(bytes)));
     Ok(())
+}
+
+/// The time that the image is of, in seconds since 1970.
+fn seconds(settings: &ImageSettings) -> anyhow::Result<u32> {
+    let now = || SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    Ok(settings.epoch_seconds.map_or_else(|| u32::try_from(now()), Ok)?)
+}
+
+/// Where in a directory for `--overlay` the layer is: apptainer has it beside a working directory.
+fn overlay_upper(directory: &Path) -> PathBuf {
+    let upper = directory.join("upper");
+    if upper.is_dir() && directory.join("work").is_dir() { upper } else { directory.to_owned() }
+}
+
+/// Whether the name asks for squashfs and nothing around it.
+fn is_bare(target: &Path) -> bool {
+    target.extension().is_some_and(|ending| ending == "sqfs" || ending == "squashfs")
 }
 
 /// Becomes root of a user namespace, and returns who owns the files of the image.
@@ -70,55 +120,93 @@ pub fn own_what_is_ours() -> Owners {
     }
 }
 
-fn write(opened: &Opened, target: &Path, owners: Owners, report: Report) -> anyhow::Result<u64> {
-    let directory = target.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let temporary = tempfile::Builder::new()
-        .prefix(".siphon-")
-        .tempfile_in(directory)
-        .with_context(|| format!("cannot write to {}", directory.display()))?;
-    let interrupted = Arc::new(AtomicBool::new(false));
-    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM, signal_hook::consts::SIGHUP] {
-        signal_hook::flag::register(signal, interrupted.clone())?;
-    }
-    let bytes = write_sif(opened, temporary.as_file(), owners, &interrupted, report)?;
-    // As apptainer's images are: a SIF with its launch line is a program.
-    temporary.as_file().set_permissions(Permissions::from_mode(0o777 & !umask()))?;
-    temporary.as_file().sync_all()?;
-    temporary.persist(target)?;
-    File::open(directory)?.sync_all()?;
-    Ok(bytes)
+/// An image in the making.
+struct Made<'a> {
+    opened: &'a Opened,
+    tree: Arc<dyn Tree>,
+    arch: Arch,
+    /// When it is made, in seconds since 1970.
+    seconds: u32,
+    owners: Owners,
+    settings: &'a ImageSettings,
+    report: Report,
 }
 
-fn write_sif(
-    opened: &Opened,
-    file: &File,
-    owners: Owners,
-    interrupted: &AtomicBool,
-    report: Report,
-) -> anyhow::Result<u64> {
-    let tree = opened.tree()?;
-    let facts = facts(tree.as_ref())?;
-    let seconds = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-    let arch =
-        opened.image.sif.as_ref().map(|sif| sif.header().arch).or_else(|| Arch::from_name(std::env::consts::ARCH));
-    let arch = arch.unwrap_or(Arch::UNKNOWN);
-    let mut sif = SifWriter::new(file, arch, uuid::Uuid::new_v4(), i64::try_from(seconds)?);
-    if let Some(deffile) = &facts.deffile {
-        sif.add_object(DataType::Deffile, "", deffile.as_bytes())?;
+impl Made<'_> {
+    fn write(&self, target: &Path) -> anyhow::Result<u64> {
+        let directory = target.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let temporary = tempfile::Builder::new()
+            .prefix(".siphon-")
+            .tempfile_in(directory)
+            .with_context(|| format!("cannot write to {}", directory.display()))?;
+        let interrupted = Arc::new(AtomicBool::new(false));
+        for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM, signal_hook::consts::SIGHUP] {
+            signal_hook::flag::register(signal, interrupted.clone())?;
+        }
+        let (bytes, mode) = if is_bare(target) {
+            (self.pack(temporary.as_file(), 0, &interrupted)?.image_bytes, 0o666)
+        } else {
+            // As apptainer's images are: a SIF with its launch line is a program.
+            (self.write_sif(temporary.as_file(), &interrupted)?, 0o777)
+        };
+        temporary.as_file().set_permissions(Permissions::from_mode(mode & !umask()))?;
+        temporary.as_file().sync_all()?;
+        if interrupted.load(Ordering::Relaxed) {
+            bail!(writer::Error::Cancelled);
+        }
+        temporary.persist(target)?;
+        File::open(directory)?.sync_all()?;
+        Ok(bytes)
     }
-    let metadata = everything(tree.as_ref(), &facts);
-    sif.add_object(DataType::GenericJson, INSPECT_METADATA, metadata.to_string().as_bytes())?;
-    if let Some(config) = opened.image.oci_config() {
-        sif.add_object(DataType::GenericJson, OCI_CONFIG, &config)?;
+
+    fn write_sif(&self, file: &File, interrupted: &AtomicBool) -> anyhow::Result<u64> {
+        let tree = self.tree.as_ref();
+        let facts = facts(tree)?;
+        // Who wants the same bytes again has no use for an identity.
+        let id = if self.settings.epoch_seconds.is_some() { uuid::Uuid::nil() } else { uuid::Uuid::new_v4() };
+        let mut sif = SifWriter::new(file, self.arch, id, self.seconds.into());
+        if let Some(deffile) = &facts.deffile {
+            sif.add_object(DataType::Deffile, "", deffile.as_bytes())?;
+        }
+        let metadata = everything(tree, &facts);
+        sif.add_object(DataType::GenericJson, INSPECT_METADATA, metadata.to_string().as_bytes())?;
+        if let Some(config) = self.opened.image.oci_config() {
+            sif.add_object(DataType::GenericJson, OCI_CONFIG, &config)?;
+        }
+        let summary = self.pack(file, sif.partition_start(), interrupted)?;
+        Ok(sif.finish(summary.image_bytes)?)
     }
-    let options = Options { mkfs_time: u32::try_from(seconds)?, owners, ..Options::default() };
-    let summary = pack(tree.as_ref(), file, sif.partition_start(), &options, interrupted, report)?;
-    Ok(sif.finish(summary.image_bytes)?)
+
+    /// Writes the squashfs: what did not change is copied from the image below, unless all is to be compressed anew.
+    fn pack(&self, file: &File, start_bytes: u64, interrupted: &AtomicBool) -> anyhow::Result<writer::Summary> {
+        let ImageSettings { compression, compact_percent, epoch_seconds, .. } = *self.settings;
+        let mut options = Options {
+            mkfs_time: self.seconds,
+            owners: self.owners,
+            latest_mtime: epoch_seconds,
+            compact_percent,
+            ..Options::default()
+        };
+        if let Some(Compression { compressor, level, is_none }) = compression {
+            options = Options { compressor, level, uncompressed: is_none, ..options };
+        }
+        let base = self.opened.image.squashfs.as_deref().filter(|_| compression.is_none());
+        // Nobody writes LZMA any more, so that such an image is compressed anew.
+        let base = base.filter(|base| base.superblock().compressor_id != Compressor::Lzma.id());
+        let summary = pack(self.tree.as_ref(), base, file, start_bytes, &options, interrupted, self.report)?;
+        tracing::info!(
+            "{} of content copied as it is stored, {} of stored content left out",
+            human_bytes(summary.carried_bytes),
+            human_bytes(summary.dropped_bytes)
+        );
+        Ok(summary)
+    }
 }
 
 /// Writes the squashfs in another thread while this one shows how far it is and watches for ^C.
 fn pack(
     tree: &dyn Tree,
+    base: Option<&Squashfs>,
     file: &File,
     start_bytes: u64,
     options: &Options,
@@ -126,14 +214,24 @@ fn pack(
     report: Report,
 ) -> anyhow::Result<writer::Summary> {
     let progress = Progress::default();
+    let is_packed = AtomicBool::new(false);
     let bar = report.progress("packing", 0);
     std::thread::scope(|scope| {
-        let packing = scope.spawn(|| writer::write(tree, file, start_bytes, options, &progress));
+        let packing = scope.spawn(|| writer::write_over(tree, base, file, start_bytes, options, &progress));
+        // What is written goes to the disk meanwhile, so that the last sync has little left to wait for. Failing is told there.
+        let flushing = scope.spawn(|| {
+            while !is_packed.load(Ordering::Relaxed) {
+                std::thread::park_timeout(FLUSH_INTERVAL);
+                let _told_by_the_last_one = file.sync_data();
+            }
+        });
         while !packing.is_finished() {
             std::thread::park_timeout(TICK);
-            progress.cancel.store(interrupted.load(Ordering::Relaxed), Ordering::Relaxed);
+            progress.cancel.fetch_or(interrupted.load(Ordering::Relaxed), Ordering::Relaxed);
             bar.set(progress.bytes_read.load(Ordering::Relaxed), progress.bytes_total.load(Ordering::Relaxed));
         }
+        is_packed.store(true, Ordering::Relaxed);
+        flushing.thread().unpark();
         let summary = packing.join().map_err(|_| anyhow::anyhow!("the thread that packs the image panicked"))?;
         summary.map_err(anyhow::Error::from)
     })

@@ -8,6 +8,7 @@ mod common;
 mod contain;
 mod environment;
 mod gpu;
+mod image_file;
 mod limits;
 mod mount_spec;
 mod namespaces;
@@ -24,6 +25,7 @@ pub use common::Common;
 pub use contain::Contain;
 pub use environment::Environment;
 pub use gpu::GpuSettings;
+pub use image_file::{Compression, ImageSettings};
 pub use namespaces::{Namespaces, Processes};
 pub use overlays::OverlaySpec;
 #[cfg(test)]
@@ -61,6 +63,15 @@ pub enum SettingsError {
     /// `--overlay` beside `--writable`.
     #[error("cannot use --overlay in conjunction with --writable")]
     OverlayWithWritable,
+    /// `--compression` with something else than a compressor that squashfs has.
+    #[error(
+        "the compression is {0:?}, and must be zstd, gzip, lz4, xz, lzo or none; zstd:1 to zstd:22, gzip:1 to gzip:9 and \
+             xz:0 to xz:9 have a level"
+    )]
+    Compression(String),
+    /// `SOURCE_DATE_EPOCH` with something else than a time.
+    #[error("SOURCE_DATE_EPOCH is {0:?}, and must be a number of seconds since 1970")]
+    SourceDateEpoch(String),
     /// A place for a scratch directory that is not absolute.
     #[error("scratch directory {0:?} must be an absolute path")]
     Scratch(String),

@@ -38,7 +38,7 @@ use crate::sys::{mounts, namespaces};
 
 pub use crate::control::{DataImage, DataPlace, Engine, EngineName, MountPointKind};
 pub use engine::{LayerEngine, try_kernel};
-pub use join::join;
+pub use join::{join, release};
 pub use pretence::Pretence;
 pub use serve::serve;
 pub use traces::remove_traces;

@@ -5,6 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 use siphon_image::read_at::ReadAt;
+use std::fs::File;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -70,6 +71,10 @@ impl ReadAt for Storage {
 
     fn read_stream_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
         self.count(buf.len(), || self.inner.read_stream_at(buf, offset))
+    }
+
+    fn file_at(&self, offset: u64) -> Option<(&File, u64)> {
+        self.inner.file_at(offset)
     }
 }
 

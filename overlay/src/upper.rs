@@ -26,6 +26,7 @@ mod content;
 mod form;
 mod kernel;
 mod links;
+mod reset;
 mod staging;
 
 pub use base::Base;
@@ -33,6 +34,7 @@ pub(crate) use content::Origin;
 pub(crate) use form::Place;
 pub use kernel::KernelDirectories;
 pub(crate) use links::Links;
+pub use reset::{Reset, ResetError};
 pub use staging::Scratch;
 
 use crate::error::Error;

@@ -23,6 +23,7 @@
 mod attributes;
 mod changes;
 mod copying;
+mod differences;
 mod files;
 mod links;
 mod lookup;

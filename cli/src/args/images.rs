@@ -10,24 +10,43 @@ pub struct BuildArgs {
     /// Make a writable directory over the image instead of an image file; takes milliseconds
     #[arg(short, long)]
     pub sandbox: bool,
-    /// Replace the target if it exists
-    #[arg(short = 'F', long)]
-    pub force: bool,
-    /// What to make: an image file, or with --sandbox a directory
+    /// How the image file is made
+    #[command(flatten)]
+    pub image: ImageFlags,
+    /// Take the changes in this directory into the image: a layer, as `--overlay` of a run leaves it
+    #[arg(long, value_name = "DIR", conflicts_with = "sandbox")]
+    pub overlay: Option<PathBuf>,
+    /// What to make: an image file, SIF or by the endings .sqfs and .squashfs bare squashfs; or with --sandbox a directory
     pub target: PathBuf,
     /// What to make it from: an image, a sandbox, a directory or an http(s) URL
     pub source: String,
 }
 
-/// `commit`.
-#[derive(Debug, Args)]
-pub struct CommitArgs {
+/// Options of the commands that make image files.
+#[derive(Debug, Clone, Default, Args)]
+pub struct ImageFlags {
     /// Replace the target if it exists
     #[arg(short = 'F', long)]
     pub force: bool,
+    /// Compress everything anew with zstd, gzip, lz4, xz, lzo or none; zstd, gzip and xz take a :LEVEL
+    ///
+    /// Without it what did not change is copied as it is stored in the image below, and the rest is compressed as that is.
+    #[arg(long, value_name = "COMPRESSOR[:LEVEL]")]
+    pub compression: Option<String>,
+    /// Leave stored content of the image below out that no file uses any more, if it is more than this share
+    #[arg(long, value_name = "PERCENT", value_parser = clap::value_parser!(u8).range(0..=100), default_value_t = 3)]
+    pub compact: u8,
+}
+
+/// `commit`.
+#[derive(Debug, Args)]
+pub struct CommitArgs {
+    /// How the image file is made
+    #[command(flatten)]
+    pub image: ImageFlags,
     /// The sandbox whose image and changes become one
     pub sandbox: String,
-    /// The image file to make
+    /// The image file to make: SIF, or by the endings .sqfs and .squashfs bare squashfs
     pub target: PathBuf,
 }
 

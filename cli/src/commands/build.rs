@@ -3,7 +3,7 @@
 use crate::args::BuildArgs;
 use crate::build;
 use crate::report::Report;
-use crate::settings::Common;
+use crate::settings::{Common, Environment, ImageSettings};
 use anyhow::{Context, bail};
 use siphon_fsd::locator::Locator;
 use siphon_overlay::upper::{Base, Upper};
@@ -14,13 +14,14 @@ use std::path::Path;
 ///
 /// # Errors
 /// If the source cannot be opened, the target exists (without `--force`) or cannot be written.
-pub fn build(args: &BuildArgs, common: &Common, report: Report) -> anyhow::Result<()> {
+pub fn build(args: &BuildArgs, common: &Common, environment: &Environment, report: Report) -> anyhow::Result<()> {
     refuse_recipe(&args.source)?;
     if !args.sandbox {
-        return build::image(&args.source, &args.target, args.force, common, report);
+        let settings = ImageSettings::resolve(&args.image, environment)?;
+        return build::image(&args.source, args.overlay.as_deref(), &args.target, &settings, common, report);
     }
     if args.target.exists() {
-        if !args.force {
+        if !args.image.force {
             bail!("build target '{}' already exists. Use --force if you want to overwrite it", args.target.display());
         }
         remove(&args.target)?;

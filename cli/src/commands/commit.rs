@@ -3,12 +3,13 @@
 use crate::args::CommitArgs;
 use crate::build;
 use crate::report::Report;
-use crate::settings::Common;
+use crate::settings::{Common, Environment, ImageSettings};
 
 /// Packs the sandbox's merged view into `args.target`.
 ///
 /// # Errors
 /// As [`build::image`].
-pub fn commit(args: &CommitArgs, common: &Common, report: Report) -> anyhow::Result<()> {
-    build::image(&args.sandbox, &args.target, args.force, common, report)
+pub fn commit(args: &CommitArgs, common: &Common, environment: &Environment, report: Report) -> anyhow::Result<()> {
+    let settings = ImageSettings::resolve(&args.image, environment)?;
+    build::image(&args.sandbox, None, &args.target, &settings, common, report)
 }

@@ -115,7 +115,7 @@ impl Listing<'_> {
     }
 }
 
-fn kind_name(kind: Kind) -> &'static str {
+pub(super) fn kind_name(kind: Kind) -> &'static str {
     match kind {
         Kind::Directory => "directory",
         Kind::File => "file",

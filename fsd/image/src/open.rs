@@ -36,6 +36,8 @@ pub const OCI_CONFIG: &str = "oci-config.json";
 pub struct Image {
     /// Its root file system.
     pub tree: Arc<dyn Tree>,
+    /// The same, if it is packed as squashfs.
+    pub squashfs: Option<Arc<Squashfs>>,
     /// What it is packed as.
     pub format: Format,
     /// Its other objects, if it is a SIF.
@@ -146,7 +148,7 @@ pub fn open_with(bytes: Arc<dyn ReadAt>, options: Options) -> Result<Image, Erro
     }
     if is_squashfs(&head) {
         let tree = Arc::new(Squashfs::open_with(bytes, options)?);
-        return Ok(Image { tree, format: Format::Squashfs, sif: None });
+        return Ok(Image { squashfs: Some(tree.clone()), tree, format: Format::Squashfs, sif: None });
     }
     let (start, content) = behind_launcher(&head);
     if start > 0 && is_squashfs(content) {
@@ -154,7 +156,7 @@ pub fn open_with(bytes: Arc<dyn ReadAt>, options: Options) -> Result<Image, Erro
         let window = Window::new(Arc::clone(&bytes), start, bytes.len() - start);
         let window = window.expect("the launcher line is within the bytes");
         let tree = Arc::new(Squashfs::open_with(Arc::new(window), options)?);
-        return Ok(Image { tree, format: Format::Simg, sif: None });
+        return Ok(Image { squashfs: Some(tree.clone()), tree, format: Format::Simg, sif: None });
     }
     Err(refusal(&head, content))
 }
@@ -186,7 +188,7 @@ pub fn open_data(bytes: Arc<dyn ReadAt>, id: Option<u32>, options: Options) -> R
     match partition.filesystem {
         FilesystemType::Squashfs => {
             let tree = Arc::new(Squashfs::open_with(Arc::new(sif.object(found)), options)?);
-            Ok(Image { tree, format: Format::Sif, sif: Some(sif) })
+            Ok(Image { squashfs: Some(tree.clone()), tree, format: Format::Sif, sif: Some(sif) })
         }
         FilesystemType::Ext3 => Err(Error::Ext3Data),
         FilesystemType::EncryptedSquashfs | FilesystemType::GocryptfsSquashfs => Err(Error::Encrypted),
@@ -201,7 +203,7 @@ pub fn open_data(bytes: Arc<dyn ReadAt>, id: Option<u32>, options: Options) -> R
 /// [`Error::Directory`].
 pub fn open_directory(path: &Path, hidden: &OsStr) -> Result<Image, Error> {
     let tree = Arc::new(Directory::open(path).map_err(Error::Directory)?.without(hidden));
-    Ok(Image { tree, format: Format::Directory, sif: None })
+    Ok(Image { tree, squashfs: None, format: Format::Directory, sif: None })
 }
 
 fn open_sif(bytes: Arc<dyn ReadAt>, options: Options) -> Result<Image, Error> {
@@ -213,7 +215,7 @@ fn open_sif(bytes: Arc<dyn ReadAt>, options: Options) -> Result<Image, Error> {
     match primary.partition().map(|partition| partition.filesystem) {
         Some(FilesystemType::Squashfs) => {
             let tree = Arc::new(Squashfs::open_with(Arc::new(sif.object(primary)), options)?);
-            Ok(Image { tree, format: Format::Sif, sif: Some(sif) })
+            Ok(Image { squashfs: Some(tree.clone()), tree, format: Format::Sif, sif: Some(sif) })
         }
         Some(FilesystemType::Ext3) => Err(Error::Ext3),
         Some(FilesystemType::EncryptedSquashfs | FilesystemType::GocryptfsSquashfs) => Err(Error::Encrypted),

@@ -29,6 +29,12 @@ pub trait ReadAt: Send + Sync + std::fmt::Debug {
         self.read_exact_at(buf, offset)
     }
 
+    /// The file that the bytes from `offset` on lie in, and where in it, if they are one's as they are: then the kernel can
+    /// copy them.
+    fn file_at(&self, _offset: u64) -> Option<(&File, u64)> {
+        None
+    }
+
     /// Whether the sequence has no bytes.
     fn is_empty(&self) -> bool {
         self.len() == 0
@@ -93,6 +99,11 @@ impl ReadAt for FileAt {
         }
         file.read_exact_at(&mut buf[done..], offset.saturating_add(done as u64))
     }
+
+    fn file_at(&self, offset: u64) -> Option<(&File, u64)> {
+        // Not the one for reads here and there: a copy goes from front to back.
+        Some((self.stream.as_ref().unwrap_or(&self.file), offset))
+    }
 }
 
 impl ReadAt for Vec<u8> {
@@ -143,6 +154,10 @@ impl ReadAt for Window {
 
     fn read_stream_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
         self.inner.read_stream_at(buf, self.inner_offset(buf, offset)?)
+    }
+
+    fn file_at(&self, offset: u64) -> Option<(&File, u64)> {
+        self.inner.file_at(self.start_bytes.checked_add(offset)?)
     }
 }
 

@@ -40,6 +40,11 @@ pub struct Header {
     pub created_seconds: i64,
     /// Last change, in seconds since 1970.
     pub modified_seconds: i64,
+    /// What makes the image a program: `#!/usr/bin/env run-singularity`; empty if nothing does.
+    pub launch_script: String,
+    /// Free descriptors, all descriptors, where their table begins and how long it is, where objects begin and how long they
+    /// are together: as the image says, unchecked.
+    pub layout: [i64; 6],
 }
 
 /// An opened SIF. Every object of it lies within the file.
@@ -120,9 +125,10 @@ impl Sif {
             id: Uuid::from_bytes(fields.array()),
             created_seconds: fields.i64(),
             modified_seconds: fields.i64(),
+            launch_script: launch_script(&raw[..MAGIC_OFFSET]),
+            layout: std::array::from_fn(|_| fields.i64()),
         };
-        let _free = fields.i64();
-        let (total, offset) = (fields.i64(), fields.i64());
+        let [_, total, offset, ..] = header.layout;
         let descriptors = read_table(bytes.as_ref(), total, offset)?;
         Ok(Self { bytes, header, descriptors })
     }
@@ -160,6 +166,11 @@ impl Sif {
         let size = descriptor.size_bytes.min(self.bytes.len() - start);
         Window::new(Arc::clone(&self.bytes), start, size).expect("clamped to the file")
     }
+}
+
+fn launch_script(raw: &[u8]) -> String {
+    let text = raw.split(|byte| *byte == 0).next().unwrap_or_default();
+    String::from_utf8_lossy(text).trim_end().to_owned()
 }
 
 fn read_table(bytes: &dyn ReadAt, total: i64, offset: i64) -> Result<Vec<Descriptor>, Error> {

@@ -137,6 +137,12 @@ pub trait Tree: Send + Sync + std::fmt::Debug {
     /// reads them next, as far as there is room. What cannot be read will show to them.
     fn prepare(&self, _ranges: &[(NodeId, Range<u64>)]) {}
 
+    /// The tree that the content of the file `node` is passed through from, unchanged, and the file's id in that. An
+    /// image is its own origin. `None` where the content is nobody else's, or where that is not known.
+    fn origin(&self, _node: NodeId) -> Option<(&dyn Tree, NodeId)> {
+        None
+    }
+
     /// All extended attributes of `node`.
     ///
     /// # Errors

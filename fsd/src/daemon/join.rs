@@ -120,11 +120,21 @@ fn start(spec: &Spec, state: &StateDirectory, lock: &Lock, executable: &Path) ->
 /// other ids or of another batch job, or an image file that one writes to and the other reads. One that cannot leave
 /// keeps it, and the started daemon says so where it matters.
 fn free(spec: &Spec, own: &StateDirectory) {
-    for other in own.siblings() {
-        let in_the_way = other.read_spec().is_ok_and(|other| {
-            let same = spec.layer.directory().is_some() && other.layer.directory() == spec.layer.directory();
-            same || spec.writes_what_is_read_by(&other) || other.writes_what_is_read_by(spec)
-        });
+    have_leave(own.siblings(), |other| {
+        let same = spec.layer.directory().is_some() && other.layer.directory() == spec.layer.directory();
+        same || spec.writes_what_is_read_by(other) || other.writes_what_is_read_by(spec)
+    });
+}
+
+/// Has daemons of the same user leave that hold `layer` and have nothing to do, for a change of the layer by other means.
+/// `runtime_dir` is where daemons have their state.
+pub fn release(layer: &Path, runtime_dir: &Path) {
+    have_leave(StateDirectory::all(runtime_dir), |other| other.layer.directory() == Some(layer));
+}
+
+fn have_leave(daemons: Vec<StateDirectory>, in_the_way: impl Fn(&Spec) -> bool) {
+    for other in daemons {
+        let in_the_way = other.read_spec().is_ok_and(|spec| in_the_way(&spec));
         if let (true, Ok(Reply::Leaving(pid))) = (in_the_way, control::ask(&other.socket(), &Request::Leave)) {
             // Without such a process there is nothing to wait for.
             let Ok(process) = open_process(pid) else { continue };

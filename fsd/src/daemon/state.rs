@@ -81,10 +81,17 @@ impl StateDirectory {
 
     /// Those of the user's other daemons.
     pub(super) fn siblings(&self) -> Vec<Self> {
-        let entries = self.path.parent().and_then(|parent| fs::read_dir(parent).ok());
-        let paths = entries.into_iter().flatten().filter_map(|entry| Some(entry.ok()?.path()));
+        let mut all = self.path.parent().map(Self::all).unwrap_or_default();
+        all.retain(|other| other.path != self.path);
+        all
+    }
+
+    /// Those in `runtime_dir`.
+    pub(super) fn all(runtime_dir: &Path) -> Vec<Self> {
+        let entries = fs::read_dir(runtime_dir).into_iter().flatten();
+        let paths = entries.filter_map(|entry| Some(entry.ok()?.path()));
         let is_state = |path: &PathBuf| path.is_dir() && path.file_name().is_some_and(is_key);
-        paths.filter(|path| *path != self.path && is_state(path)).map(|path| Self { path }).collect()
+        paths.filter(is_state).map(|path| Self { path }).collect()
     }
 
     pub(super) fn path(&self) -> &Path {

@@ -128,6 +128,12 @@ impl Upper {
         self.is_mark(name) && name != OPAQUE_MARKER
     }
 
+    /// The name that the marker file `name` says is absent.
+    pub(crate) fn marked_name<'a>(&self, name: &'a OsStr) -> Option<&'a OsStr> {
+        let marked = name.as_bytes().strip_prefix(MARKER_PREFIX.as_bytes())?;
+        self.is_whiteout_marker(name).then(|| OsStr::from_bytes(marked))
+    }
+
     /// What the layer has at `name` in `directory`.
     pub(crate) fn place(&self, directory: BorrowedFd<'_>, name: &OsStr) -> io::Result<Place> {
         if self.is_mark(name) {

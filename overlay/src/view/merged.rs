@@ -44,6 +44,10 @@ impl Tree for View {
         View::read(self, &file, offset, buf).map_err(outward)
     }
 
+    fn origin(&self, node: NodeId) -> Option<(&dyn Tree, NodeId)> {
+        self.lower.origin(self.unchanged(Ino(node.0))?)
+    }
+
     fn xattrs(&self, node: NodeId) -> Result<Vec<Xattr>, tree::Error> {
         let mut found = Vec::new();
         for name in self.xattr_names(Ino(node.0)).map_err(outward)? {
@@ -64,7 +68,7 @@ impl Tree for View {
     }
 }
 
-fn outward(error: Error) -> tree::Error {
+pub(super) fn outward(error: Error) -> tree::Error {
     match error {
         Error::Lower(error) => error,
         Error::Upper(source) if source.raw_os_error() == Some(Errno::NOTDIR.raw_os_error()) => {

@@ -16,12 +16,14 @@ mod directory;
 mod error;
 mod frames;
 mod inode;
+mod layout;
 mod metadata;
 mod storage;
 mod tables;
 mod xattr;
 
 pub use self::error::{Error, Part};
+pub use self::layout::Layout;
 
 use self::blocks::Blocks;
 use self::cache::Cache;
@@ -62,6 +64,7 @@ impl Default for Options {
 /// An open squashfs 4.0 image.
 #[derive(Debug)]
 pub struct Squashfs {
+    storage: Arc<Storage>,
     superblock: Superblock,
     inodes: Region,
     directories: Region,
@@ -100,6 +103,7 @@ impl Squashfs {
         let fragments = IndexedTable::fragments(&storage, &superblock)?;
         let Superblock { inode_table_start, directory_table_start, bytes_used, .. } = superblock;
         let squashfs = Self {
+            storage: storage.clone(),
             superblock,
             inodes: Region { part: Part::InodeTable, start: inode_table_start, end: directory_table_start },
             directories: Region { part: Part::DirectoryTable, start: directory_table_start, end: bytes_used },
@@ -243,6 +247,10 @@ impl Tree for Squashfs {
             }
         }
         self.blocks.prepare(missing);
+    }
+
+    fn origin(&self, node: NodeId) -> Option<(&dyn Tree, NodeId)> {
+        Some((self, node))
     }
 
     fn xattrs(&self, node: NodeId) -> Result<Vec<Xattr>, tree::Error> {

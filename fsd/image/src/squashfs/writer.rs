@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! scan      the whole tree into memory: attributes, names, xattrs; numbers the inodes
-//! content   reads files one after the other, cuts them into blocks, packs tails into fragments
+//! carry     finds the content of a base image that is taken over as it is stored; copy does it
+//! content   reads the others one after the other, cuts them into blocks, packs tails into fragments
 //! pipeline  blocks -> compressing threads -> one writing thread, which keeps the order
 //! inodes    inode and directory tables, once every block has its place
 //! tables    fragment, export, id and xattr tables, then the superblock
@@ -11,8 +12,10 @@
 //! The bytes depend on the tree and the options only, not on the number of threads. Content that several files share is
 //! stored once: whole runs of full blocks, and tails. Memory holds the tree's metadata and a few blocks per thread.
 
+mod carry;
 mod compress;
 mod content;
+mod copy;
 mod directories;
 mod inodes;
 mod metadata;
@@ -24,6 +27,7 @@ mod xattrs;
 use crate::squashfs::format::{
     Compressor, DATA_UNCOMPRESSED, MAX_BLOCK_BYTES, MIN_BLOCK_BYTES, SUPERBLOCK_BYTES, Superblock, flags,
 };
+use crate::squashfs::reader::{self, Squashfs};
 use crate::tree::{self, Tree};
 use compress::Codec;
 use std::fs::File;
@@ -52,6 +56,13 @@ pub struct Options {
     pub mkfs_time: u32,
     /// Who owns the files.
     pub owners: Owners,
+    /// Nothing is compressed; `compressor` is what the image says it would be.
+    pub uncompressed: bool,
+    /// The latest time of change that a file may have, in seconds since 1970; later ones become this.
+    pub latest_mtime: Option<u32>,
+    /// Stored content of the base image that no file uses any more is left out if it is more than this share of all of it;
+    /// else it is kept, so that all can be copied in one piece.
+    pub compact_percent: u8,
 }
 
 impl Default for Options {
@@ -63,6 +74,9 @@ impl Default for Options {
             threads: std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN),
             mkfs_time: 0,
             owners: Owners::Keep,
+            uncompressed: false,
+            latest_mtime: None,
+            compact_percent: 3,
         }
     }
 }
@@ -83,7 +97,7 @@ pub enum Owners {
 
 impl Owners {
     /// The uid and gid in the image for those of the tree.
-    fn map(self, uid: u32, gid: u32) -> (u32, u32) {
+    pub fn map(self, uid: u32, gid: u32) -> (u32, u32) {
         match self {
             Self::Keep => (uid, gid),
             Self::MapToRoot { uid: user, gid: group } => {
@@ -96,21 +110,26 @@ impl Owners {
 /// How far a [`write()`] has come, for another thread to look at, and its stop switch.
 #[derive(Debug, Default)]
 pub struct Progress {
-    /// Content read from the tree so far.
+    /// Content read from the tree and stored content copied from a base image so far.
     pub bytes_read: AtomicU64,
-    /// Compressed content written so far.
+    /// Stored content written so far.
     pub bytes_written: AtomicU64,
     /// Regular files read completely.
     pub files_done: AtomicU64,
     /// Regular files in the tree; 0 until the tree has been scanned.
     pub files_total: AtomicU64,
-    /// Bytes in all regular files; 0 until the tree has been scanned.
+    /// What `bytes_read` will have become; 0 until the tree has been scanned.
     pub bytes_total: AtomicU64,
-    /// Set it to make [`write()`] stop soon with [`Error::Cancelled`].
+    /// Set it, once, to make [`write()`] stop soon with [`Error::Cancelled`].
     pub cancel: AtomicBool,
 }
 
 impl Progress {
+    /// Has all threads of a [`write()`] end.
+    fn stop(&self) {
+        self.cancel.store(true, Ordering::Relaxed);
+    }
+
     fn check(&self) -> Result<(), Error> {
         if self.cancel.load(Ordering::Relaxed) { Err(Error::Cancelled) } else { Ok(()) }
     }
@@ -129,6 +148,10 @@ pub struct Summary {
     pub content_bytes: u64,
     /// Extended attributes that squashfs cannot hold, such as `system.posix_acl_access`, and that were left out.
     pub xattrs_left_out: u64,
+    /// Bytes of content whose stored form was taken over from the base image.
+    pub carried_bytes: u64,
+    /// Stored bytes of the base image that were left out.
+    pub dropped_bytes: u64,
 }
 
 /// Why an image could not be written.
@@ -192,6 +215,23 @@ pub enum Error {
         /// Why.
         source: io::Error,
     },
+    /// The base image refers to stored content outside of the part that has content.
+    #[error("the base image is damaged: stored content at byte {start}, {bytes} bytes long, cannot be there")]
+    BaseContent {
+        /// Where, in bytes from the beginning of the squashfs.
+        start: u64,
+        /// How long.
+        bytes: u64,
+    },
+    /// The base image refers to stored content that overlaps other.
+    #[error("the base image is damaged: stored content at byte {start} overlaps other")]
+    BaseOverlap {
+        /// Where, in bytes from the beginning of the squashfs.
+        start: u64,
+    },
+    /// The base image ended before its time, or its storage failed.
+    #[error("cannot read the base image")]
+    BaseRead(#[source] io::Error),
     /// The output file failed.
     #[error("cannot write the image")]
     Output(#[from] io::Error),
@@ -212,19 +252,59 @@ pub fn write(
     options: &Options,
     progress: &Progress,
 ) -> Result<Summary, Error> {
+    write_over(tree, None, out, start_bytes, options, progress)
+}
+
+/// As [`write()`], but takes stored content over from `base` where `tree` has the content of its files: what the tree
+/// passes through ([`Tree::origin`]), and what turns out to be equal. The compressor, its options and the block size are
+/// then those of the base; a level counts for what is new.
+///
+/// # Errors
+/// See [`Error`]. A base whose blocks do not lie where they may is one.
+pub fn write_over(
+    tree: &dyn Tree,
+    base: Option<&Squashfs>,
+    out: &File,
+    start_bytes: u64,
+    options: &Options,
+    progress: &Progress,
+) -> Result<Summary, Error> {
     if !options.block_size.is_power_of_two() || !(MIN_BLOCK_BYTES..=MAX_BLOCK_BYTES).contains(&options.block_size) {
         return Err(Error::BlockSize(options.block_size));
     }
-    let codec = Codec::new(options.compressor, options.level, options.block_size)?;
+    let mut options = *options;
+    let mut codec_options = None;
+    if let Some(base) = base {
+        let failed = |source: reader::Error| Error::Tree { path: "the base image".into(), source: source.into() };
+        let superblock = base.superblock();
+        options.block_size = superblock.block_size;
+        // It was opened, so that the number is known.
+        options.compressor = Compressor::from_id(superblock.compressor_id).unwrap_or(options.compressor);
+        options.uncompressed |= superblock.flags & flags::UNCOMPRESSED_DATA != 0;
+        codec_options = Some(base.compressor_options().map_err(failed)?);
+    }
+    let options = &options;
+    let mut codec = Codec::new(options)?;
+    if let Some(stated) = &codec_options {
+        codec = codec.under(stated);
+    }
     let scan = scan::scan(tree, options, progress)?;
     progress.files_total.store(scan.files, Ordering::Relaxed);
     progress.bytes_total.store(scan.content_bytes, Ordering::Relaxed);
 
     let image = Image { out, start_bytes };
-    let codec_options = codec.options_block();
+    let codec_options = codec_options.unwrap_or_else(|| codec.options_block());
     image.write_at(&codec_options, SUPERBLOCK_BYTES as u64)?;
     let data_start = (SUPERBLOCK_BYTES + codec_options.len()) as u64;
-    let data = pipeline::write_data(tree, &scan, image, data_start, codec, options, progress)?;
+    let carried = match base {
+        Some(base) => carry::plan(tree, &scan, base, data_start, options, progress)?,
+        None => carry::nothing(&scan, data_start),
+    };
+    let (carried_bytes, dropped_bytes) = (carried.content_bytes, carried.dropped_bytes);
+    let copied_bytes: u64 = carried.pieces.iter().map(|piece| piece.from.end - piece.from.start).sum();
+    progress.bytes_total.store(scan.content_bytes.saturating_sub(carried_bytes) + copied_bytes, Ordering::Relaxed);
+    let source = pipeline::Source { carried, base: base.map(Squashfs::stored_bytes) };
+    let data = pipeline::write_data(tree, &scan, source, image, codec, options, progress)?;
 
     let inodes = inodes::build(tree, &scan, &data, codec, options)?;
     let superblock = Superblock {
@@ -233,7 +313,7 @@ pub fn write(
         block_size: options.block_size,
         compressor_id: options.compressor.id(),
         block_log: u16::try_from(options.block_size.ilog2()).expect("a logarithm is below 32"),
-        flags: base_flags(&codec_options, data.fragments.is_empty(), scan.xattrs.is_empty()),
+        flags: base_flags(codec, &codec_options, data.fragments.is_empty(), scan.xattrs.is_empty()),
         version_major: 4,
         version_minor: 0,
         root_inode: inodes.root(),
@@ -250,12 +330,18 @@ pub fn write(
         files: scan.files,
         content_bytes: scan.content_bytes,
         xattrs_left_out: scan.xattrs.left_out,
+        carried_bytes,
+        dropped_bytes,
     })
 }
 
-fn base_flags(codec_options: &[u8], no_fragments: bool, no_xattrs: bool) -> u16 {
+fn base_flags(codec: Codec, codec_options: &[u8], no_fragments: bool, no_xattrs: bool) -> u16 {
     let mut bits = flags::DUPLICATES | flags::EXPORTABLE;
     bits |= if no_fragments { flags::NO_FRAGMENTS } else { flags::ALWAYS_FRAGMENTS };
+    if codec.is_none() {
+        bits |= flags::UNCOMPRESSED_INODES | flags::UNCOMPRESSED_DATA | flags::UNCOMPRESSED_FRAGMENTS;
+        bits |= flags::UNCOMPRESSED_XATTRS | flags::UNCOMPRESSED_IDS;
+    }
     if no_xattrs {
         bits |= flags::NO_XATTRS;
     }

@@ -236,6 +236,17 @@ impl Blocks {
         if rest.is_empty() { Ok(()) } else { self.read_fragment(metadata, file, skip, rest) }
     }
 
+    /// All blocks of `file`.
+    pub(super) fn all(&self, metadata: &Metadata, inodes: Region, file: &File) -> Result<Vec<Stored>, Error> {
+        self.blocks_in(metadata, inodes, file, 0..file.size)
+    }
+
+    /// Where the fragment `index` is stored.
+    pub(super) fn fragment(&self, metadata: &Metadata, index: u32) -> Result<Stored, Error> {
+        let mut entry = self.fragments.entry(metadata, index)?;
+        Ok(Stored { start: entry.u64()?, size: entry.u32()? })
+    }
+
     /// The blocks that hold the bytes of `range`; none for those in a fragment.
     fn blocks_in(
         &self,
@@ -359,8 +370,7 @@ impl Blocks {
     fn read_fragment(&self, metadata: &Metadata, file: &File, skip: usize, buf: &mut [u8]) -> Result<(), Error> {
         let part = Part::Fragment;
         let (index, start) = file.fragment.expect("a file without fragment has all of its bytes in its blocks");
-        let mut entry = self.fragments.entry(metadata, index)?;
-        let block = Stored { start: entry.u64()?, size: entry.u32()? };
+        let block = self.fragment(metadata, index)?;
         let decoded = match self.cache.look_up(block)? {
             Lookup::Hit(decoded) => decoded,
             Lookup::Turn(turn) => self.make(part, block, 1 << self.block_log, block.end(), turn)?,

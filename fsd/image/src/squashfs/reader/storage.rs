@@ -77,6 +77,10 @@ impl Storage {
         Self { bytes, frames: Frames::new(frame_bytes, MAX_FREE_FRAMES), places: Mutex::default() }
     }
 
+    pub(super) fn bytes(&self) -> &dyn ReadAt {
+        self.bytes.as_ref()
+    }
+
     pub(super) fn len(&self) -> u64 {
         self.bytes.len()
     }

@@ -1,6 +1,6 @@
 //! Compressing one block, in each of the formats that kernels read.
 
-use super::Error;
+use super::{Error, Options};
 use crate::squashfs::format::{Compressor, METADATA_UNCOMPRESSED};
 use liblzma::stream::{Action, Check, Filters, LzmaOptions, Status, Stream};
 use std::io;
@@ -25,12 +25,16 @@ const ZLIB_WINDOW_LOG: u16 = 15;
 pub(super) struct Codec {
     compressor: Compressor,
     level: i32,
-    block_size: u32,
+    /// Bytes that the window of an xz stream may have.
+    dictionary_bytes: u32,
+    /// Whether nothing is compressed at all.
+    is_none: bool,
 }
 
 impl Codec {
     /// Checks that images can be written with `compressor` at `level`.
-    pub(super) fn new(compressor: Compressor, level: Option<i32>, block_size: u32) -> Result<Self, Error> {
+    pub(super) fn new(options: &Options) -> Result<Self, Error> {
+        let Options { compressor, level, block_size, .. } = *options;
         let (default, range) = match compressor {
             Compressor::Gzip => (GZIP_LEVEL, 1..=9),
             Compressor::Zstd => (ZSTD_LEVEL, 1..=22),
@@ -42,7 +46,22 @@ impl Codec {
         if !range.contains(&level) {
             return Err(Error::Level { compressor, level });
         }
-        Ok(Self { compressor, level, block_size })
+        Ok(Self { compressor, level, dictionary_bytes: block_size, is_none: options.uncompressed })
+    }
+
+    /// The same for an image that has the compressor's options of another one, which readers go by.
+    pub(super) fn under(mut self, options_block: &[u8]) -> Self {
+        // `dictionary_size`: kernels allocate as much, and a stream that needs more fails.
+        if let (Compressor::Xz, Some(stated)) = (self.compressor, options_block.get(2..6)) {
+            let stated = u32::from_le_bytes(stated.try_into().expect("four bytes"));
+            self.dictionary_bytes = self.dictionary_bytes.min(stated);
+        }
+        self
+    }
+
+    /// Whether nothing is compressed at all.
+    pub(super) fn is_none(self) -> bool {
+        self.is_none
     }
 
     /// The metadata block with the compressor's options that follows the superblock; empty where readers need none.
@@ -83,7 +102,7 @@ impl Codec {
     fn compress_xz(self, block: &[u8], out: &mut Vec<u8>) -> io::Result<usize> {
         let preset = u32::try_from(self.level).map_err(io::Error::other)?;
         let mut lzma = LzmaOptions::new_preset(preset)?;
-        lzma.dict_size(self.block_size.max(XZ_MIN_DICTIONARY_BYTES));
+        lzma.dict_size(self.dictionary_bytes.max(XZ_MIN_DICTIONARY_BYTES));
         let mut filters = Filters::new();
         filters.lzma2(&lzma);
         let mut stream = Stream::new_stream_encoder(&filters, Check::Crc32)?;
@@ -121,6 +140,9 @@ impl Encoder {
     /// The compressed form of `block`, or `None` if that is no shorter and the block is better stored as it is.
     pub(super) fn encode(&mut self, block: &[u8]) -> Result<Option<&[u8]>, Error> {
         let codec = self.codec;
+        if codec.is_none {
+            return Ok(None);
+        }
         let size = self.engine.compress(block, &mut self.scratch).map_err(|e| codec.error(e))?;
         Ok(self.scratch.get(..size).filter(|_| size < block.len()))
     }

@@ -1,5 +1,6 @@
 //! Reads the files one after the other, cuts them into blocks and packs what is left of each into fragments.
 
+use super::carry::Carried;
 use super::pipeline::{Feed, Piece};
 use super::scan::Scan;
 use super::{Error, Progress};
@@ -25,12 +26,14 @@ impl Tail {
 pub(super) fn read(
     tree: &dyn Tree,
     scan: &Scan,
+    carried: &Carried,
     block_size: u32,
     feed: &Feed,
     progress: &Progress,
 ) -> Result<Vec<Tail>, Error> {
     let mut files_of_size = HashMap::new();
-    for node in &scan.file_order {
+    let new: Vec<usize> = scan.file_order.iter().filter(|node| !carried.is_carried[**node]).copied().collect();
+    for node in &new {
         *files_of_size.entry(scan.nodes[*node].attr.size).or_insert(0u64) += 1;
     }
     let mut reader = Reader {
@@ -40,12 +43,12 @@ pub(super) fn read(
         feed,
         progress,
         files_of_size,
-        tails: vec![Tail::NONE; scan.nodes.len()],
+        tails: carried.tails.clone(),
         known_tails: HashMap::new(),
         fragment: Vec::new(),
-        fragment_index: 0,
+        fragment_index: u32::try_from(carried.fragments.len()).expect("there are no more than in the base"),
     };
-    for node in &scan.file_order {
+    for node in &new {
         reader.file(*node)?;
         progress.files_done.fetch_add(1, Ordering::Relaxed);
     }

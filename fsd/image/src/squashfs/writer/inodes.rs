@@ -52,6 +52,7 @@ pub(super) fn build(
         listings: MetadataStream::new(codec)?,
         places: vec![None; scan.nodes.len()],
         ids: Ids { owners: options.owners, list: Vec::new(), index_of: HashMap::new() },
+        latest_mtime: options.latest_mtime.unwrap_or(u32::MAX),
     };
     for directory in scan.directories.iter().rev() {
         builder.directory(directory)?;
@@ -73,6 +74,7 @@ struct Builder<'a> {
     listings: MetadataStream,
     places: Vec<Option<Place>>,
     ids: Ids,
+    latest_mtime: u32,
 }
 
 impl Builder<'_> {
@@ -124,7 +126,7 @@ impl Builder<'_> {
             header.extend(field.to_le_bytes());
         }
         // The format's times are unsigned seconds: what lies outside of them is moved to the nearest.
-        let seconds = attr.mtime.seconds.clamp(0, i64::from(u32::MAX));
+        let seconds = attr.mtime.seconds.clamp(0, i64::from(self.latest_mtime));
         header.extend(u32::try_from(seconds).expect("clamped").to_le_bytes());
         header.extend(number(index).to_le_bytes());
         self.inodes.write(&header)?;

@@ -8,10 +8,13 @@
 //! Both channels are bounded, so that memory holds a few blocks per thread. When the writing thread fails, its end of
 //! `pieces` goes away and stops the reading; when the reading fails, its end does, and the other threads run dry.
 
+use super::carry::Carried;
 use super::compress::{Codec, Encoder};
 use super::content::{self, Tail};
+use super::copy;
 use super::scan::Scan;
 use super::{Error, Image, Options, Progress, stored_size};
+use crate::read_at::ReadAt;
 use crate::tree::Tree;
 use parking_lot::Mutex;
 use sha2::{Digest, Sha256};
@@ -19,6 +22,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread::ScopedJoinHandle;
 
 /// Blocks per compressing thread that wait for it.
 const JOBS_PER_THREAD: usize = 2;
@@ -105,17 +109,25 @@ impl Feed {
     }
 }
 
-/// Writes the content of all files from `start` on.
+/// What is taken over from a base image, and that image's bytes.
+pub(super) struct Source<'a> {
+    pub(super) carried: Carried,
+    pub(super) base: Option<&'a dyn ReadAt>,
+}
+
+/// Writes the content of all files: what is taken over from a base at one end, and what is new behind it, at the same time.
 pub(super) fn write_data(
     tree: &dyn Tree,
     scan: &Scan,
+    source: Source<'_>,
     image: Image<'_>,
-    start: u64,
     codec: Codec,
     options: &Options,
     progress: &Progress,
 ) -> Result<Data, Error> {
     let threads = options.threads.get();
+    let Source { mut carried, base } = source;
+    let (blocks, fragments, end) = (std::mem::take(&mut carried.blocks), carried.fragments.clone(), carried.end);
     let encoders = (0..threads).map(|_| codec.encoder()).collect::<Result<Vec<_>, _>>()?;
     std::thread::scope(|scope| {
         let (jobs, queue) = sync_channel(threads.saturating_mul(JOBS_PER_THREAD));
@@ -126,13 +138,35 @@ pub(super) fn write_data(
             scope.spawn(move || compress_all(&queue, encoder));
         }
         drop(queue);
-        let writer = scope.spawn(move || BlockWriter::new(scan.nodes.len(), image, start, progress).run(&ordered));
+        let writer = BlockWriter::new(blocks, fragments, image, end, progress);
+        let writer = scope.spawn(move || writer.run(&ordered));
+        let copies = &carried.pieces;
+        let copier = scope.spawn(move || match base {
+            Some(base) => copy::copy(base, copies, image, progress).inspect_err(|_| progress.stop()),
+            None => Ok(()),
+        });
         let feed = Feed { jobs, pieces };
-        let tails = content::read(tree, scan, options.block_size, &feed, progress);
+        let tails = content::read(tree, scan, &carried, options.block_size, &feed, progress);
         drop(feed);
-        let written = writer.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
-        Ok(Data { blocks: written.blocks, tails: tails?, fragments: written.fragments, end: written.position })
+        let written = join(writer);
+        if written.is_err() || tails.is_err() {
+            progress.stop();
+        }
+        match (join(copier), written, tails) {
+            (Ok(()), Ok(BlockWriter { blocks, fragments, position: end, .. }), Ok(tails)) => {
+                Ok(Data { blocks, tails, fragments, end })
+            }
+            (copied, written, tails) => {
+                // Whoever fails has the others stop: what made them stop is told, and not that they did.
+                let errors = [copied.err(), written.err(), tails.err()].into_iter().flatten();
+                Err(errors.min_by_key(|error| matches!(error, Error::Cancelled)).unwrap_or(Error::Cancelled))
+            }
+        }
     })
+}
+
+fn join<T>(thread: ScopedJoinHandle<'_, T>) -> T {
+    thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
 fn compress_all(queue: &Mutex<Receiver<Job>>, mut encoder: Encoder) {
@@ -171,10 +205,15 @@ struct Present {
 }
 
 impl<'a> BlockWriter<'a> {
-    fn new(nodes: usize, image: Image<'a>, start: u64, progress: &'a Progress) -> Self {
-        let blocks = std::iter::repeat_with(Blocks::default).take(nodes).collect();
+    fn new(
+        blocks: Vec<Blocks>,
+        fragments: Vec<(u64, u32)>,
+        image: Image<'a>,
+        start: u64,
+        progress: &'a Progress,
+    ) -> Self {
         let present = Present::starting_at(start);
-        Self { image, progress, position: start, present, known: HashMap::new(), blocks, fragments: Vec::new() }
+        Self { image, progress, position: start, present, known: HashMap::new(), blocks, fragments }
     }
 
     fn run(mut self, ordered: &Receiver<Piece>) -> Result<Self, Error> {

@@ -1,0 +1,81 @@
+//! Copies stored content of a base image, in the kernel where both are files.
+
+use super::carry::Piece;
+use super::{Error, Image, Progress};
+use crate::read_at::ReadAt;
+use rustix::fs::copy_file_range;
+use rustix::io::Errno;
+use std::fs::File;
+use std::ops::Range;
+use std::sync::atomic::Ordering;
+
+/// Bytes that the kernel is asked for at once: ^C is looked at in between.
+const KERNEL_BYTES: u64 = 32 << 20;
+/// Bytes that are handed through memory at once.
+const BUFFER_BYTES: u64 = 1 << 20;
+/// Filesystems share blocks between files only where both offsets are multiples of this; some want more, and copy then.
+const SHARED_ALIGNMENT_BYTES: u64 = 4096;
+
+/// Copies `pieces` of `base` to their places in `image`.
+pub(super) fn copy(base: &dyn ReadAt, pieces: &[Piece], image: Image<'_>, progress: &Progress) -> Result<(), Error> {
+    for piece in pieces {
+        let whole = base.file_at(piece.from.start);
+        let mut copied = match whole {
+            Some((file, offset)) => in_kernel(file, offset, piece, image, progress)?,
+            None => 0,
+        };
+        while copied < piece.from.end - piece.from.start {
+            copied +=
+                through_memory(base, piece.from.start + copied..piece.from.end, piece.to + copied, image, progress)?;
+        }
+    }
+    Ok(())
+}
+
+/// Has the kernel copy, which shares the blocks where the filesystem can, and returns how far it came: not to the end
+/// where it cannot copy between these files.
+fn in_kernel(file: &File, offset: u64, piece: &Piece, image: Image<'_>, progress: &Progress) -> Result<u64, Error> {
+    let mut from = offset;
+    let mut to = image.start_bytes + piece.to;
+    let end = offset + (piece.from.end - piece.from.start);
+    while from < end {
+        progress.check()?;
+        // Up to the first border, so that the rest begins at one.
+        let to_border = from.next_multiple_of(SHARED_ALIGNMENT_BYTES) - from;
+        let most = if to_border > 0 { to_border } else { KERNEL_BYTES };
+        let length = usize::try_from(most.min(end - from)).expect("a request is at most 32 MiB");
+        match copy_file_range(file, Some(&mut from), image.out, Some(&mut to), length) {
+            // Before the end: the base was cut off, which reading it will tell.
+            Ok(0) => break,
+            Ok(copied) => count(progress, copied as u64),
+            Err(Errno::INTR) => {}
+            Err(error @ (Errno::NOSPC | Errno::DQUOT | Errno::FBIG | Errno::IO)) => {
+                return Err(Error::Output(error.into()));
+            }
+            Err(_) => break,
+        }
+    }
+    Ok(from - offset)
+}
+
+/// Copies the beginning of `from`, and returns how much that was.
+fn through_memory(
+    base: &dyn ReadAt,
+    from: Range<u64>,
+    to: u64,
+    image: Image<'_>,
+    progress: &Progress,
+) -> Result<u64, Error> {
+    progress.check()?;
+    let length = (from.end - from.start).min(BUFFER_BYTES);
+    let mut buffer = vec![0; usize::try_from(length).expect("a buffer is at most 1 MiB")];
+    base.read_stream_at(&mut buffer, from.start).map_err(Error::BaseRead)?;
+    image.write_at(&buffer, to)?;
+    count(progress, length);
+    Ok(length)
+}
+
+fn count(progress: &Progress, bytes: u64) {
+    progress.bytes_read.fetch_add(bytes, Ordering::Relaxed);
+    progress.bytes_written.fetch_add(bytes, Ordering::Relaxed);
+}

@@ -1,0 +1,193 @@
+use super::*;
+use crate::upper::{Base, Reset, ResetError, Upper};
+use crate::view::OpenMode;
+use siphon_image::directory::Directory;
+use siphon_image::tree::Attr;
+use std::ffi::OsStr;
+use std::path::Path;
+use std::sync::Arc;
+
+struct Test {
+    _dir: tempfile::TempDir,
+    lower: Arc<Directory>,
+    upper: PathBuf,
+}
+
+/// A lower tree with two directories, and a layer over it.
+fn test() -> Test {
+    let dir = tempfile::tempdir().unwrap();
+    let (lower, upper) = (dir.path().join("lower"), dir.path().join("upper"));
+    for directory in ["data/deep", "opt/old"] {
+        std::fs::create_dir_all(lower.join(directory)).unwrap();
+    }
+    for file in ["data/a", "data/b", "data/deep/c", "opt/old/lost", "opt/z"] {
+        std::fs::write(lower.join(file), file).unwrap();
+    }
+    let base = Base { version: 1, image: "/image".into(), identity: String::new() };
+    Upper::create(&upper, &base).unwrap();
+    let lower = Arc::new(Directory::open(&lower).unwrap());
+    Test { _dir: dir, lower, upper }
+}
+
+impl Test {
+    fn view(&self) -> View {
+        View::new(self.lower.clone(), Some(Upper::open(&self.upper).unwrap())).unwrap()
+    }
+
+    /// Each change as a letter and a path.
+    fn changes(&self) -> Vec<String> {
+        let view = self.view();
+        told(Changes::of_layer(self.lower.as_ref(), &view, Owners::Keep))
+    }
+}
+
+fn told(changes: Changes<'_>) -> Vec<String> {
+    let letter = |change: &Change| match (&change.old, &change.new) {
+        (None, _) => 'A',
+        (_, None) => 'D',
+        _ if change.apart.content => 'C',
+        _ => 'M',
+    };
+    changes
+        .map(|change| change.unwrap())
+        .map(|change| format!("{} {}", letter(&change), change.path.display()))
+        .collect()
+}
+
+fn find(view: &View, path: &str) -> Ino {
+    path.split('/').fold(Ino::ROOT, |dir, name| view.lookup(dir, OsStr::new(name)).unwrap().0)
+}
+
+const WRITE: OpenMode = OpenMode { write: true, append: false, truncate: false };
+
+fn write(view: &View, path: &str, bytes: &[u8]) {
+    let file = view.open(find(view, path), WRITE).unwrap();
+    view.write(&file, 0, bytes).unwrap();
+}
+
+#[test]
+fn a_layer_without_changes_has_none() {
+    assert_eq!(test().changes(), [""; 0]);
+}
+
+#[test]
+fn every_kind_of_change_is_told_in_path_order() {
+    let t = test();
+    let view = t.view();
+    write(&view, "data/a", b"new");
+    let b = find(&view, "data/b");
+    let change = crate::view::SetAttr { mode: Some(0o600), ..Default::default() };
+    view.set_attr(b, &change).unwrap();
+    let opt = find(&view, "opt");
+    view.unlink(find(&view, "data/deep"), OsStr::new("c")).unwrap();
+    std::fs::write(t.upper.join("data/new"), b"12").unwrap();
+    std::fs::create_dir(t.upper.join("data/made")).unwrap();
+    std::fs::write(t.upper.join("data/made/x"), b"x").unwrap();
+    view.unlink(find(&view, "opt/old"), OsStr::new("lost")).unwrap();
+    view.remove_directory(opt, OsStr::new("old")).unwrap();
+
+    let told = t.changes();
+
+    let expected = ["C /data/a", "M /data/b", "D /data/deep/c", "A /data/made", "A /data/made/x", "A /data/new"];
+    assert_eq!(told, [&expected[..], &["D /opt/old", "D /opt/old/lost"]].concat());
+}
+
+#[test]
+fn a_layer_is_told_as_the_two_trees_are() {
+    let t = test();
+    let view = t.view();
+    write(&view, "opt/z", b"Z");
+    view.unlink(find(&view, "data"), OsStr::new("b")).unwrap();
+
+    let view = t.view();
+    let between = told(Changes::between(t.lower.as_ref(), &view, Owners::Keep));
+
+    assert_eq!(between, t.changes());
+    assert_eq!(between, ["D /data/b", "C /opt/z"]);
+}
+
+#[test]
+fn a_file_that_was_written_with_what_it_had_changes_at_most_its_time() {
+    let t = test();
+    let view = t.view();
+    write(&view, "data/a", b"d");
+    let time = siphon_image::tree::Timestamp { seconds: 1, nanos: 0 };
+    let change = crate::view::SetAttr { mtime: Some(crate::view::SetTime::At(time)), ..Default::default() };
+    view.set_attr(find(&view, "data/a"), &change).unwrap();
+
+    assert_eq!(t.changes(), ["M /data/a"]);
+}
+
+#[test]
+fn a_directory_in_itself_is_an_error() {
+    #[derive(Debug)]
+    struct Looped;
+    impl Tree for Looped {
+        fn root(&self) -> NodeId {
+            NodeId(0)
+        }
+        fn attr(&self, _: NodeId) -> Result<Attr, tree::Error> {
+            tree::EmptyTree.attr(NodeId(0))
+        }
+        fn lookup(&self, _: NodeId, _: &OsStr) -> Result<Option<NodeId>, tree::Error> {
+            Ok(Some(NodeId(0)))
+        }
+        fn entries(&self, _: NodeId) -> Result<Vec<tree::Entry>, tree::Error> {
+            Ok(vec![tree::Entry { name: "x".into(), node: NodeId(0), kind: Kind::Directory }])
+        }
+        fn read_link(&self, _: NodeId) -> Result<OsString, tree::Error> {
+            Err(tree::Error::NotASymlink)
+        }
+        fn read(&self, _: NodeId, _: u64, _: &mut [u8]) -> Result<usize, tree::Error> {
+            Err(tree::Error::NotAFile)
+        }
+        fn xattrs(&self, _: NodeId) -> Result<Vec<tree::Xattr>, tree::Error> {
+            Ok(Vec::new())
+        }
+        fn statistics(&self) -> tree::Statistics {
+            tree::Statistics::default()
+        }
+    }
+
+    let told: Vec<_> = Changes::between(&tree::EmptyTree, &Looped, Owners::Keep).collect();
+
+    assert!(told.last().unwrap().is_err(), "{told:?}");
+}
+
+fn reset(t: &Test, path: &str) -> Result<Reset, ResetError> {
+    let upper = Upper::open(&t.upper).unwrap();
+    upper.lock_exclusive().unwrap();
+    upper.reset(&Path::new(path).iter().map(OsStr::to_owned).collect::<Vec<_>>())
+}
+
+#[test]
+fn paths_go_back_to_the_image_one_by_one() {
+    let t = test();
+    let view = t.view();
+    write(&view, "data/a", b"new");
+    view.unlink(find(&view, "data"), OsStr::new("b")).unwrap();
+    std::fs::create_dir(t.upper.join("data/made")).unwrap();
+    std::fs::write(t.upper.join("data/made/x"), b"x").unwrap();
+
+    assert_eq!(reset(&t, "data/a").unwrap(), Reset::Done);
+    assert_eq!(t.changes(), ["D /data/b", "A /data/made", "A /data/made/x"]);
+    assert_eq!(reset(&t, "data/b").unwrap(), Reset::Done);
+    assert_eq!(reset(&t, "data/made").unwrap(), Reset::Done);
+
+    assert_eq!(t.changes(), [""; 0]);
+    assert_eq!(reset(&t, "data/a").unwrap(), Reset::Unchanged);
+}
+
+#[test]
+fn what_lies_below_a_removed_directory_goes_back_with_that_only() {
+    let t = test();
+    let view = t.view();
+    view.unlink(find(&view, "opt/old"), OsStr::new("lost")).unwrap();
+    view.remove_directory(find(&view, "opt"), OsStr::new("old")).unwrap();
+
+    let Err(ResetError::Replaced(path)) = reset(&t, "opt/old/lost") else { panic!("it cannot go back alone") };
+
+    assert_eq!(path, Path::new("/opt/old"));
+    assert_eq!(reset(&t, "opt/old").unwrap(), Reset::Done);
+    assert_eq!(t.changes(), [""; 0]);
+}
