@@ -11,7 +11,7 @@ use siphon_image::squashfs::writer::{Error, Options, Owners, Progress, Summary, 
 use siphon_image::tree::{EmptyTree, Kind, NodeId, Tree};
 use siphon_overlay::diff::Changes;
 use siphon_overlay::upper::Upper;
-use siphon_overlay::view::{Ino, OpenMode, RenameMode, SetAttr, SetTime, View};
+use siphon_overlay::view::{Ino, OpenMode, Permissions, RenameMode, SetAttr, SetTime, View};
 use std::ffi::OsStr;
 use std::fs::File;
 use std::num::NonZeroUsize;
@@ -88,7 +88,13 @@ fn directories(view: &View) -> Vec<Ino> {
 }
 
 fn write_file(view: &View, directory: Ino, name: &str, content: &[u8]) {
-    let made = view.create(directory, OsStr::new(name), 0o644, None, OpenMode { truncate: true, ..WRITE });
+    let made = view.create(
+        directory,
+        OsStr::new(name),
+        Permissions::exactly(0o644),
+        None,
+        OpenMode { truncate: true, ..WRITE },
+    );
     let (.., file) = made.unwrap();
     view.write(&file, 0, content).unwrap();
 }
@@ -102,7 +108,7 @@ fn change(view: &View, random: &mut Random) {
         let known = view.lookup(directory, OsStr::new(&name)).ok();
         match (random.below(8), known) {
             (0, None) if directories.len() < 30 => {
-                view.make_directory(directory, OsStr::new(&name), 0o755, None).unwrap();
+                view.make_directory(directory, OsStr::new(&name), Permissions::exactly(0o755), None).unwrap();
             }
             (1, None) => {
                 view.make_symlink(directory, OsStr::new(&name), OsStr::new("target"), None).unwrap();
