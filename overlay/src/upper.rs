@@ -41,6 +41,8 @@ pub const PRIVATE_NAME: &str = ".siphon";
 const OVERLAY_FILES: &str = "upper";
 /// What the kernel's overlayfs works in, in an overlay directory.
 const OVERLAY_WORK: &str = "work";
+/// What overlayfs and fuse-overlayfs make in there.
+const FOREIGN_WORK: &str = "work";
 /// Longest holder's line that is read from a lock file.
 const MAX_HOLDER_BYTES: u64 = 256;
 
@@ -74,7 +76,7 @@ impl Upper {
     pub fn open(directory: &Path) -> Result<Self, Error> {
         let root = open_path(directory)?;
         let private = Private::open_if_allowed(root.as_fd())?;
-        Self::with_private(root.try_clone()?, root.as_fd(), private)
+        Self::with_private(root.try_clone()?, root.as_fd(), private, false)
     }
 
     /// Opens the layer in an overlay directory: its `upper`, which is made if it is missing, as is `work`.
@@ -85,8 +87,9 @@ impl Upper {
         let overlay = open_path(directory)?;
         let files = made(overlay.as_fd(), OsStr::new(OVERLAY_FILES))?;
         let work = made(overlay.as_fd(), OsStr::new(OVERLAY_WORK))?;
+        let foreign = host::stat_at(work.as_fd(), OsStr::new(FOREIGN_WORK))?.is_some();
         let private = Private::open_if_allowed(work.as_fd())?;
-        Self::with_private(files, work.as_fd(), private)
+        Self::with_private(files, work.as_fd(), private, foreign)
     }
 
     /// Opens the layer in an overlay directory for reading only: its `upper`, or all of it where it has none. Nothing is
@@ -100,15 +103,24 @@ impl Upper {
             Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => overlay.try_clone(),
             part => part,
         };
-        Self::with_private(part(OVERLAY_FILES)?, part(OVERLAY_WORK)?.as_fd(), None)
+        let work = part(OVERLAY_WORK)?;
+        let has = |name| Ok::<_, io::Error>(host::stat_at(work.as_fd(), OsStr::new(name))?.is_some());
+        let foreign = has(FOREIGN_WORK)? || !has(PRIVATE_NAME)?;
+        Self::with_private(part(OVERLAY_FILES)?, work.as_fd(), None, foreign)
     }
 
-    fn with_private(root: OwnedFd, place: BorrowedFd<'_>, private: Option<Private>) -> Result<Self, Error> {
+    /// `foreign` says that another program may have written it, of which one writes markers without a note.
+    fn with_private(
+        root: OwnedFd,
+        place: BorrowedFd<'_>,
+        private: Option<Private>,
+        foreign: bool,
+    ) -> Result<Self, Error> {
         let form = match &private {
             Some(private) => form::probe(private.work.as_fd())?,
             None => Form::Device,
         };
-        let markers = form == Form::Marker || has_markers(place);
+        let markers = form == Form::Marker || foreign || has_markers(place);
         Ok(Self {
             root,
             private,

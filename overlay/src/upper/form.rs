@@ -25,7 +25,8 @@ use std::sync::atomic::Ordering;
 pub(super) const MARKERS_NAME: &str = "markers";
 const MARKER_PREFIX: &str = ".wh.";
 const OPAQUE_MARKER: &str = ".wh..wh..opq";
-const OPAQUE: [&str; 2] = ["user.overlay.opaque", "trusted.overlay.opaque"];
+/// The last is that of fuse-overlayfs, which writes whiteouts as markers where it may make no devices.
+const OPAQUE: [&str; 3] = ["user.overlay.opaque", "trusted.overlay.opaque", "user.fuseoverlayfs.opaque"];
 const WHITEOUT: [&str; 2] = ["user.overlay.whiteout", "trusted.overlay.whiteout"];
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
