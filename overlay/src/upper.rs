@@ -58,6 +58,8 @@ const OVERLAY_FILES: &str = "upper";
 const OVERLAY_WORK: &str = "work";
 /// The directory in it for hard links of the image.
 const LINKS_NAME: &str = "links";
+/// What overlayfs and fuse-overlayfs make in there.
+const FOREIGN_WORK: &str = "work";
 /// Longest holder's line that is read from a lock file.
 const MAX_HOLDER_BYTES: u64 = 256;
 
@@ -98,7 +100,7 @@ impl Upper {
     pub fn open(directory: &Path) -> Result<Self, Error> {
         let root = open_path(directory)?;
         let private = Private::open_if_allowed(root.as_fd())?;
-        Self::with_private(root.try_clone()?, root.as_fd(), private)
+        Self::with_private(root.try_clone()?, root.as_fd(), private, false)
     }
 
     /// Opens the layer in an overlay directory: its `upper`, which is made if it is missing, as is `work`.
@@ -109,8 +111,9 @@ impl Upper {
         let overlay = open_path(directory)?;
         let files = made(overlay.as_fd(), OsStr::new(OVERLAY_FILES))?;
         let work = made(overlay.as_fd(), OsStr::new(OVERLAY_WORK))?;
+        let foreign = host::stat_at(work.as_fd(), OsStr::new(FOREIGN_WORK))?.is_some();
         let private = Private::open_if_allowed(work.as_fd())?;
-        let upper = Self::with_private(files, work.as_fd(), private)?;
+        let upper = Self::with_private(files, work.as_fd(), private, foreign)?;
         Ok(Self { overlay: Some(overlay), ..upper })
     }
 
@@ -125,10 +128,19 @@ impl Upper {
             Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => overlay.try_clone(),
             part => part,
         };
-        Self::with_private(part(OVERLAY_FILES)?, part(OVERLAY_WORK)?.as_fd(), None)
+        let work = part(OVERLAY_WORK)?;
+        let has = |name| Ok::<_, io::Error>(host::stat_at(work.as_fd(), OsStr::new(name))?.is_some());
+        let foreign = has(FOREIGN_WORK)? || !has(PRIVATE_NAME)?;
+        Self::with_private(part(OVERLAY_FILES)?, work.as_fd(), None, foreign)
     }
 
-    fn with_private(root: OwnedFd, place: BorrowedFd<'_>, private: Option<Private>) -> Result<Self, Error> {
+    /// `foreign` says that another program may have written it, of which one writes markers without a note.
+    fn with_private(
+        root: OwnedFd,
+        place: BorrowedFd<'_>,
+        private: Option<Private>,
+        foreign: bool,
+    ) -> Result<Self, Error> {
         let Abilities { form, has_xattrs, has_acls } = match &private {
             Some(private) => form::probe(private.work.as_fd())?,
             // Whatever is written down is read.
@@ -138,7 +150,7 @@ impl Upper {
             Some(private) => Some(made(private.directory.as_fd(), OsStr::new(LINKS_NAME))?),
             None => host::walk(place, &[PRIVATE_NAME, LINKS_NAME]).ok(),
         };
-        let markers = form == Form::Marker || has_note(place, form::MARKERS_NAME);
+        let markers = form == Form::Marker || foreign || has_note(place, form::MARKERS_NAME);
         Ok(Self {
             root,
             private,

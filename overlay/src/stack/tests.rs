@@ -172,3 +172,18 @@ fn more_layers_than_there_are_numbers_for_are_refused() {
 
     assert!(stack.push_tree(tree(&image)).is_err());
 }
+
+#[test]
+fn marks_of_fuse_overlayfs_hide_in_an_overlay_directory_that_it_wrote() {
+    let image = directory(&[("d/gone", "image"), ("d/kept", "image"), ("hidden/x", "image")]);
+    let layer = directory(&[("upper/d/.wh.gone", ""), ("upper/hidden/y", "layer"), ("work/work/", "")]);
+    fs::setxattr(layer.path().join("upper/hidden"), "user.fuseoverlayfs.opaque", b"y", XattrFlags::empty()).unwrap();
+    let mut stack = Stack::new(tree(&image));
+    stack.push_directory(Upper::open_overlay_read_only(layer.path()).unwrap()).unwrap();
+    let written = View::new(tree(&image), Some(Upper::open_overlay(layer.path()).unwrap())).unwrap();
+
+    let read = stack.tree();
+    for tree in [&*read, &written as &dyn Tree] {
+        assert_eq!((names(tree, "d"), names(tree, "hidden")), (vec!["kept".into()], vec!["y".into()]));
+    }
+}

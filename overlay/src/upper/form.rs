@@ -30,9 +30,10 @@ const MAX_NAME_BYTES: usize = 255;
 /// How much of a long name its marker's own name repeats.
 const LONG_NAME_BYTES: usize = 192;
 const OPAQUE_MARKER: &str = ".wh..wh..opq";
-const OPAQUE: [&str; 2] = ["user.overlay.opaque", "trusted.overlay.opaque"];
 /// The xattr that the kernel shows a POSIX ACL as.
 const ACL_OF_FILES: &str = "system.posix_acl_access";
+/// The last is that of fuse-overlayfs, which writes whiteouts as markers where it may make no devices.
+const OPAQUE: [&str; 3] = ["user.overlay.opaque", "trusted.overlay.opaque", "user.fuseoverlayfs.opaque"];
 const WHITEOUT: [&str; 2] = ["user.overlay.whiteout", "trusted.overlay.whiteout"];
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
