@@ -186,6 +186,14 @@ impl Upper {
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
         let file = fs::openat(self.work()?, staged, flags, Mode::from_raw_mode(0o600))?;
         fs::fsetxattr(&file, WHITEOUT[0], b"", XattrFlags::empty())?;
+        self.expect_whiteouts(directory)
+    }
+
+    /// Notes that `directory` may hold whiteouts, where their form asks for it.
+    pub(crate) fn expect_whiteouts(&self, directory: BorrowedFd<'_>) -> io::Result<()> {
+        if self.form != Form::Xattr {
+            return Ok(());
+        }
         if host::xattr(directory, OsStr::new(OPAQUE[0]))?.is_none() {
             fs::setxattr(host::path_of(directory), OPAQUE[0], b"x", XattrFlags::empty())?;
         }
@@ -235,6 +243,16 @@ impl Upper {
         }
         fs::renameat_with(work, staged, directory, name, RenameFlags::EXCHANGE)?;
         self.discard(staged)
+    }
+
+    /// Whether a rename may leave a device behind as a whiteout.
+    pub(crate) fn moves_leaving_devices(&self) -> bool {
+        self.form == Form::Device
+    }
+
+    /// Marks `name` as absent while its node is still there: it counts once that is gone.
+    pub(crate) fn mark_beforehand(&self, directory: BorrowedFd<'_>, name: &OsStr) -> io::Result<()> {
+        self.write_marker(directory, &marker(name), name)
     }
 
     /// Whether names can be swapped, atomically.

@@ -31,6 +31,8 @@ struct Listed {
     kind: Kind,
     upper: Option<Key>,
     lower: Option<NodeId>,
+    /// Whether `lower` shows through it.
+    is_merged: bool,
 }
 
 impl View {
@@ -96,7 +98,9 @@ impl View {
     pub(super) fn number(&self, state: &mut State, found: &Found) -> Ino {
         let lower = found.lower.map(|(node, _)| node).or(found.origin).map(|node| self.ino_of(node));
         match (&found.upper, lower) {
-            (Some(stat), from) => state.number(key_of(stat), from),
+            (Some(stat), from) => {
+                state.number(key_of(stat), from, found.kind == Kind::Directory && found.lower.is_some())
+            }
             (None, Some(ino)) => ino,
             // `find` never returns neither; the root is the harmless answer.
             (None, None) => Ino::ROOT,
@@ -212,7 +216,7 @@ impl View {
         for entry in listed {
             let lower = entry.lower.map(|node| self.ino_of(node));
             let ino = match entry.upper {
-                Some(key) => state.number(key, lower),
+                Some(key) => state.number(key, lower, entry.kind == Kind::Directory && entry.is_merged),
                 None => lower.unwrap_or(Ino(UNKNOWN)),
             };
             entries.push(Entry { name: entry.name, node: NodeId(ino.0), kind: entry.kind });
@@ -243,7 +247,13 @@ impl View {
                 if hidden.contains(&entry.name) || self.is_hidden(layer, both, &entry.name)? {
                     continue;
                 }
-                listed.push(Listed { name: entry.name, kind: entry.kind, upper: None, lower: Some(entry.node) });
+                listed.push(Listed {
+                    name: entry.name,
+                    kind: entry.kind,
+                    upper: None,
+                    lower: Some(entry.node),
+                    is_merged: false,
+                });
             }
         }
         listed.sort_by(|a, b| a.name.cmp(&b.name));
@@ -257,8 +267,9 @@ impl View {
             Some(node) => (found.name.clone(), node),
         };
         let (name, node) = found;
+        let is_merged = node.lower.is_some();
         let lower = node.lower.map(|(node, _)| node).or(node.origin);
-        Ok(Some(Listed { name, kind: node.kind, upper: node.upper.as_ref().map(key_of), lower }))
+        Ok(Some(Listed { name, kind: node.kind, upper: node.upper.as_ref().map(key_of), lower, is_merged }))
     }
 
     /// Whether a name that only the image has does not show: our own directory, or one that a marker takes away.

@@ -144,7 +144,7 @@ impl View {
         }
         let (old, new) = (self.upper_directory(layer, state, from.0)?, self.upper_directory(layer, state, to.0)?);
         let is_directory = state.node(ino)?.kind == Kind::Directory;
-        move_over(layer, (old.as_fd(), from.1), (new.as_fd(), to.1), is_directory, covered)?;
+        move_over(layer, (old.as_fd(), from.1), (new.as_fd(), to.1), is_directory, covered, target.is_some())?;
         layer.upper.unmark(new.as_fd(), to.1)?;
         if let Some((found, target)) = target {
             self.unlinked(layer, state, target, to, &found)?;
@@ -179,20 +179,25 @@ impl View {
 }
 
 /// Moves a node of the layer over whatever the layer has at its new place, and leaves a whiteout at the old one if the
-/// image's own name there is to be `covered`.
+/// image's own name there is to be `covered`. `replaces` says that the view has something at the new place.
 fn move_over(
     layer: &Layer,
     from: (BorrowedFd<'_>, &OsStr),
     to: (BorrowedFd<'_>, &OsStr),
     is_directory: bool,
     covered: bool,
+    replaces: bool,
 ) -> Result<(), Error> {
     let upper = &layer.upper;
-    let occupied = match upper.place(to.0, to.1)? {
-        Place::Object(stat) => is_directory || host::kind_of(&stat) == Kind::Directory,
+    let place = upper.place(to.0, to.1)?;
+    let occupied = match &place {
+        Place::Object(stat) => is_directory || host::kind_of(stat) == Kind::Directory,
         Place::Whiteout => is_directory && host::stat_at(to.0, to.1)?.is_some(),
         Place::Absent => false,
     };
+    if covered && leave_whiteout(layer, from, to, &place, occupied, replaces)? {
+        return Ok(());
+    }
     // A directory replaces nothing but an empty directory, and what looks empty here may hold whiteouts. Swapped, the
     // two are never both missing; else a marker stands in for the one.
     if occupied && upper.swaps() {
@@ -209,4 +214,34 @@ fn move_over(
         upper.remove(from.0, from.1)?;
     }
     Ok(())
+}
+
+/// Moves in one step that leaves a whiteout, so that whenever this ends the image's own name does not show in the old
+/// place. `false` if nothing was moved: where there are markers, which may be there beforehand, and where a file is
+/// replaced on a filesystem that does not know how.
+fn leave_whiteout(
+    layer: &Layer,
+    from: (BorrowedFd<'_>, &OsStr),
+    to: (BorrowedFd<'_>, &OsStr),
+    place: &Place,
+    occupied: bool,
+    replaces: bool,
+) -> Result<bool, Error> {
+    let upper = &layer.upper;
+    if !upper.swaps() {
+        upper.mark_beforehand(from.0, from.1)?;
+        return Ok(false);
+    }
+    let leaves_device = !occupied && upper.moves_leaving_devices();
+    if leaves_device && fs::renameat_with(from.0, from.1, to.0, to.1, RenameFlags::WHITEOUT).is_ok() {
+        return Ok(true);
+    }
+    if replaces && !occupied && !matches!(place, Place::Whiteout) {
+        return Ok(false);
+    }
+    // What is in the new place is a whiteout or makes way for one.
+    upper.whiteout(to.0, to.1)?;
+    upper.expect_whiteouts(from.0)?;
+    fs::renameat_with(from.0, from.1, to.0, to.1, RenameFlags::EXCHANGE)?;
+    Ok(true)
 }

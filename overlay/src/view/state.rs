@@ -234,12 +234,13 @@ impl State {
 
     /// The number of a node of the layer: that of the image's node that it is a copy of or merged with, unless something
     /// else has that, or else what its inode number in the layer makes.
-    pub(super) fn number(&mut self, key: Key, from: Option<Ino>) -> Ino {
+    pub(super) fn number(&mut self, key: Key, from: Option<Ino>, is_merged: bool) -> Ino {
         if let Some(known) = self.by_upper.get(&key) {
             return *known;
         }
         let own = match from {
-            Some(ino) if !self.taken.contains_key(&ino) => ino,
+            // After a crash the image's own may still show elsewhere.
+            Some(ino) if !self.taken.contains_key(&ino) && (is_merged || !self.shows(ino)) => ino,
             _ if key.0 == self.device && key.1 < COUNTED => return Ino(UPPER_BIT + key.1),
             _ => {
                 self.next += 1;
@@ -248,6 +249,11 @@ impl State {
         };
         self.own(key, own);
         own
+    }
+
+    /// Whether `ino` is a node of the image that the layer does not have, at a name that is known.
+    fn shows(&self, ino: Ino) -> bool {
+        self.nodes.get(&ino).is_some_and(|node| !node.up && !node.names.is_empty())
     }
 
     /// Remembers that `ino` is at `name` in `parent`, unless the parent is unknown: then the node needs no state.
