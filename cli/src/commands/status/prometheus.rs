@@ -84,6 +84,7 @@ mod tests {
             mount: "/run/root".into(),
             layer: "none".into(),
             writable: false,
+            engine: None,
             started: 0,
             clients: 2,
             image_bytes: 1 << 40,
