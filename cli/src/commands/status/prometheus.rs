@@ -85,6 +85,7 @@ mod tests {
             layer: "none".into(),
             engine: None,
             writable: false,
+            engine: None,
             started: 0,
             clients: 2,
             image_bytes: 1 << 40,

@@ -213,12 +213,12 @@ fn serve_by_kernel(
     };
     let result = served.and_then(|serving| match helper.mount(&parts.upper, overlay) {
         Ok(()) => Ok(serving),
-        Err(reason) => Err((reason, serving)).or_else(|(reason, serving)| {
+        Err(reason) => {
             discard_directory(&lower);
             // Its last mount is gone.
             let _ = serving.session.join();
             Err(reason)
-        }),
+        }
     });
     // What the kernel merges, it holds by itself.
     discard_directory(&lower);
