@@ -147,16 +147,13 @@ fn time(seconds: i64) -> Option<String> {
     (GO_ZERO_SECONDS + 1..1 << 40).contains(&seconds).then(|| format!("{} +0000 UTC", utc(seconds)))
 }
 
-/// In whole units of 1024, rounded down.
+/// In whole units of 1024, rounded to the nearest.
 fn readable(bytes: i64) -> String {
     let units = ["B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
-    let mut left = bytes.max(0);
-    let mut unit = 0;
-    while left >= 1024 && unit + 1 < units.len() {
-        left /= 1024;
-        unit += 1;
-    }
-    format!("{left} {}", units[unit])
+    let bytes = bytes.max(0);
+    let index = usize::try_from(bytes.checked_ilog2().unwrap_or(0) / 10).expect("at most 6");
+    let unit = 1_i64 << (10 * index);
+    format!("{} {}", bytes / unit + i64::from(bytes % unit >= unit - unit / 2), units[index])
 }
 
 fn type_name(data_type: DataType) -> &'static str {
@@ -203,4 +200,18 @@ fn hash(object: &Descriptor) -> Option<&'static str> {
     let number = i32::from_le_bytes(*object.extra.first_chunk()?);
     let known = usize::try_from(number).ok().and_then(|number| HASHES.get(number.checked_sub(1)?));
     (object.data_type == DataType::Signature).then(|| known.copied().unwrap_or("Unknown hash-type"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_rounded_as_siftool_does() {
+        let cases = [(28_080, "27 KiB"), (4_966, "5 KiB"), (3_191_755_344, "3 GiB"), (0, "0 B"), (1023, "1023 B")];
+        for (bytes, expected) in cases {
+            assert_eq!(readable(bytes), expected);
+        }
+        assert_eq!(readable(i64::MAX), "8 EiB");
+    }
 }
