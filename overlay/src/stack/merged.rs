@@ -5,6 +5,8 @@ use parking_lot::RwLock;
 use siphon_image::tree::{Activity, Attr, Entry, Error, Kind, NodeId, Statistics, Tree, Xattr};
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::{OsStr, OsString};
+use std::ops::Range;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 /// Names of xattrs that are overlayfs's own, each followed by what it says.
@@ -130,6 +132,32 @@ impl Tree for Merged {
         match self.place(node) {
             Place::Upper(node, _) => self.upper.read(node, offset, buf),
             Place::Lower(node) => self.lower.read(node, offset, buf),
+        }
+    }
+
+    fn host_file(&self, node: NodeId) -> Result<Option<OwnedFd>, Error> {
+        match self.place(node) {
+            Place::Upper(node, _) => self.upper.host_file(node),
+            Place::Lower(node) => self.lower.host_file(node),
+        }
+    }
+
+    fn prepare(&self, ranges: &[(NodeId, Range<u64>)]) {
+        let (mut upper, mut lower) = (Vec::new(), Vec::new());
+        for (node, range) in ranges {
+            match self.place(*node) {
+                Place::Upper(node, _) => upper.push((node, range.clone())),
+                Place::Lower(node) => lower.push((node, range.clone())),
+            }
+        }
+        self.upper.prepare(&upper);
+        self.lower.prepare(&lower);
+    }
+
+    fn origin(&self, node: NodeId) -> Option<(&dyn Tree, NodeId)> {
+        match self.place(node) {
+            Place::Upper(node, _) => self.upper.origin(node),
+            Place::Lower(node) => self.lower.origin(node),
         }
     }
 

@@ -4,6 +4,8 @@ use super::numbers::Numbers;
 use crate::view::UPPER_BIT;
 use siphon_image::tree::{Activity, Attr, Entry, Error, NodeId, Statistics, Tree, Xattr};
 use std::ffi::{OsStr, OsString};
+use std::ops::Range;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 #[derive(Debug)]
@@ -53,6 +55,19 @@ impl Tree for Renumbered {
 
     fn read(&self, node: NodeId, offset: u64, buf: &mut [u8]) -> Result<usize, Error> {
         self.inner.read(self.inner(node), offset, buf)
+    }
+
+    fn host_file(&self, node: NodeId) -> Result<Option<OwnedFd>, Error> {
+        self.inner.host_file(self.inner(node))
+    }
+
+    fn prepare(&self, ranges: &[(NodeId, Range<u64>)]) {
+        let inner: Vec<_> = ranges.iter().map(|(node, range)| (self.inner(*node), range.clone())).collect();
+        self.inner.prepare(&inner);
+    }
+
+    fn origin(&self, node: NodeId) -> Option<(&dyn Tree, NodeId)> {
+        self.inner.origin(self.inner(node))
     }
 
     fn xattrs(&self, node: NodeId) -> Result<Vec<Xattr>, Error> {

@@ -6,6 +6,7 @@ use rustix::io::Errno;
 use siphon_image::tree::{self, Activity, Attr, Entry, NodeId, Statistics, Tree, Xattr};
 use std::ffi::{OsStr, OsString};
 use std::io;
+use std::ops::Range;
 
 impl Tree for View {
     fn root(&self) -> NodeId {
@@ -42,6 +43,11 @@ impl Tree for View {
     fn read(&self, node: NodeId, offset: u64, buf: &mut [u8]) -> Result<usize, tree::Error> {
         let file = self.open(Ino(node.0), OpenMode::default()).map_err(outward)?;
         View::read(self, &file, offset, buf).map_err(outward)
+    }
+
+    fn prepare(&self, ranges: &[(NodeId, Range<u64>)]) {
+        let ranges: Vec<_> = ranges.iter().map(|(node, range)| (Ino(node.0), range.clone())).collect();
+        self.decode_ahead(&ranges);
     }
 
     fn origin(&self, node: NodeId) -> Option<(&dyn Tree, NodeId)> {

@@ -83,7 +83,6 @@ mod tests {
             image: image.into(),
             mount: "/run/root".into(),
             layer: "none".into(),
-            engine: None,
             writable: false,
             engine: None,
             started: 0,

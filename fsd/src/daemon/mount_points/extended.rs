@@ -163,6 +163,10 @@ impl Tree for Extended {
         }
     }
 
+    fn origin(&self, node: NodeId) -> Option<(&dyn Tree, NodeId)> {
+        self.below.origin(node)
+    }
+
     fn prepare(&self, ranges: &[(NodeId, Range<u64>)]) {
         self.below.prepare(ranges);
     }
