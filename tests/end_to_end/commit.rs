@@ -116,6 +116,7 @@ fn a_disk_that_is_full_leaves_the_old_image_and_nothing_else() {
 
     assert_eq!(failed.code, 255, "{failed}");
     assert!(failed.stderr.contains("cannot make final.sif: cannot write the image: File too large"), "{failed}");
+    environment.wait_for_daemons_to_leave();
     assert_eq!(names(&environment), ["final.sif", "sandbox"]);
     assert_eq!(std::fs::read_to_string(environment.work().join("final.sif")).unwrap(), "precious");
 }

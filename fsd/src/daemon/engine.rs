@@ -93,6 +93,9 @@ impl Helper {
         match (spec.engine, &spec.placement, &spec.layer) {
             (LayerEngine::Fuse, ..) => return Err("asked for".to_owned()),
             (_, Placement::HostMount(_), _) => return Err("a mount in the host's tree is made by FUSE".to_owned()),
+            (LayerEngine::Auto, _, Layer::Overlay(_)) => {
+                return Err("the kernel would leave the places that a run mounts on in the overlay".to_owned());
+            }
             (_, _, Layer::ReadOnly) => return Err("there is no layer".to_owned()),
             (_, _, Layer::Directory(_) | Layer::Overlay(_) | Layer::Temporary) => {}
         }

@@ -11,6 +11,9 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+/// `FUSE_SUPER_MAGIC` of `linux/magic.h`.
+const FUSE_MAGIC: u64 = 0x6573_5546;
+
 /// The directories of a layer as the kernel's overlayfs names them. The working directory, if it lies beside the layer,
 /// is taken away when this is dropped.
 #[derive(Debug)]
@@ -35,6 +38,9 @@ impl Upper {
         }
         if self.holds_links() {
             return Some("the layer has changed a file that has other names in the image");
+        }
+        if self.filesystem().is_ok_and(|(kind, _)| kind == FUSE_MAGIC) {
+            return Some("the filesystem of the layer is served by a program");
         }
         (self.form != Form::Device).then_some("the filesystem of the layer takes no device nodes as whiteouts")
     }
