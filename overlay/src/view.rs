@@ -196,19 +196,20 @@ impl View {
     }
 
     /// Gives all files of the layer that have only their attributes there the content that the image has, and those that
-    /// have only some of their names there all, so that the kernel's overlayfs can serve the layer. Returns how many there were. Nobody may change anything meanwhile.
+    /// have only some of their names there all, so that the kernel's overlayfs can serve the layer. Returns how many got
+    /// content. Nobody may change anything meanwhile.
     ///
     /// # Errors
     /// `EROFS` without a layer that can be written, or what the layer or the image says.
     pub fn complete(&self) -> Result<u64, Error> {
         let layer = self.layer()?;
+        let mut completed = if layer.upper.may_have_stubs() { self.complete_held(layer)? } else { 0 };
         if layer.upper.holds_links() {
             self.write_out_links(layer)?;
         }
         if !layer.upper.may_have_stubs() {
-            return Ok(0);
+            return Ok(completed);
         }
-        let mut completed = self.complete_held(layer)?;
         let mut pending = vec![Ino::ROOT];
         while let Some(directory) = pending.pop() {
             for entry in self.entries(directory)? {

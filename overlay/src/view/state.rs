@@ -437,6 +437,7 @@ impl State {
             self.node_mut(ino)?.orphan = orphan;
         }
         self.node_mut(ino)?.held = false;
+        self.held_stubs.remove(&ino);
         if let Some(links) = self.links.get_mut(&ino) {
             links.held = false;
         }

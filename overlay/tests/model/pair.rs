@@ -83,6 +83,11 @@ impl Pair {
         self.numbers.retain(|node, _| matches!(kinds.get(node), Some(Kind::File | Kind::Directory)));
     }
 
+    /// Expects other numbers from now on: what the kernel copies up has no note of whose copy it is.
+    pub(crate) fn forget_numbers(&mut self) {
+        self.numbers.clear();
+    }
+
     /// Gives all files their content, and closes.
     pub(crate) fn complete(&mut self) {
         self.view().complete().unwrap();
@@ -178,8 +183,9 @@ impl Pair {
     /// What needs open files or a whole listing is left out, and so is a rename that the kernel has no form for.
     pub(crate) fn apply_through(&mut self, merged: &OwnedFd, operation: &Operation) -> Result<(), String> {
         match operation {
-            Operation::Open(..) | Operation::CloseOpen(_) | Operation::List(_) => return Ok(()),
+            Operation::Open(..) | Operation::CloseOpen(_) | Operation::List(_) | Operation::Reopen => return Ok(()),
             Operation::WriteOpen(..) | Operation::ReadOpen(_) | Operation::StatOpen(_) => return Ok(()),
+            Operation::AllocateOpen(..) | Operation::ResizeOpen(..) => return Ok(()),
             _ => {}
         }
         let plain = std::mem::replace(&mut self.plain, merged.try_clone().unwrap());
