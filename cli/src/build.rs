@@ -22,7 +22,7 @@ use siphon_overlay::upper::Upper;
 use siphon_overlay::view::View;
 use std::fs::{File, Permissions};
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -61,7 +61,7 @@ pub fn image(
     let mut tree = opened.tree()?;
     if let Some(directory) = overlay {
         let context = || format!("cannot use the layer {}", directory.display());
-        let upper = Upper::open(&overlay_upper(directory)).with_context(context)?;
+        let upper = Upper::open_overlay_read_only(directory).with_context(context)?;
         tree = Arc::new(View::new(tree, Some(upper)).with_context(context)?);
     }
     let seconds = seconds(settings)?;
@@ -84,12 +84,6 @@ pub fn image(
 fn seconds(settings: &ImageSettings) -> anyhow::Result<u32> {
     let now = || SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
     Ok(settings.epoch_seconds.map_or_else(|| u32::try_from(now()), Ok)?)
-}
-
-/// Where in a directory for `--overlay` the layer is: apptainer has it beside a working directory.
-fn overlay_upper(directory: &Path) -> PathBuf {
-    let upper = directory.join("upper");
-    if upper.is_dir() && directory.join("work").is_dir() { upper } else { directory.to_owned() }
 }
 
 /// Whether the name asks for squashfs and nothing around it.

@@ -15,6 +15,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 
+/// The xattr of a program's capabilities (capabilities(7)).
+const CAPABILITY: &str = "security.capability";
+
 /// Bytes copied at once: as much as the largest squashfs block.
 const CHUNK_BYTES: usize = 1 << 20;
 /// Bytes that the kernel is asked to copy at once, so that a signal is soon heard.
@@ -101,8 +104,14 @@ fn fill(
 pub(crate) fn complete(upper: &Upper, lower: &dyn Tree, node: NodeId, object: BorrowedFd<'_>) -> Result<(), Error> {
     let before = host::attr_of(&host::stat(object)?);
     if before.size > 0 {
+        let capability = host::xattr(object, OsStr::new(CAPABILITY))?;
         let file = File::from(host::reopen(object, OFlags::WRONLY)?);
         copy_content(lower, node, &file, before.size)?;
+        // A write takes them away.
+        fs::chmod(host::path_of(object), Mode::from_raw_mode(before.mode.into()))?;
+        if let Some(capability) = capability {
+            set_xattr(object, OsStr::new(CAPABILITY), &capability)?;
+        }
     }
     set_times(object, before.atime, before.mtime)?;
     Ok(upper.unmark_stub(object)?)

@@ -5,7 +5,7 @@
 //! a layer's directory.
 //!
 //! Numbers of nodes have to be the same each time the stack is made, since a layer above writes them down: see
-//! [`Numbers`].
+//! `Numbers`.
 
 mod merged;
 mod numbers;

@@ -48,7 +48,7 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 /// The directory at the root of a layer that holds what is ours.
 pub const PRIVATE_NAME: &str = ".siphon";
@@ -81,6 +81,10 @@ pub struct Upper {
     next_temporary: AtomicU64,
     has_xattrs: bool,
     has_acls: bool,
+    /// Whether it may lie over any image: then nothing that is true of one image alone is noted in it, or believed.
+    is_portable: bool,
+    /// Whether this process is the only writer.
+    is_locked: Arc<AtomicBool>,
 }
 
 #[derive(Debug)]
@@ -114,7 +118,7 @@ impl Upper {
         let foreign = host::stat_at(work.as_fd(), OsStr::new(FOREIGN_WORK))?.is_some();
         let private = Private::open_if_allowed(work.as_fd())?;
         let upper = Self::with_private(files, work.as_fd(), private, foreign)?;
-        Ok(Self { overlay: Some(overlay), ..upper })
+        Ok(Self { overlay: Some(overlay), is_portable: true, ..upper })
     }
 
     /// Opens the layer in an overlay directory for reading only: its `upper`, or all of it where it has none. Nothing is
@@ -131,7 +135,8 @@ impl Upper {
         let work = part(OVERLAY_WORK)?;
         let has = |name| Ok::<_, io::Error>(host::stat_at(work.as_fd(), OsStr::new(name))?.is_some());
         let foreign = has(FOREIGN_WORK)? || !has(PRIVATE_NAME)?;
-        Self::with_private(part(OVERLAY_FILES)?, work.as_fd(), None, foreign)
+        let upper = Self::with_private(part(OVERLAY_FILES)?, work.as_fd(), None, foreign)?;
+        Ok(Self { is_portable: true, links: None, ..upper })
     }
 
     /// `foreign` says that another program may have written it, of which one writes markers without a note.
@@ -158,6 +163,8 @@ impl Upper {
             links,
             has_xattrs,
             has_acls,
+            is_portable: false,
+            is_locked: Arc::default(),
             form,
             markers: AtomicBool::new(markers),
             stubs: Arc::new(has_note(place, content::STUBS_NAME).into()),
@@ -198,7 +205,14 @@ impl Upper {
         lock.set_len(0)?;
         let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
         writeln!(lock, "process {} on {}", std::process::id(), host.trim())?;
-        self.clear_work()
+        self.clear_work()?;
+        if let (true, Some(links)) = (self.is_portable, &self.links) {
+            for left in host::list(links.as_fd())? {
+                fs::unlinkat(links, &left.name, AtFlags::empty())?;
+            }
+        }
+        self.is_locked.store(true, Ordering::Relaxed);
+        Ok(())
     }
 
     fn clear_work(&self) -> Result<(), Error> {
@@ -214,6 +228,11 @@ impl Upper {
 
     pub(crate) fn work(&self) -> Result<BorrowedFd<'_>, Errno> {
         Ok(self.private()?.work.as_fd())
+    }
+
+    /// Whether this process is the only writer.
+    pub(crate) fn is_locked(&self) -> bool {
+        self.is_locked.load(Ordering::Relaxed)
     }
 
     /// Whether xattrs can be kept at all.

@@ -3,7 +3,11 @@
 //! `SIPHON_MODEL_SEQUENCES` is how many sequences are run (2,000 by default), `SIPHON_MODEL_SEED` the first one's seed.
 //! `SIPHON_MODEL_DIRECTORY` is where: a filesystem of the kind to be tried. A failure prints seed and operations.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a test that cannot go on fails, or says that it was skipped"
+)]
 
 #[path = "model/operation.rs"]
 mod operation;

@@ -70,6 +70,7 @@ pub(super) fn write(
     let root = view.attr(Ino::ROOT)?.mtime;
     keep_deffile(&view, metadata)?;
     let Provenance { source, facts, arch, seconds } = provenance;
+    let source = &without_secrets(source);
     let deffile = format!("bootstrap: localimage\nfrom: {}\n\n", source.replace('\n', " "));
     put(&view, metadata, DEFFILE, &deffile, seconds)?;
     let mut labels = facts.labels.clone();
@@ -114,6 +115,15 @@ fn keep_deffile(view: &View, metadata: Ino) -> Result<(), Error> {
     view.rename(metadata, OsStr::new(DEFFILE), history, OsStr::new(&name), RenameMode::NoReplace)
 }
 
+/// A name of an image as others may read it: of a URL, no user, password, query or fragment.
+fn without_secrets(source: &str) -> String {
+    let Some((scheme, rest)) = source.split_once("://") else { return source.to_owned() };
+    let rest = rest.split(['?', '#']).next().unwrap_or_default();
+    let (authority, path) = rest.split_once('/').map_or((rest, None), |(authority, path)| (authority, Some(path)));
+    let host = authority.rsplit('@').next().unwrap_or_default();
+    path.map_or_else(|| format!("{scheme}://{host}"), |path| format!("{scheme}://{host}/{path}"))
+}
+
 /// Writes a file in place of what is there.
 fn put(view: &View, directory: Ino, name: &str, content: &str, seconds: u32) -> Result<(), Error> {
     let name = OsStr::new(name);
@@ -142,6 +152,19 @@ fn date(seconds: u32) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_source_is_named_without_what_only_its_reader_may_know() {
+        for (source, named) in [
+            ("image.sif", "image.sif"),
+            ("dir/what?.sif", "dir/what?.sif"),
+            ("https://host/x.sif?X-Amz-Signature=secret", "https://host/x.sif"),
+            ("https://user:token@host:8080/a@b/x.sif#part", "https://host:8080/a@b/x.sif"),
+            ("http://user@host", "http://host"),
+        ] {
+            assert_eq!(without_secrets(source), named);
+        }
+    }
 
     #[test]
     fn the_date_is_written_as_apptainer_does() {

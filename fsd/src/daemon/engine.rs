@@ -35,6 +35,9 @@ use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+/// `TMPFS_MAGIC` of `linux/magic.h`.
+const TMPFS_MAGIC: u64 = 0x0102_1994;
+
 /// Which engine a run asks for.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum LayerEngine {
@@ -122,7 +125,10 @@ impl Helper {
             order.trial = Some(place);
             self.child.act(&order)
         })?;
-        if let (Some(known), Some(trial)) = (&known, &done.trial) {
+        // What fails at work may have failed for want of space: it is tried again.
+        if let (Some(known), Some(trial)) = (&known, &done.trial)
+            && trial.as_ref().err().is_none_or(|reason| !reason.starts_with(trial::FAILS_AT_WORK))
+        {
             write_trial(known, trial);
         }
         done.trial.unwrap_or(Ok(()))?;
@@ -207,6 +213,8 @@ fn serve_directory(source: &Path, target: &Path) -> io::Result<std::thread::Join
 /// Where the outcome of a trial on the filesystem of `upper` is written down; `None` if that cannot be told.
 fn known_trial(directory: &Path, upper: &Upper, ids: &str) -> Option<PathBuf> {
     let (kind, device) = upper.filesystem().ok()?;
+    // The number of one in memory is soon another's.
+    let device = if kind == TMPFS_MAGIC { 0 } else { device };
     let kernel = fs::read_to_string("/proc/version").ok()?;
     let text = format!("{} {kernel} {kind:x} {device:x} {ids}", env!("CARGO_PKG_VERSION"));
     let digest: String = Sha256::digest(text).iter().take(8).map(|byte| format!("{byte:02x}")).collect();

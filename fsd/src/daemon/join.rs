@@ -81,8 +81,16 @@ fn join_writer(spec: &Spec, runtime_dir: &Path) -> Result<Option<Joined>, Daemon
     let is_run = spec.placement == Placement::InNamespace && spec.overlays.is_empty();
     match (Locator::parse(&spec.image)?, &spec.layer) {
         (Locator::File(path), Layer::ReadOnly) if is_run => {
-            let writer = Spec { layer: Layer::Overlay(path), ..spec.clone() };
-            Ok(attach(&StateDirectory::of(&writer, runtime_dir)?).ok())
+            for engine in [LayerEngine::Auto, LayerEngine::Kernel, LayerEngine::Fuse] {
+                let writer = Spec { layer: Layer::Overlay(path.clone()), engine, ..spec.clone() };
+                let state = StateDirectory::of(&writer, runtime_dir)?;
+                if state.is_private()
+                    && let Ok(joined) = attach(&state)
+                {
+                    return Ok(Some(joined));
+                }
+            }
+            Ok(None)
         }
         _ => Ok(None),
     }

@@ -64,10 +64,15 @@ impl StateDirectory {
         let overlays: Vec<_> = overlays.collect::<Result<_, crate::locator::Error>>()?;
         // A daemon that was started in another container sees other files under the same names.
         let namespaces = namespaces::identity().map_err(failed)?;
+        // One that was made anew under its name is another overlay.
+        let written = match &spec.layer {
+            Layer::Overlay(path) => fs::metadata(path).ok().map(|data| (data.dev(), data.ino())),
+            Layer::ReadOnly | Layer::Temporary | Layer::Directory(_) => None,
+        };
         let distinguishing = (
             (PROTOCOL_VERSION, env!("CARGO_PKG_VERSION"), namespaces),
             (name, identity, overlays),
-            (layer, &spec.ids, &spec.scope, &spec.placement, spec.engine),
+            (layer, written, &spec.ids, &spec.scope, &spec.placement, spec.engine),
         );
         let text = serde_json::to_vec(&distinguishing).map_err(|error| failed(error.into()))?;
         let digest = Sha256::digest(&text);
@@ -86,9 +91,15 @@ impl StateDirectory {
         all
     }
 
-    /// Those in `runtime_dir`.
+    /// Whether it is there, in a directory that is ours alone, and ours alone itself: others could put sockets of theirs
+    /// where they can write.
+    pub(super) fn is_private(&self) -> bool {
+        self.path.parent().is_some_and(is_private) && is_private(&self.path)
+    }
+
+    /// Those in `runtime_dir`; none if others could meddle with it.
     pub(super) fn all(runtime_dir: &Path) -> Vec<Self> {
-        let entries = fs::read_dir(runtime_dir).into_iter().flatten();
+        let entries = is_private(runtime_dir).then(|| fs::read_dir(runtime_dir)).into_iter().flatten().flatten();
         let paths = entries.filter_map(|entry| Some(entry.ok()?.path()));
         let is_state = |path: &PathBuf| path.is_dir() && path.file_name().is_some_and(is_key);
         paths.filter(is_state).map(|path| Self { path }).collect()
@@ -249,6 +260,12 @@ fn is_listened_to(socket: &Path) -> bool {
         rustix::net::connect(&stream, &SocketAddrUnix::new(socket)?)
     };
     !matches!(connect(), Err(Errno::CONNREFUSED | Errno::NOENT))
+}
+
+/// Whether `path` is a directory of ours that nobody else can enter.
+fn is_private(path: &Path) -> bool {
+    let uid = rustix::process::geteuid().as_raw();
+    fs::symlink_metadata(path).is_ok_and(|data| data.is_dir() && data.uid() == uid && data.mode() & 0o077 == 0)
 }
 
 /// Makes `path` with mode 0700 if it is missing, and makes sure that it is ours and nobody else can enter it.

@@ -15,6 +15,7 @@ use rustix::thread::{
 use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
 use std::io;
+use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
@@ -187,7 +188,8 @@ impl ExtImage<'_> {
             options.push_str(",ro");
         }
         let mut command = Command::new("fuse2fs");
-        command.arg(self.path).arg(place).args(["-o", &options]);
+        // By the locked descriptor, whatever lies at the path by now; nor are characters of the path options then.
+        command.arg(format!("/proc/self/fd/{}", lock.as_raw_fd())).arg(place).args(["-o", &options]);
         let inherited = |flags| {
             fcntl_setfd(lock, flags).map_err(|errno| Error::Open { path: self.path.into(), source: errno.into() })
         };

@@ -5,6 +5,7 @@ use parking_lot::RwLock;
 use siphon_image::tree::{Activity, Attr, Entry, Error, Kind, NodeId, Statistics, Tree, Xattr};
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::{OsStr, OsString};
+use std::io;
 use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -130,6 +131,10 @@ impl Tree for Merged {
 
     fn read(&self, node: NodeId, offset: u64, buf: &mut [u8]) -> Result<usize, Error> {
         match self.place(node) {
+            // A copy of attributes alone: its content was in the image that the layer was written over.
+            Place::Upper(node, _) if self.says(node, "metacopy", None)? => {
+                Err(io::Error::other("the layer has only the attributes of this file").into())
+            }
             Place::Upper(node, _) => self.upper.read(node, offset, buf),
             Place::Lower(node) => self.lower.read(node, offset, buf),
         }
@@ -137,6 +142,7 @@ impl Tree for Merged {
 
     fn host_file(&self, node: NodeId) -> Result<Option<OwnedFd>, Error> {
         match self.place(node) {
+            Place::Upper(node, _) if self.says(node, "metacopy", None)? => Ok(None),
             Place::Upper(node, _) => self.upper.host_file(node),
             Place::Lower(node) => self.lower.host_file(node),
         }
@@ -156,6 +162,7 @@ impl Tree for Merged {
 
     fn origin(&self, node: NodeId) -> Option<(&dyn Tree, NodeId)> {
         match self.place(node) {
+            Place::Upper(node, _) if self.says(node, "metacopy", None).unwrap_or(true) => None,
             Place::Upper(node, _) => self.upper.origin(node),
             Place::Lower(node) => self.lower.origin(node),
         }

@@ -10,6 +10,8 @@
 //! follows neither: it refuses such a file with `EPERM`, so that nothing reads zeros. A layer that may hold stubs has
 //! `.siphon/stubs`; [`crate::view::View::complete`] gives them their data and takes that file away.
 //!
+//! An overlay directory has none of these, since it may be used with another image later: a stub in one is an error.
+//!
 //! A stub's length is its own. Where it is shorter than the image's file, a crash came between cutting and filling it.
 
 use super::Upper;
@@ -43,10 +45,15 @@ impl Upper {
         if !self.has_xattrs {
             return Ok(Origin::default());
         }
-        let Some(value) = host::xattr_at(directory, name, OsStr::new(ORIGIN))? else { return Ok(Origin::default()) };
+        let is_stub = host::xattr_at(directory, name, OsStr::new(METACOPY))?.is_some();
+        if self.is_portable {
+            // Of which image its content would be, nobody knows.
+            return if is_stub { Err(Errno::IO.into()) } else { Ok(Origin::default()) };
+        }
+        let value = host::xattr_at(directory, name, OsStr::new(ORIGIN))?.unwrap_or_default();
         let node = std::str::from_utf8(&value).ok().and_then(|text| text.parse().ok()).map(NodeId);
         let mut content = None;
-        if self.stubs.load(Ordering::Relaxed) && host::xattr_at(directory, name, OsStr::new(METACOPY))?.is_some() {
+        if is_stub {
             let path = host::xattr_at(directory, name, OsStr::new(REDIRECT))?.unwrap_or_default();
             let names = path.split(|byte| *byte == b'/').filter(|name| !name.is_empty());
             content = Some(names.map(|name| OsString::from_vec(name.to_vec())).collect());
@@ -56,7 +63,7 @@ impl Upper {
 
     /// Notes that `object` in `work` is a copy of `node`; nothing where there are no xattrs.
     pub(crate) fn set_origin(&self, object: BorrowedFd<'_>, node: NodeId) -> Result<(), Errno> {
-        if !self.has_xattrs {
+        if !self.has_xattrs || self.is_portable {
             return Ok(());
         }
         match fs::setxattr(host::path_of(object), ORIGIN, node.0.to_string().as_bytes(), XattrFlags::empty()) {
@@ -69,7 +76,7 @@ impl Upper {
     /// Makes `object`, a file in `work` of the right length, a stub of the image's file at `path`. `false` if this
     /// filesystem cannot keep the marks; the content has to be copied then.
     pub(crate) fn mark_stub(&self, object: BorrowedFd<'_>, path: &[OsString]) -> Result<bool, Errno> {
-        if !self.has_xattrs {
+        if !self.has_xattrs || self.is_portable {
             return Ok(false);
         }
         if !self.stubs.load(Ordering::Relaxed) {

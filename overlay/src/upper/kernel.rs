@@ -68,6 +68,11 @@ impl Upper {
         }
         let name = OsString::from(format!(".siphon-work-{}", stat.st_ino));
         let work = made(parent.as_fd(), &name)?;
+        let made = host::stat(work.as_fd())?;
+        // Others may write to the directory above.
+        if made.st_uid != rustix::process::geteuid().as_raw() || made.st_mode & 0o022 != 0 {
+            return Err(Errno::PERM.into());
+        }
         Ok(KernelDirectories { upper, work, beside: Some((parent, name)) })
     }
 
@@ -97,6 +102,8 @@ impl Upper {
             private: private.transpose()?,
             overlay: self.overlay.as_ref().map(OwnedFd::try_clone).transpose()?,
             links: self.links.as_ref().map(OwnedFd::try_clone).transpose()?,
+            is_portable: self.is_portable,
+            is_locked: self.is_locked.clone(),
             has_xattrs: self.has_xattrs,
             has_acls: self.has_acls,
             form: self.form,

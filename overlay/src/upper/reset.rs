@@ -23,6 +23,9 @@ pub enum ResetError {
     /// One of the directories above it does not show what the image has.
     #[error("{} was removed or replaced as a whole in the layer; put that back", .0.display())]
     Replaced(PathBuf),
+    /// It is one of several names of a file of the image.
+    #[error("{} has other names in the image, which show the change too; write the former content to it", .0.display())]
+    Linked(PathBuf),
     /// The layer failed.
     #[error(transparent)]
     Layer(#[from] Error),
@@ -52,6 +55,11 @@ impl Upper {
         }
         if let Place::Absent = self.place(directory.as_fd(), last).map_err(Error::from)? {
             return Ok(Reset::Unchanged);
+        }
+        if let Some(node) = self.origin(directory.as_fd(), last).ok().and_then(|origin| origin.node)
+            && self.links().map_err(Error::from)?.contains_key(&node)
+        {
+            return Err(ResetError::Linked(std::iter::once("/".into()).chain(names.to_vec()).collect()));
         }
         self.remove(directory.as_fd(), last).map_err(Error::from)?;
         self.unmark(directory.as_fd(), last).map_err(Error::from)?;

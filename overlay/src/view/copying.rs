@@ -114,7 +114,12 @@ impl View {
                 _ => None,
             }
         };
-        if size.is_some() { self.copy_up(ino, WHOLE) } else { Ok(()) }
+        match size {
+            None => Ok(()),
+            Some(_) if layer.upper.is_locked() => self.copy_up(ino, WHOLE),
+            // What is only read must not change, and the layer's writer may be at it.
+            Some(_) => Err(Errno::IO.into()),
+        }
     }
 
     /// Copies the directory `ino` and those above it, without their content, as far as the layer lacks them.

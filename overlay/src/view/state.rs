@@ -270,6 +270,13 @@ impl State {
         if let Some(stat) = &found.upper {
             node.up = true;
             node.key = Some(key_of(stat));
+            if !node.held && node.stub != found.stub {
+                // Its writer is another process.
+                node.stub = found.stub;
+                if let Some(copied) = &node.copied {
+                    copied.store(!found.stub, Ordering::Release);
+                }
+            }
         }
         let up = found.upper.is_some();
         if let Some(known) = node.names.iter_mut().find(|known| known.parent == parent && known.name == name) {
@@ -381,7 +388,7 @@ impl State {
     /// Counts a name in the image that no longer stands for its file `ino`, which has `total` there.
     pub(super) fn name_gone(&mut self, upper: &Upper, ino: Ino, total: u32) -> Result<(), Error> {
         let links = self.links.entry(ino).or_insert(Links { total, gone: 0, held: false });
-        links.gone += 1;
+        links.gone = links.gone.saturating_add(1);
         let links = *links;
         if links.total > 1 {
             upper.count_gone(lower_node(ino), &links)?;

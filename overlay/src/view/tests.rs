@@ -5,7 +5,7 @@ use rustix::io::Errno;
 use siphon_image::directory::Directory;
 use siphon_image::tree::Kind;
 use std::ffi::OsStr;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::PathBuf;
 
 struct Test {
@@ -361,7 +361,13 @@ fn a_stub_that_a_crash_left_cut_has_no_more_than_its_length() {
     t.view.set_attr(f, &SetAttr { mode: Some(0o600), ..SetAttr::default() }).unwrap();
     std::fs::OpenOptions::new().write(true).open(t.upper.join("f")).unwrap().set_len(3).unwrap();
 
-    let view = reopened(&t);
+    let reader = reopened(&t);
+    let f = find(&reader, "f").unwrap();
+    assert!(reader.open(f, OpenMode::default()).is_err(), "who may not write mends nothing");
+
+    let upper = Upper::open(&t.upper).unwrap();
+    upper.lock_exclusive().unwrap();
+    let view = View::new(Arc::new(Directory::open(&t.lower).unwrap()), Some(upper)).unwrap();
     let f = find(&view, "f").unwrap();
 
     assert_eq!(view.attr(f).unwrap().size, 3);
@@ -512,4 +518,51 @@ fn a_default_acl_is_inherited_and_overrules_the_umask() {
     assert_eq!(t.view.xattr(inner, OsStr::new("system.posix_acl_default")).unwrap(), Some(acl));
     assert_eq!(t.view.attr(plain).unwrap().mode, 0o600);
     assert_eq!(std::fs::read_dir(t.upper.join(".siphon/work")).unwrap().count(), 0);
+}
+
+#[test]
+fn a_stub_is_known_without_the_notes_of_its_layer() {
+    let t = test(|lower| std::fs::write(lower.join("f"), b"content").unwrap());
+    let f = find(&t.view, "f").unwrap();
+    t.view.set_attr(f, &SetAttr { mode: Some(0o4755), ..SetAttr::default() }).unwrap();
+    std::fs::remove_file(t.upper.join(".siphon/stubs")).unwrap();
+    rustix::fs::removexattr(t.upper.join("f"), "user.overlay.siphon.origin").unwrap();
+
+    let again = reopened(&t);
+    let f = find(&again, "f").unwrap();
+    let file = again.open(f, OpenMode::default()).unwrap();
+    let mut buf = [0; 7];
+
+    assert_eq!(again.read(&file, 0, &mut buf).unwrap(), 7);
+    assert_eq!(&buf, b"content");
+}
+
+#[test]
+fn a_stub_in_an_overlay_directory_is_an_error_and_never_zeros() {
+    let (lower, overlay) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    std::fs::write(lower.path().join("f"), b"content").unwrap();
+    let open = || Upper::open_overlay(overlay.path()).unwrap();
+    let view = |upper| View::new(Arc::new(Directory::open(lower.path()).unwrap()), Some(upper)).unwrap();
+    let first = view(open());
+    let f = find(&first, "f").unwrap();
+    first.set_attr(f, &SetAttr { mode: Some(0o600), ..SetAttr::default() }).unwrap();
+    let copy = overlay.path().join("upper/f");
+    assert_eq!(std::fs::read(&copy).unwrap(), b"content", "a layer for any image has all of its content");
+    assert!(rustix::fs::getxattr(&copy, "user.overlay.siphon.origin", &mut [0; 64][..]).is_err());
+
+    rustix::fs::setxattr(&copy, "user.overlay.metacopy", b"", rustix::fs::XattrFlags::empty()).unwrap();
+
+    assert!(find(&view(open()), "f").is_err());
+    assert!(find(&view(Upper::open_overlay_read_only(overlay.path()).unwrap()), "f").is_err());
+}
+
+#[test]
+fn completing_a_file_leaves_its_mode_as_it_is() {
+    let t = test(|lower| std::fs::write(lower.join("f"), b"content").unwrap());
+    let f = find(&t.view, "f").unwrap();
+    t.view.set_attr(f, &SetAttr { mode: Some(0o6755), ..SetAttr::default() }).unwrap();
+
+    t.view.complete().unwrap();
+
+    assert_eq!(std::fs::metadata(t.upper.join("f")).unwrap().permissions().mode() & 0o7777, 0o6755);
 }

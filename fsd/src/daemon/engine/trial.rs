@@ -8,6 +8,9 @@ use std::io::{self, Write};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
+/// How the reason begins where it was mounted and something went wrong then.
+pub(super) const FAILS_AT_WORK: &str = "overlayfs over FUSE fails at work";
+
 /// Content of the files below.
 const CONTENT: &str = "lower\n";
 
@@ -18,10 +21,12 @@ pub(super) fn on<T>(layer: &Upper, act: impl FnOnce(PathBuf) -> Result<T, String
     let lower = place.join("lower");
     let served = prepare(&place).and_then(|()| serve_directory(&place.join("source"), &lower));
     let session = served.map_err(|error| format!("cannot prepare a trial: {error}"))?;
+    let merged = place.join("merged");
     let result = act(place);
     match mounts::detach(&lower) {
-        // The last mount of the filesystem is gone, so its session ends.
-        Ok(()) => drop(session.join()),
+        // The last mount of the filesystem is gone, so its session ends. A helper that died may have left another one.
+        Ok(()) if result.is_ok() => drop(session.join()),
+        Ok(()) => drop(mounts::detach(&merged)),
         Err(error) => tracing::debug!("a trial stays mounted: {error}"),
     }
     if let Err(error) = scratch.remove() {
@@ -54,7 +59,7 @@ pub(super) fn run(place: &Path) -> Result<(), String> {
         mount.mount().map_err(|error| format!("the kernel refuses overlayfs over FUSE: {}", chain(&error)))?;
         let result = step(&mount.target);
         let unmounted = mounts::detach(&mount.target);
-        result.map_err(|error| format!("overlayfs over FUSE fails at work: {error}"))?;
+        result.map_err(|error| format!("{FAILS_AT_WORK}: {error}"))?;
         unmounted.map_err(|error| chain(&error))?;
     }
     let whiteout = fs::symlink_metadata(place.join("upper/unlinked")).map(|data| data.file_type().is_char_device());

@@ -190,6 +190,9 @@ fn serve_by_kernel(
     if let Some(reason) = parts.upper.foreign_to_kernel() {
         return Err(reason.to_owned());
     }
+    if let (Layer::Directory(_), Ids::Root(_)) = (&spec.layer, &spec.ids) {
+        return Err("root in the container could change what siphon notes down in the sandbox".to_owned());
+    }
     let directories = parts.upper.kernel_directories();
     let directories =
         directories.map_err(|error| format!("overlayfs has no place beside the layer to work in: {error}"))?;
@@ -214,9 +217,9 @@ fn serve_by_kernel(
     let result = served.and_then(|serving| match helper.mount(&parts.upper, overlay) {
         Ok(()) => Ok(serving),
         Err(reason) => {
+            // A helper that died may have mounted. What serves the image ends with its last mount.
+            let _ = mounts::detach(merged.target);
             discard_directory(&lower);
-            // Its last mount is gone.
-            let _ = serving.session.join();
             Err(reason)
         }
     });
