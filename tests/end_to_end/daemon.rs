@@ -252,6 +252,7 @@ fn the_next_start_takes_away_what_a_killed_daemon_left() {
     // Its program has lost its files.
     forgetful.kill().unwrap();
     forgetful.wait().unwrap();
+    environment.wait_for_daemons_to_leave();
     assert_eq!(states(), 1);
 
     let next = running(&environment);
