@@ -180,20 +180,20 @@ class Fio(Work):
             raise Failure("the image has no file of 1 MiB or more")
 
     def measure(self, peer):
-        files = ":".join(str(peer.root / name).replace(":", "\\:") for name in self.image.big_files)
+        files = ":".join(str(name).replace(":", "\\:") for name in self.image.big_files)
         for size in self.sizes:
             for jobs in self.jobs:
                 self.start(peer)
                 machine.run(["fio", "--version"])
-                yield self.row(f"{size}, {jobs} jobs, cold", "IOPS"), self.reads_a_second(files, size, jobs)
+                yield self.row(f"{size}, {jobs} jobs, cold", "IOPS"), self.reads_a_second(peer.root, files, size, jobs)
 
-    def reads_a_second(self, files, size, jobs):
+    def reads_a_second(self, root, files, size, jobs):
         """Runs fio through the page cache, which is what programs do."""
         words = [
             "fio", "--name=random", "--thread", "--group_reporting", "--output-format=json", "--readonly",
             "--ioengine=psync", "--direct=0", "--invalidate=0", "--fadvise_hint=0", "--rw=randread", "--norandommap",
             "--file_service_type=random", "--randseed=1", "--time_based", f"--runtime={self.seconds}",
-            f"--bs={size}", f"--numjobs={jobs}", f"--filename={files}",
+            f"--bs={size}", f"--numjobs={jobs}", f"--directory={root}", f"--filename={files}",
         ]
         printed = machine.run(machine.as_user(words, reads_everything=True))
         (job,) = json.loads(printed[printed.index("{") :])["jobs"]
