@@ -6,7 +6,7 @@
 mod ahead;
 mod convert;
 
-use crate::errno::{errno, is_failure};
+use crate::errno::{chain, errno, is_failure};
 use crate::fs::{Caller, Error, FileSystem, Listed, Node, XattrReply};
 use ahead::ReadAhead;
 use convert::{attr_out, kind_out, made_with, mode_in, node_kind, open_in, permissions, set_time};
@@ -171,18 +171,6 @@ impl Adaptor {
         // Nothing is held back until close, so that a flush would be a message for nothing.
         keep | FopenFlags::FOPEN_NOFLUSH
     }
-}
-
-/// The error and what caused it, on one line.
-fn chain(error: &Error) -> String {
-    let mut line = error.to_string();
-    let mut source = std::error::Error::source(error);
-    while let Some(cause) = source {
-        line.push_str(": ");
-        line.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    line
 }
 
 fn first_bytes(buffer: &mut Vec<u8>, count: usize) -> &mut [u8] {

@@ -18,6 +18,7 @@ mod trial;
 use super::state::StateDirectory;
 use super::{Ids, Layer, Placement, Spec};
 use crate::control::{Engine, EngineName};
+use crate::errno::chain;
 use crate::fs::{FileSystem, Options, Owners, Xattrs};
 use crate::fuse::Mounted;
 use crate::metrics::Counters;
@@ -170,10 +171,6 @@ fn make(mount: &OverlayMount, cover: Option<&Path>) -> Result<(), String> {
         let _ = mounts::detach(&mount.target);
         chain(&error)
     })
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    super::serve::chain(error)
 }
 
 /// How other processes of ours follow a descriptor of this one.

@@ -8,6 +8,7 @@ use super::join::Ready;
 use super::state::StateDirectory;
 use super::traces::Traces;
 use super::{DaemonError, Placement, Spec};
+use crate::errno::chain;
 use crate::sys::{mounts, processes};
 use conversation::Shared;
 use nix::sys::signal::{SigSet, Signal};
@@ -63,18 +64,6 @@ fn report(ready: &mut File, message: &Ready) {
     if let Err(error) = sent {
         tracing::warn!("nobody waits for this daemon: {error}");
     }
-}
-
-/// An error and what caused it, on one line.
-pub(super) fn chain(error: &dyn std::error::Error) -> String {
-    let mut line = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        line.push_str(": ");
-        line.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    line
 }
 
 /// Everything that the main thread holds.

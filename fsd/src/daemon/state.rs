@@ -9,7 +9,7 @@ use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with};
 use sha2::{Digest, Sha256};
 use std::ffi::OsStr;
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::fs::{self, DirBuilder, File, Metadata, OpenOptions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -264,8 +264,11 @@ fn is_listened_to(socket: &Path) -> bool {
 
 /// Whether `path` is a directory of ours that nobody else can enter.
 fn is_private(path: &Path) -> bool {
-    let uid = rustix::process::geteuid().as_raw();
-    fs::symlink_metadata(path).is_ok_and(|data| data.is_dir() && data.uid() == uid && data.mode() & 0o077 == 0)
+    fs::symlink_metadata(path).is_ok_and(|data| is_ours_alone(&data))
+}
+
+fn is_ours_alone(data: &Metadata) -> bool {
+    data.is_dir() && data.uid() == rustix::process::geteuid().as_raw() && data.mode() & 0o077 == 0
 }
 
 /// Makes `path` with mode 0700 if it is missing, and makes sure that it is ours and nobody else can enter it.
@@ -280,9 +283,8 @@ fn private_directory(path: &Path) -> Result<(), DaemonError> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         data => data.map_err(failed)?,
     };
-    let uid = rustix::process::geteuid().as_raw();
-    if !data.is_dir() || data.uid() != uid || data.mode() & 0o077 != 0 {
-        return Err(DaemonError::Unsafe { path: path.into(), uid });
+    if !is_ours_alone(&data) {
+        return Err(DaemonError::Unsafe { path: path.into(), uid: rustix::process::geteuid().as_raw() });
     }
     Ok(())
 }

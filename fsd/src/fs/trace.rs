@@ -34,9 +34,6 @@ const MAX_FOLLOWERS: usize = 16;
 /// wanted each time.
 const MAX_SKIP: usize = 64;
 
-/// Requests one after the other that make a follower.
-const MIN_REQUESTS: usize = 2;
-
 /// Half of how far the first batch reaches, and how far batches reach beyond the program at most, in bytes.
 const FIRST_REACH_BYTES: u64 = 256 << 10;
 const MAX_REACH_BYTES: u64 = 16 << 20;
@@ -89,7 +86,6 @@ struct Follower {
     /// The first one that is not being made ready yet.
     ready: usize,
     reach_bytes: u64,
-    requests: usize,
 }
 
 impl Trace {
@@ -145,14 +141,14 @@ impl Trace {
         let Some(index) = index else {
             self.followers.truncate(MAX_FOLLOWERS - 1);
             let next = place + 1;
-            self.followers.insert(0, Follower { next, ready: next, reach_bytes: FIRST_REACH_BYTES, requests: 1 });
+            self.followers.insert(0, Follower { next, ready: next, reach_bytes: FIRST_REACH_BYTES });
             return None;
         };
         self.followers[..=index].rotate_right(1);
         let mut follower = self.followers[0];
         let batches = self.follow(&mut follower, place);
         self.followers[0] = follower;
-        batches
+        Some(batches)
     }
 
     fn place_of(&self, ino: Ino, start: u64) -> Option<usize> {
@@ -190,15 +186,11 @@ impl Trace {
     }
 
     /// What is due now that the program asked for the piece at `place`.
-    fn follow(&mut self, follower: &mut Follower, place: usize) -> Option<Vec<Batch>> {
+    fn follow(&mut self, follower: &mut Follower, place: usize) -> Vec<Batch> {
         follower.next = follower.next.max(place + 1);
-        follower.requests += 1;
-        if follower.requests < MIN_REQUESTS {
-            return None;
-        }
         follower.ready = follower.ready.max(follower.next);
         follower.reach_bytes = (2 * follower.reach_bytes).min(MAX_REACH_BYTES);
-        let Some(here) = self.bytes_before.get(follower.next) else { return Some(Vec::new()) };
+        let Some(here) = self.bytes_before.get(follower.next) else { return Vec::new() };
         let reach = here + follower.reach_bytes;
         let mut batches = Vec::new();
         while self.bytes_before.get(follower.ready).is_some_and(|bytes| *bytes < reach) {
@@ -216,7 +208,7 @@ impl Trace {
                 batches.push(batch);
             }
         }
-        Some(batches)
+        batches
     }
 }
 

@@ -1,6 +1,7 @@
 //! Whether the kernel's overlayfs does over FUSE what programs do with files.
 
-use super::{chain, path_of, serve_directory};
+use super::{path_of, serve_directory};
+use crate::errno::chain;
 use crate::sys::mounts::{self, OverlayMount};
 use siphon_overlay::upper::Upper;
 use std::fs::{self, File, OpenOptions};

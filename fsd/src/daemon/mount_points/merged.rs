@@ -2,7 +2,7 @@
 
 use super::super::{DaemonError, Joined};
 use crate::control::{self, MountPointKind};
-use crate::daemon::serve::chain;
+use crate::errno::chain;
 use crate::sys::namespaces;
 use crate::sys::processes::stand_by;
 use nix::sys::stat::{Mode as Umask, umask};

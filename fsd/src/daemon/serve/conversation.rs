@@ -3,6 +3,7 @@
 use super::images::Images;
 use crate::control::{self, Attached, Reply, Request, Status};
 use crate::daemon::mount_points::{self, Extended, Places};
+use crate::errno::chain;
 use crate::fs::FileSystem;
 use crate::fuse::Notifier;
 use crate::identity;
@@ -115,17 +116,17 @@ impl Shared {
                 let places = Places { view: &self.view, extended: self.extended.as_deref(), notifier: &self.notifier };
                 let made: Result<Vec<_>, _> =
                     points.iter().map(|(path, kind)| mount_points::make(places, path, *kind)).collect();
-                made.map_or_else(|error| Reply::Failed(super::chain(&error)), Reply::MountPoints)
+                made.map_or_else(|error| Reply::Failed(chain(&error)), Reply::MountPoints)
             }
             Request::Image(image) => match self.images.place(&image) {
                 Ok(place) => Reply::Image(place),
-                Err(error) => Reply::Failed(super::chain(&error)),
+                Err(error) => Reply::Failed(chain(&error)),
             },
             Request::Leave => self.leave(),
             Request::Pretend => Reply::Pretending,
             Request::Libraries(wanted) => match self.merged() {
                 Ok(view) => Reply::Libraries(libraries::present(view.as_ref(), &wanted)),
-                Err(error) => Reply::Failed(super::chain(&error)),
+                Err(error) => Reply::Failed(chain(&error)),
             },
             Request::Status => Reply::Status(Box::new(self.status())),
         }
@@ -139,7 +140,7 @@ impl Shared {
         };
         let attached = match self.attached() {
             Ok(attached) => attached,
-            Err(error) => return Reply::Failed(super::chain(&error)),
+            Err(error) => return Reply::Failed(chain(&error)),
         };
         self.clients.lock().push(Arc::new(pidfd));
         Reply::Attached(Box::new(attached))

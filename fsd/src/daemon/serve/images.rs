@@ -5,6 +5,7 @@
 
 use crate::control::{DataImage, DataPlace, MountPointKind};
 use crate::daemon::DaemonError;
+use crate::errno::chain;
 use crate::fs::{FileSystem, Options, Owners, Xattrs};
 use crate::fuse::Mounted;
 use crate::locator::{self, Locator};
@@ -115,7 +116,7 @@ impl Images {
     pub(super) fn detach(&self) {
         for DataMount { place, .. } in self.mounted.lock().iter() {
             if let Err(error) = mounts::detach(place) {
-                tracing::warn!("{}", super::chain(&error));
+                tracing::warn!("{}", chain(&error));
             }
         }
     }

@@ -10,6 +10,7 @@ use crate::daemon::mount_points::Extended;
 use crate::daemon::state::StateDirectory;
 use crate::daemon::traces::Traces;
 use crate::daemon::{DaemonError, Ids, Layer, Placement, Spec};
+use crate::errno::chain;
 use crate::fs::{FileSystem, Options, Owners, Xattrs};
 use crate::fuse::{Mounted, Notifier};
 use crate::layers::{Mounts, Overlay};
@@ -197,13 +198,13 @@ fn serve_by_kernel(
     let directories =
         directories.map_err(|error| format!("overlayfs has no place beside the layer to work in: {error}"))?;
     let (upper, work) = (engine::path_of(directories.upper()), engine::path_of(directories.work()));
-    let view = View::new(parts.lower.clone(), None).map_err(|error| super::chain(&error))?;
+    let view = View::new(parts.lower.clone(), None).map_err(|error| chain(&error))?;
     let filesystem = engine::below(Arc::new(view), owners, Arc::default(), spec.ids == Ids::Host);
     let lower = state.lower();
-    make_directory(&lower).map_err(|error| super::chain(&error))?;
+    make_directory(&lower).map_err(|error| chain(&error))?;
     let mount = FuseMount { target: &lower, read_only: true, ..merged.clone() };
     let (uid, gid) = (geteuid().as_raw(), getegid().as_raw());
-    let served = mount.mount(uid, gid).map_err(|error| super::chain(&error)).and_then(|device| {
+    let served = mount.mount(uid, gid).map_err(|error| chain(&error)).and_then(|device| {
         serve(filesystem, device, workers, (directories, mounts)).map_err(|error| error.to_string())
     });
     let overlay = OverlayMount {
@@ -408,8 +409,8 @@ fn below(
 
 /// The layer, ours alone to write; or why not.
 fn writable_upper(directory: &Path) -> Result<Upper, String> {
-    let upper = Upper::open(directory).map_err(|error| super::chain(&error))?;
-    upper.lock_exclusive().map_err(|error| super::chain(&error))?;
+    let upper = Upper::open(directory).map_err(|error| chain(&error))?;
+    upper.lock_exclusive().map_err(|error| chain(&error))?;
     Ok(upper)
 }
 
