@@ -6,6 +6,10 @@
 
 #![expect(clippy::unwrap_used, clippy::print_stdout, reason = "a test that cannot go on fails, and its victim reports")]
 
+#[path = "model/random.rs"]
+mod random;
+
+use random::Random;
 use siphon_image::directory::Directory;
 use siphon_image::tree::{Kind, Tree};
 use siphon_overlay::upper::Upper;
@@ -26,19 +30,6 @@ const WRITE: OpenMode = OpenMode { write: true, append: false, truncate: false }
 
 fn number(variable: &str, default: u64) -> u64 {
     std::env::var(variable).ok().map_or(default, |text| text.parse().unwrap())
-}
-
-/// SplitMix64.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, bound: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (z ^ (z >> 31)) % bound
-    }
 }
 
 fn view(root: &Path) -> View {
@@ -62,7 +53,7 @@ fn fill(root: &Path) {
 /// Changes the layer until it is killed, and says what it synced.
 fn work(root: &Path, seed: u64) {
     let view = view(root);
-    let mut random = Random(seed);
+    let mut random = Random::new(seed);
     let mut versions: HashMap<u64, u8> = HashMap::new();
     let (mut at, mut away) = ("d", "e");
     if view.lookup(Ino::ROOT, OsStr::new(at)).is_err() {
@@ -101,7 +92,7 @@ fn work(root: &Path, seed: u64) {
                 (at, away) = (away, at);
             }
             _ => {
-                let linked = OsStr::new(["h1", "h2"][usize::try_from(random.below(2)).unwrap()]);
+                let linked = OsStr::new(random.pick(&["h1", "h2"]));
                 let (ino, _) = view.lookup(Ino::ROOT, linked).unwrap();
                 let byte = u8::try_from(random.below(256)).unwrap();
                 view.write(&view.open(ino, WRITE).unwrap(), 0, &[byte; LINKED_BYTES]).unwrap();
@@ -157,7 +148,7 @@ fn crash(root: &Path, seed: u64, synced: &mut HashMap<u64, u8>) {
         .unwrap();
     let output = victim.stdout.take().unwrap();
     let reader = std::thread::spawn(move || BufReader::new(output).lines().map_while(Result::ok).collect::<Vec<_>>());
-    std::thread::sleep(Duration::from_micros(20_000 + Random(seed).below(400_000)));
+    std::thread::sleep(Duration::from_micros(20_000 + Random::new(seed).below(400_000)));
     assert!(victim.try_wait().unwrap().is_none(), "the victim died on its own");
     victim.kill().unwrap();
     victim.wait().unwrap();

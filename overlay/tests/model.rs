@@ -13,11 +13,14 @@
 mod operation;
 #[path = "model/pair.rs"]
 mod pair;
+#[path = "model/random.rs"]
+mod random;
 #[path = "model/snapshot.rs"]
 mod snapshot;
 
-use operation::{Operation, Random};
+use operation::Operation;
 use pair::Pair;
+use random::Random;
 use std::path::{Path, PathBuf};
 
 const DEFAULT_SEQUENCES: u64 = 2000;

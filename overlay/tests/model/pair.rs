@@ -1,6 +1,7 @@
 //! A view and a plain directory with the same content, and every operation done to both.
 
-use crate::operation::{DIRECTORIES, How, Mode, Operation, Path as Names, Random, any_path};
+use crate::operation::{DIRECTORIES, How, Mode, Operation, Path as Names, any_path};
+use crate::random::Random;
 use crate::snapshot;
 use rustix::fs::{self, AtFlags, FileType, OFlags, RenameFlags, Timespec, Timestamps, XattrFlags};
 use rustix::io::Errno;
