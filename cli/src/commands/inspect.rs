@@ -9,7 +9,7 @@ use crate::settings::Common;
 use anyhow::{Context, bail};
 use serde::Serialize;
 use serde_json::{Value, json};
-use siphon_image::oci::ImageConfig;
+use siphon_image::oci::config::ImageConfig;
 use siphon_image::open::{Facts, app_facts, facts};
 
 /// Prints the chosen parts, the labels if none is chosen.

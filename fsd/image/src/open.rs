@@ -11,7 +11,7 @@ mod facts;
 
 use crate::directory::Directory;
 use crate::ext;
-use crate::oci::MAX_CONFIG_BYTES;
+use crate::oci::config::MAX_CONFIG_BYTES;
 use crate::read_at::{ReadAt, Window};
 use crate::sif::{self, DataType, Descriptor, FilesystemType, HEADER_BYTES, Partition, PartitionType, Sif};
 use crate::squashfs::format::MAGIC as SQUASHFS_MAGIC;

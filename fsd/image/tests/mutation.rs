@@ -7,7 +7,7 @@
 
 mod support;
 
-use siphon_image::oci::ImageConfig;
+use siphon_image::oci::config::ImageConfig;
 use siphon_image::open::{facts, open};
 use siphon_image::read_at::ReadAt;
 use siphon_image::sif::writer::SifWriter;
