@@ -57,13 +57,25 @@ impl Cli {
     /// # Errors
     /// What clap says of it: help and version are among the errors.
     pub fn read() -> Result<Self, clap::Error> {
-        let cli = booleans::read(&std::env::args_os().collect::<Vec<_>>())?;
+        let words: Vec<_> = std::env::args_os().collect();
+        if let Some(daemon) = Self::of_daemon(&words) {
+            return Ok(daemon);
+        }
+        let cli = booleans::read(&words)?;
         // The image and all behind it are taken as they are, so that a wrong option before it looks like an image.
         if let Some(option) = cli.verb.image().filter(|image| image.as_encoded_bytes().starts_with(b"-")) {
             let message = format!("unknown flag: {}; options stand before the image", option.display());
             return Err(Self::command().error(clap::error::ErrorKind::UnknownArgument, message));
         }
         Ok(cli)
+    }
+
+    /// The command line that a daemon is started with, which takes a millisecond less this way than through the parser.
+    fn of_daemon(words: &[OsString]) -> Option<Self> {
+        let [_, verb, flag, state, end, image] = words else { return None };
+        let is_ours = verb == "daemon" && flag == "--state" && end == "--";
+        let verb = Verb::Daemon { state: state.into(), image: Some(image.to_string_lossy().into_owned()) };
+        is_ours.then(|| Self { global: GlobalFlags::default(), switched_off: Vec::new(), verb })
     }
 }
 
@@ -246,6 +258,16 @@ pub enum Verb {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_daemon_is_started_as_its_command_line_says_without_the_parser_too() {
+        let words = ["siphon", "daemon", "--state", "/run/user/1/key", "--", "-image.sif"].map(OsString::from);
+
+        let quick = format!("{:?}", Cli::of_daemon(&words).unwrap().verb);
+
+        assert_eq!(quick, format!("{:?}", Cli::try_parse_from(&words).unwrap().verb));
+        assert!(Cli::of_daemon(&words[..5]).is_none());
+    }
 
     #[test]
     fn the_command_line_is_consistent() {

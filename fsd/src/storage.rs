@@ -73,6 +73,10 @@ impl ReadAt for Storage {
         self.count(buf.len(), || self.inner.read_stream_at(buf, offset))
     }
 
+    fn read_once_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        self.count(buf.len(), || self.inner.read_once_at(buf, offset))
+    }
+
     fn file_at(&self, offset: u64) -> Option<(&File, u64)> {
         self.inner.file_at(offset)
     }

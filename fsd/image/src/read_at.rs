@@ -29,6 +29,15 @@ pub trait ReadAt: Send + Sync + std::fmt::Debug {
         self.read_exact_at(buf, offset)
     }
 
+    /// As [`ReadAt::read_exact_at`], of bytes here and there that will not be read again soon, so that storage need not
+    /// keep them.
+    ///
+    /// # Errors
+    /// As [`ReadAt::read_exact_at`].
+    fn read_once_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        self.read_exact_at(buf, offset)
+    }
+
     /// The file that the bytes from `offset` on lie in, and where in it, if they are one's as they are: then the kernel can
     /// copy them.
     fn file_at(&self, _offset: u64) -> Option<(&File, u64)> {
@@ -71,19 +80,8 @@ impl FileAt {
         }
         Ok(Self { file, stream, passes_cache: AtomicBool::new(true), len_bytes })
     }
-}
 
-impl ReadAt for FileAt {
-    fn len(&self) -> u64 {
-        self.len_bytes
-    }
-
-    fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
-        self.file.read_exact_at(buf, offset)
-    }
-
-    fn read_stream_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
-        let file = self.stream.as_ref().unwrap_or(&self.file);
+    fn read_past_cache(&self, file: &File, buf: &mut [u8], offset: u64) -> io::Result<()> {
         let mut done = 0;
         while done < buf.len() && self.passes_cache.load(Ordering::Relaxed) {
             let rest = &mut [IoSliceMut::new(&mut buf[done..])];
@@ -98,6 +96,24 @@ impl ReadAt for FileAt {
             }
         }
         file.read_exact_at(&mut buf[done..], offset.saturating_add(done as u64))
+    }
+}
+
+impl ReadAt for FileAt {
+    fn len(&self) -> u64 {
+        self.len_bytes
+    }
+
+    fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        self.file.read_exact_at(buf, offset)
+    }
+
+    fn read_stream_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        self.read_past_cache(self.stream.as_ref().unwrap_or(&self.file), buf, offset)
+    }
+
+    fn read_once_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        self.read_past_cache(&self.file, buf, offset)
     }
 
     fn file_at(&self, offset: u64) -> Option<(&File, u64)> {
@@ -154,6 +170,10 @@ impl ReadAt for Window {
 
     fn read_stream_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
         self.inner.read_stream_at(buf, self.inner_offset(buf, offset)?)
+    }
+
+    fn read_once_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        self.inner.read_once_at(buf, self.inner_offset(buf, offset)?)
     }
 
     fn file_at(&self, offset: u64) -> Option<(&File, u64)> {

@@ -5,6 +5,7 @@
 mod support;
 
 use siphon_image::path::resolve;
+use siphon_image::read_at::ReadAt;
 use siphon_image::squashfs::format::Compressor;
 use siphon_image::squashfs::reader::{Error, Squashfs};
 use siphon_image::tree::{Kind, NodeId, Tree};
@@ -12,11 +13,12 @@ use squashfs_ng::read::{Archive, Data, Node, XattrType};
 use std::collections::HashMap;
 use std::ffi::OsString;
 use std::fs::File;
-use std::io::{Read, Seek, SeekFrom, Write};
+use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use support::compare::{Expect, assert_same};
 use support::{Mount, is_root, mksquashfs, open, run, sample, skip};
 
@@ -278,6 +280,50 @@ fn what_was_prepared_is_not_decoded_again() {
 
     assert!(prepared > 3 * 2, "{prepared}");
     assert_eq!(tree.activity().decoded_blocks, prepared);
+}
+
+/// An image that says how many bytes of it were read.
+#[derive(Debug)]
+struct Counted {
+    bytes: Vec<u8>,
+    read: AtomicUsize,
+}
+
+impl ReadAt for Counted {
+    fn len(&self) -> u64 {
+        self.bytes.len() as u64
+    }
+
+    fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        self.read.fetch_add(buf.len(), Ordering::Relaxed);
+        self.bytes.read_exact_at(buf, offset)
+    }
+}
+
+#[test]
+fn a_page_of_a_block_that_is_not_compressed_is_read_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let (source, image) = (dir.path().join("source"), dir.path().join("image"));
+    std::fs::create_dir(&source).unwrap();
+    let noise = sample::noise(1_000_000, 9);
+    std::fs::write(source.join("noise"), &noise).unwrap();
+    mksquashfs(&source, &image, &["-comp", "zstd"]);
+    let bytes = Arc::new(Counted { bytes: std::fs::read(&image).unwrap(), read: AtomicUsize::new(0) });
+    let tree = Squashfs::open(bytes.clone()).unwrap();
+    let node = tree.entries(tree.root()).unwrap()[0].node;
+    let read = |offset: usize, count: usize| {
+        let before = bytes.read.load(Ordering::Relaxed);
+        let mut buf = vec![0; count];
+        assert_eq!(tree.read(node, offset as u64, &mut buf).unwrap(), count);
+        assert_eq!(buf, noise[offset..offset + count]);
+        bytes.read.load(Ordering::Relaxed) - before
+    };
+    read(0, 4096);
+
+    assert_eq!(read(300_000, 4096), 4096);
+    assert_eq!(read(400_000, 16 << 10), 128 << 10, "who may go on has the whole block");
+    assert_eq!(read(500_000, 4096), 0, "what is in memory is not read");
+    assert!(read((128 << 10) * 5 - 2048, 4096) > 4096, "two blocks");
 }
 
 #[test]

@@ -26,8 +26,9 @@ const GAP_BYTES: u64 = 32 << 10;
 /// Windows end at multiples of this, where blocks do, mostly.
 const MIN_WINDOW_BYTES: u64 = 128 << 10;
 
-/// Long enough that a gap seldom interrupts, short enough that several threads have one each.
-const MAX_WINDOW_BYTES: u64 = 512 << 10;
+/// Long enough that a gap seldom interrupts, and that threads read spans of storage of their own and do not wait for one
+/// another's; short enough that several have one each.
+const MAX_WINDOW_BYTES: u64 = 2 << 20;
 
 /// Requests one after the other that make a stream: two are soon made by chance where a program is loaded.
 const MIN_REQUESTS: usize = 3;

@@ -34,6 +34,10 @@ const MAX_FOLLOWERS: usize = 16;
 /// wanted each time.
 const MAX_SKIP: usize = 64;
 
+/// Requests one after the other that no follower expects until nothing is made ready any more: more than the programs of
+/// a script, each of which begins with one; less than what hits a long trace by chance.
+const MAX_TRUST: i32 = 32;
+
 /// Half of how far the first batch reaches, and how far batches reach beyond the program at most, in bytes.
 const FIRST_REACH_BYTES: u64 = 256 << 10;
 const MAX_REACH_BYTES: u64 = 16 << 20;
@@ -70,6 +74,8 @@ pub(super) struct Trace {
     /// Which were asked for, or made ready, in this use.
     seen: Vec<bool>,
     places: BTreeMap<(Ino, u64), usize>,
+    /// Requests for pieces that came as expected less those that did not, within bounds.
+    trust: i32,
     /// Most recent first.
     followers: Vec<Follower>,
     /// What was asked for that is not in the trace, and where in the trace that was.
@@ -108,6 +114,7 @@ impl Trace {
             bytes += len_bytes;
         }
         trace.seen = vec![false; trace.pieces.len()];
+        trace.trust = MAX_TRUST;
         trace
     }
 
@@ -138,6 +145,7 @@ impl Trace {
         let place = self.place_of(ino, start)?;
         self.seen[place] = true;
         let index = self.followers.iter().position(|follower| follower.expects(place));
+        self.trust = (self.trust + if index.is_some() { 1 } else { -1 }).clamp(-MAX_TRUST, MAX_TRUST);
         let Some(index) = index else {
             self.followers.truncate(MAX_FOLLOWERS - 1);
             let next = place + 1;
@@ -146,9 +154,10 @@ impl Trace {
         };
         self.followers[..=index].rotate_right(1);
         let mut follower = self.followers[0];
-        let batches = self.follow(&mut follower, place);
+        follower.pass(place);
+        let batches = (self.trust > 0).then(|| self.follow(&mut follower));
         self.followers[0] = follower;
-        Some(batches)
+        batches
     }
 
     fn place_of(&self, ino: Ino, start: u64) -> Option<usize> {
@@ -185,10 +194,8 @@ impl Trace {
         self.added.push((place, Piece { ino, start: asked.start, end: asked.start + len_bytes }));
     }
 
-    /// What is due now that the program asked for the piece at `place`.
-    fn follow(&mut self, follower: &mut Follower, place: usize) -> Vec<Batch> {
-        follower.next = follower.next.max(place + 1);
-        follower.ready = follower.ready.max(follower.next);
+    /// What is due now that the program goes on as expected.
+    fn follow(&mut self, follower: &mut Follower) -> Vec<Batch> {
         follower.reach_bytes = (2 * follower.reach_bytes).min(MAX_REACH_BYTES);
         let Some(here) = self.bytes_before.get(follower.next) else { return Vec::new() };
         let reach = here + follower.reach_bytes;
@@ -213,6 +220,12 @@ impl Trace {
 }
 
 impl Follower {
+    /// Takes note that the program asked for the piece at `place`.
+    fn pass(&mut self, place: usize) {
+        self.next = self.next.max(place + 1);
+        self.ready = self.ready.max(self.next);
+    }
+
     fn expects(&self, place: usize) -> bool {
         (self.next.saturating_sub(MAX_SKIP)..=self.ready.max(self.next).saturating_add(MAX_SKIP)).contains(&place)
     }
@@ -283,6 +296,27 @@ mod tests {
 
         let bytes: u64 = ready.iter().map(|(_, range)| range.end - range.start).sum();
         assert!((1..=4 * FIRST_REACH_BYTES + BATCH_BYTES).contains(&bytes), "{bytes}");
+    }
+
+    #[test]
+    fn who_jumps_about_in_what_was_read_before_is_not_followed_for_long() {
+        let places: Vec<_> = (0..10_000).map(|step| (Ino(2), step * 128 * KIB..step * 128 * KIB + 4 * KIB)).collect();
+        let mut trace = Trace::of(&recorded(&places));
+
+        let mut state = 1_u64;
+        let (mut ready, mut followed) = (0, 0);
+        for _ in 0..5000 {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            let batches = trace.batches_after(Ino(2), state % 10_000 * 128 * KIB);
+            followed += u32::from(batches.is_some());
+            ready += batches.unwrap_or_default().into_iter().flatten().count();
+        }
+
+        assert!(followed < 50 && ready < 5000, "{followed} times, {ready} pieces");
+        let (requests, _) = repeated(&mut trace, &places[..2000]);
+        assert!(requests < 2000, "who then reads as before is followed again");
     }
 
     #[test]

@@ -82,8 +82,11 @@ pub(super) fn set_up(state: StateDirectory) -> Result<Server, DaemonError> {
     let locator = Locator::parse(&spec.image)?;
     let opened = locator::open(&locator, &spec.cache_dir, spec.cache_bytes)?;
     let mut layered = layer(&spec, &locator, &opened, &state)?;
-    let facts = open::facts(layered.view.as_ref())
-        .map_err(|source| locator::Error::Tree { image: locator.to_string(), source })?;
+    let unreadable = |source| locator::Error::Tree { image: locator.to_string(), source };
+    let view = layered.view.clone();
+    Tree::attr(view.as_ref(), view.root()).map_err(unreadable)?;
+    // Mounting takes as long as reading what the image says of itself.
+    let facts = std::thread::spawn(move || open::facts(view.as_ref()));
 
     let other_ids = other_ids(owners, refused);
     let root = spec.mount_point(state.root());
@@ -127,6 +130,9 @@ pub(super) fn set_up(state: StateDirectory) -> Result<Server, DaemonError> {
     if serving.filesystem.opens_nothing() {
         serving.filesystem.follow(&traces.read());
     }
+
+    let facts = facts.join().map_err(|_| failed("read the image")(io::Error::other("the reader panicked")))?;
+    let facts = facts.map_err(unreadable)?;
 
     let (woken, wake) = io::pipe().map_err(failed("make a pipe"))?;
     let attached = Attached {

@@ -16,7 +16,7 @@ use crate::squashfs::reader::error::{Error, Part};
 use crate::squashfs::reader::frames::{Frame, Frames};
 use crate::squashfs::reader::inode::File;
 use crate::squashfs::reader::metadata::{Cursor, Metadata, Position, Region};
-use crate::squashfs::reader::storage::Storage;
+use crate::squashfs::reader::storage::{Storage, Use};
 use crate::squashfs::reader::tables::IndexedTable;
 use parking_lot::Mutex;
 use std::ops::Range;
@@ -31,6 +31,10 @@ const OVERHEAD_BYTES: u64 = 128;
 
 /// What is not wanted between two blocks that are, and is read with them: less than another read costs.
 const MAX_PASSED_OVER_BYTES: u64 = 32 << 10;
+
+/// Who asks for no more than this of a block jumps about: the kernel reads ahead 16 KiB at least. Of a block that is
+/// stored as it is, nothing else is read then.
+const MAX_JUMP_BYTES: usize = 8 << 10;
 
 /// Buffers of former blocks that are kept for the next ones, in bytes.
 const MAX_FREE_BYTES: usize = 2 << 20;
@@ -224,8 +228,15 @@ impl Blocks {
     ) -> Result<(), Error> {
         let first = offset >> self.block_log;
         let blocks = self.blocks_in(metadata, inodes, file, offset..offset + buf.len() as u64)?;
-        let wanted = self.end_of_missing(&blocks);
         let mut skip = self.offset_in_block(offset);
+        if let [block] = blocks[..]
+            && buf.len() <= MAX_JUMP_BYTES.min(self.decoded_bytes(file, first) - skip)
+            && self.may_read_in_place(block)
+        {
+            expect_length(block, self.decoded_bytes(file, first), block.stored_bytes() as usize)?;
+            return self.storage.read(Part::DataBlock, block.start.saturating_add(skip as u64), buf);
+        }
+        let wanted = self.end_of_missing(&blocks);
         let mut rest = buf;
         for (index, block) in (first..).zip(blocks) {
             let block_bytes = self.decoded_bytes(file, index);
@@ -305,6 +316,11 @@ impl Blocks {
         }
     }
 
+    /// Whether what is stored is the content itself, which is not in memory.
+    fn may_read_in_place(&self, block: Stored) -> bool {
+        !block.is_hole() && !block.is_compressed() && !self.cache.contains(block)
+    }
+
     /// Where in the image the last of `blocks` ends that has to be read; 0 if none has to.
     fn end_of_missing(&self, blocks: &[Stored]) -> u64 {
         let missing = blocks.iter().rfind(|block| !block.is_hole() && !self.cache.contains(**block));
@@ -352,7 +368,7 @@ impl Blocks {
 
     /// Decodes a block straight into `buf`, which is as long: whoever reads a whole block has it then.
     fn decode_whole(&self, block: Stored, buf: &mut [u8], wanted: u64, turn: MakeTurn<'_>) -> Result<(), Error> {
-        let outcome = self.decode(Part::DataBlock, block, buf, wanted);
+        let outcome = self.decode(Use::Once, Part::DataBlock, block, buf, wanted);
         match outcome.and_then(|found| expect_length(block, buf.len(), found)) {
             Ok(()) if turn.is_awaited() => {
                 let mut content = self.frames.take();
@@ -405,7 +421,7 @@ impl Blocks {
     ) -> Result<Arc<Decoded>, Error> {
         let mut content = self.frames.take();
         content.truncate(room);
-        match self.decode(part, block, &mut content, wanted) {
+        match self.decode(Use::Repeated, part, block, &mut content, wanted) {
             Ok(decoded_bytes) => {
                 content.truncate(decoded_bytes);
                 Ok(land(turn, content.fitted(), 0))
@@ -416,7 +432,7 @@ impl Blocks {
 
     /// Decodes `block` into the front of `decoded` and returns how many bytes it has. What follows it in the image up
     /// to `wanted` will be asked for next.
-    fn decode(&self, part: Part, block: Stored, decoded: &mut [u8], wanted: u64) -> Result<usize, Error> {
+    fn decode(&self, purpose: Use, part: Part, block: Stored, decoded: &mut [u8], wanted: u64) -> Result<usize, Error> {
         let stored = u64::from(block.stored_bytes());
         let room = decoded.len() as u64;
         let max = if block.is_compressed() { self.block_bytes() } else { room };
@@ -424,7 +440,7 @@ impl Blocks {
             Ok(bytes) if stored > 0 && stored <= max => bytes,
             _ => return Err(Error::BadStoredSize { part, offset: block.start, stored, max }),
         };
-        self.storage.with(part, block.start, stored_bytes, wanted, |stored| {
+        self.storage.with(purpose, part, block.start, stored_bytes, wanted, |stored| {
             if !block.is_compressed() {
                 decoded[..stored_bytes].copy_from_slice(stored);
                 return Ok(stored_bytes);

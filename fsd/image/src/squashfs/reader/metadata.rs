@@ -11,7 +11,7 @@ use crate::squashfs::format::{METADATA_BLOCK_BYTES, METADATA_UNCOMPRESSED};
 use crate::squashfs::reader::cache::{Cache, Lookups};
 use crate::squashfs::reader::codec::Decoder;
 use crate::squashfs::reader::error::{Error, Part};
-use crate::squashfs::reader::storage::Storage;
+use crate::squashfs::reader::storage::{Storage, Use};
 use std::sync::Arc;
 
 const HEADER_BYTES: usize = 2;
@@ -106,7 +106,7 @@ impl Metadata {
         // Header and content in one piece: the largest block is little more than what storage reads anyway.
         let room = usize::try_from(region.end - at).unwrap_or(usize::MAX).min(HEADER_BYTES + METADATA_BLOCK_BYTES);
         let wanted = at.saturating_add(READ_BYTES).min(region.end);
-        self.storage.with(region.part, at, room, wanted, |raw| self.decode(region, at, raw))?
+        self.storage.with(Use::Repeated, region.part, at, room, wanted, |raw| self.decode(region, at, raw))?
     }
 
     /// Decodes the block at `at`, which is somewhere in the front of `raw`.

@@ -51,6 +51,15 @@ pub(super) struct Storage {
     places: Mutex<Vec<Place>>,
 }
 
+/// Whether bytes are likely to be read again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Use {
+    /// They are: only a part of what they decode to was asked for.
+    Repeated,
+    /// They are not: whoever asked has all that they decode to.
+    Once,
+}
+
 /// Where something was read.
 #[derive(Debug, Clone)]
 struct Place {
@@ -87,18 +96,27 @@ impl Storage {
 
     /// Fills `buf` from `offset` bytes into the image, of which `part` is there, and reads nothing else.
     pub(super) fn read(&self, part: Part, offset: u64, buf: &mut [u8]) -> Result<(), Error> {
+        self.read_for(Use::Repeated, part, offset, buf)
+    }
+
+    fn read_for(&self, purpose: Use, part: Part, offset: u64, buf: &mut [u8]) -> Result<(), Error> {
         let (needed, len) = (buf.len() as u64, self.len());
         if offset.checked_add(needed).is_none_or(|end| end > len) {
             return Err(Error::Truncated { part, offset, needed, len });
         }
         let failed = |source| Error::Read { part, offset, needed, source: Arc::new(source) };
-        self.bytes.read_exact_at(buf, offset).map_err(failed)
+        let read = match purpose {
+            Use::Repeated => self.bytes.read_exact_at(buf, offset),
+            Use::Once => self.bytes.read_once_at(buf, offset),
+        };
+        read.map_err(failed)
     }
 
     /// Hands the `needed` bytes at `offset` to `take`. What follows them up to `wanted`, an offset in the image, will
     /// be asked for next, and is read with them.
     pub(super) fn with<R>(
         &self,
+        purpose: Use,
         part: Part,
         offset: u64,
         needed: usize,
@@ -118,7 +136,7 @@ impl Storage {
             let (front, rest) = scratch.split_at_mut(held.len());
             front.copy_from_slice(held);
             match held.len() {
-                0 => self.read(part, offset, rest)?,
+                0 => self.read_for(purpose, part, offset, rest)?,
                 held => self.read_rest(part, offset + held as u64, wanted, rest)?,
             }
             Ok(take(scratch))
@@ -255,7 +273,7 @@ mod tests {
     /// Reads a block and checks it.
     fn block(storage: &Storage, offset: u64, bytes: u64, wanted: u64) -> Result<(), Error> {
         let needed = usize::try_from(bytes).unwrap();
-        storage.with(Part::DataBlock, offset, needed, wanted, |found| {
+        storage.with(Use::Once, Part::DataBlock, offset, needed, wanted, |found| {
             let expected: Vec<u8> = (offset..offset + bytes).map(content).collect();
             assert_eq!(found, expected, "{bytes} bytes at {offset}");
         })
