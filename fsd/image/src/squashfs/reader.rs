@@ -94,6 +94,8 @@ impl Squashfs {
         let storage = Arc::new(Storage::new(bytes));
         let superblock = tables::superblock(&storage)?;
         let codec = Codec::from_id(superblock.compressor_id)?;
+        // The tables lie behind all content, and whoever opens an image looks at most of them.
+        storage.bytes().will_read(superblock.inode_table_start..superblock.bytes_used);
         tables::check_compressor_options(&storage, &superblock, codec)?;
         let decoder = Arc::new(Decoder::new(codec));
         let eighth = options.cache_bytes / 8;

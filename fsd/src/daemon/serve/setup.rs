@@ -127,6 +127,9 @@ pub(super) fn set_up(state: StateDirectory) -> Result<Server, DaemonError> {
     if serving.filesystem.opens_nothing() {
         serving.filesystem.follow(&traces.read());
     }
+    if let Some(remote) = opened.remote() {
+        remote.follow(&Traces::of_chunks(&spec.cache_dir, &opened.identity).read());
+    }
 
     let (woken, wake) = io::pipe().map_err(failed("make a pipe"))?;
     let attached = Attached {
