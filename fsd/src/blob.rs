@@ -15,15 +15,15 @@ use std::io;
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use parking_lot::Mutex;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use siphon_image::read_at::ReadAt;
 
 use crate::cache::{CHUNK_BYTES, Cache, CacheError, Claim, Description, Found, Named, Object, Run};
 use crate::source::{Patience, Remote, SourceError};
-use ahead::Readers;
+use ahead::{Around, Readers};
 use connection::Connection;
 use workers::Workers;
 
@@ -32,6 +32,9 @@ const MAX_RUN: u32 = (8 << 20) / CHUNK_BYTES as u32;
 
 /// What opening brings: the header and descriptors of a SIF, and often the superblock of what is in it.
 const FIRST_BYTES: u32 = CHUNK_BYTES as u32;
+
+/// How often a chunk is fetched that does not stay on disk.
+const MAX_STORE_ATTEMPTS: usize = 3;
 
 /// Tables longer than this are not fetched at once: it may be that few of them are looked at.
 const MAX_TABLES_BYTES: u64 = 64 << 20;
@@ -44,6 +47,8 @@ pub struct Blob {
     cache: Cache,
     identity: String,
     readers: Mutex<Readers>,
+    /// Whether a trace says what is read next, so that nothing is to be guessed.
+    foreseen: AtomicBool,
     bytes_from_cache: AtomicU64,
     bytes_read: AtomicU64,
 }
@@ -56,7 +61,7 @@ struct Core {
 }
 
 /// What a blob has done since it was opened.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BlobCounters {
     /// HTTP requests, repeated ones included.
     pub requests: u64,
@@ -68,6 +73,8 @@ pub struct BlobCounters {
     pub bytes_from_cache: u64,
     /// Bytes given to readers.
     pub bytes_read: u64,
+    /// Whether all of it is kept, so that the server is not asked.
+    pub pinned: bool,
 }
 
 /// Why a remote object cannot be read.
@@ -79,6 +86,12 @@ pub enum BlobError {
     /// The cache directory.
     #[error(transparent)]
     Cache(#[from] CacheError),
+    /// What was to be kept could not be stored.
+    #[error("there is no room for all of {url} in the cache directory; make some, or set SIPHON_CACHEDIR to a larger disk")]
+    Unstored {
+        /// The redacted URL.
+        url: String,
+    },
 }
 
 impl Blob {
@@ -119,7 +132,8 @@ impl Blob {
         let core = Arc::new(Core { connection, object });
         let (workers, readers, counter) = (Workers::new(core.clone()), Mutex::default(), AtomicU64::default);
         let (identity, bytes_from_cache, bytes_read) = (named.key, counter(), counter());
-        Ok(Self { core, workers, cache, identity, readers, bytes_from_cache, bytes_read })
+        let foreseen = AtomicBool::new(false);
+        Ok(Self { core, workers, cache, identity, readers, foreseen, bytes_from_cache, bytes_read })
     }
 
     /// What this version of the object is known by: 64 hex digits. Equal ones mean equal bytes.
@@ -130,6 +144,11 @@ impl Blob {
     /// The URL without credentials, query and fragment: fit for logs.
     pub fn name(&self) -> &str {
         &self.core.object.description().url
+    }
+
+    /// The length in bytes.
+    pub fn len_bytes(&self) -> u64 {
+        self.core.object.description().len_bytes
     }
 
     /// Whether it is served without its server ever being asked, until something is missing.
@@ -160,7 +179,7 @@ impl Blob {
         self.core.object.stores()
     }
 
-    /// Fetches what is absent of `chunks`, in one request for each run of them.
+    /// Fetches what is absent of `chunks`, in one request where nobody else is fetching some of them.
     ///
     /// # Errors
     /// [`BlobError::Source`].
@@ -168,9 +187,48 @@ impl Blob {
         self.core.fetch_range(chunks)
     }
 
+    /// Has all of `chunks` on disk: fetches what is absent, and what fails its checksum.
+    ///
+    /// # Errors
+    /// [`BlobError::Source`]; [`BlobError::Unstored`] if the disk does not take it.
+    pub fn fetch_and_check(&self, chunks: Range<u32>) -> Result<(), BlobError> {
+        self.fetch(chunks.clone())?;
+        for chunk in chunks {
+            let mut attempts = 0..MAX_STORE_ATTEMPTS;
+            loop {
+                match self.core.object.read(chunk, 0, &mut [], || chunk..chunk + 1)? {
+                    Found::Stored => break,
+                    _ if !self.stores() || attempts.next().is_none() => {
+                        return Err(BlobError::Unstored { url: self.name().to_owned() });
+                    }
+                    // Someone else has just fetched it.
+                    Found::Fetched => {}
+                    Found::Absent(claim) => drop(self.core.fetch(claim)?),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Has what is absent of `chunks` fetched at once, without waiting for it: whoever reads some of it does.
+    pub fn fetch_now(&self, chunks: Range<u32>) {
+        let mut next = chunks.start;
+        while next < chunks.end {
+            let Some(claim) = self.core.object.claim_through(next..chunks.end) else { return };
+            next = claim.end_chunk();
+            // Without a thread, it is fetched when it is read.
+            drop(self.workers.fetch(claim));
+        }
+    }
+
     /// Has what is absent of these chunks fetched some time, in this order, while readers go first.
     pub fn fetch_ahead(&self, ranges: impl IntoIterator<Item = Range<u32>>) {
         self.workers.fetch_ahead(ranges);
+    }
+
+    /// Says whether it is known what is read next: then nothing is guessed.
+    pub fn set_foreseen(&self, foreseen: bool) {
+        self.foreseen.store(foreseen, Ordering::Relaxed);
     }
 
     /// Whether nothing is left to be fetched ahead.
@@ -187,6 +245,7 @@ impl Blob {
             bytes_fetched: traffic.bytes,
             bytes_from_cache: self.bytes_from_cache.load(Ordering::Relaxed),
             bytes_read: self.bytes_read.load(Ordering::Relaxed),
+            pinned: self.is_pinned(),
         }
     }
 
@@ -197,7 +256,8 @@ impl Blob {
         let in_chunk = buf.len().min(CHUNK_BYTES - start);
         let needed = chunk_of(offset + buf.len() as u64 - 1) - chunk + 1;
         let around = || {
-            let around = self.readers.lock().missed(chunk);
+            let guessed = || self.readers.lock().missed(chunk);
+            let around = if self.foreseen.load(Ordering::Relaxed) { Around::default() } else { guessed() };
             let end = chunk.saturating_add(needed.max(1 + around.after).min(MAX_RUN));
             chunk.saturating_sub(around.before)..end
         };
@@ -244,14 +304,9 @@ impl Core {
 
     fn fetch_range(&self, chunks: Range<u32>) -> Result<(), BlobError> {
         let mut next = chunks.start;
-        while next < chunks.end {
-            match self.object.claim(next..chunks.end.min(next + MAX_RUN)) {
-                Some(claim) => {
-                    next = claim.end_chunk();
-                    self.fetch(claim)?;
-                }
-                None => next += 1,
-            }
+        while let Some(claim) = self.object.claim_through(next..chunks.end) {
+            next = claim.end_chunk();
+            self.fetch(claim)?;
         }
         Ok(())
     }
@@ -271,8 +326,10 @@ impl ReadAt for Blob {
             return Ok(());
         }
         let chunks = chunk_of(offset)..chunk_of(offset + buf.len() as u64 - 1) + 1;
-        let due = self.readers.lock().read(chunks);
-        self.workers.fetch_ahead((!due.is_empty()).then_some(due));
+        if !self.foreseen.load(Ordering::Relaxed) {
+            let due = self.readers.lock().read(chunks);
+            self.workers.fetch_ahead((!due.is_empty()).then_some(due));
+        }
         let mut done = 0;
         while done < buf.len() {
             done += self.read_some(&mut buf[done..], offset + done as u64).map_err(io::Error::other)?;
@@ -286,16 +343,8 @@ impl ReadAt for Blob {
         if range.start >= end || end - range.start > MAX_TABLES_BYTES {
             return;
         }
-        let (mut next, end) = (chunk_of(range.start), chunk_of(end - 1) + 1);
-        while next < end {
-            let Some(claim) = self.core.object.claim(next..end.min(next + MAX_RUN)) else {
-                next += 1;
-                continue;
-            };
-            next = claim.end_chunk();
-            // Without a thread, it is fetched when it is read.
-            drop(self.workers.fetch(claim));
-        }
+        let (first, end) = (chunk_of(range.start), chunk_of(end - 1) + 1);
+        (first..end).step_by(MAX_RUN as usize).for_each(|chunk| self.fetch_now(chunk..end.min(chunk + MAX_RUN)));
     }
 
     fn may_read(&self, ranges: &[Range<u64>]) {

@@ -308,6 +308,23 @@ impl Object {
         }
     }
 
+    /// A claim on all from the first absent of `chunks` to the last one, complete ones between them included: one request
+    /// costs less than two. It ends before what is being filled. `None` if nothing is absent.
+    pub fn claim_through(self: &Arc<Self>, chunks: Range<u32>) -> Option<Claim> {
+        let chunks = chunks.start..chunks.end.min(self.chunks);
+        let first = chunks.clone().find(|chunk| self.is_absent(*chunk))?;
+        let last = (first..chunks.end).rev().find(|chunk| !self.is_recorded(*chunk)).unwrap_or(first);
+        let mut fills = self.fills.lock();
+        if fills.contains_key(&first) {
+            drop(fills);
+            return self.claim_through(first + 1..chunks.end);
+        }
+        let end = (first..=last).take_while(|chunk| !fills.contains_key(chunk)).last().unwrap_or(first) + 1;
+        let fill = Arc::new(Fill::new(first));
+        fills.extend((first..end).map(|claimed| (claimed, fill.clone())));
+        Some(Claim { object: self.clone(), first, stored: first, end, fill, ended: false })
+    }
+
     /// Whether nobody has `chunk` yet, nor is fetching it.
     pub fn is_absent(&self, chunk: u32) -> bool {
         !self.is_recorded(chunk) && !self.fills.lock().contains_key(&chunk) && !self.is_in_memory(chunk)

@@ -20,15 +20,20 @@ mod trace;
 use std::io;
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 use siphon_image::read_at::ReadAt;
 
-use crate::blob::Blob;
+use crate::blob::{Blob, BlobError};
 use crate::cache::CHUNK_BYTES;
 use trace::Trace;
 
 pub use trace::MAX_STORED_BYTES;
+
+/// What [`fetch_all`] asks for at once, and over how many connections: 8 MiB fill a fast link, and are soon repeated.
+const STEP: u32 = (8 << 20) / CHUNK_BYTES as u32;
+const CONNECTIONS: usize = 4;
 
 /// A blob whose first touches are noted, and foreseen.
 #[derive(Debug)]
@@ -67,8 +72,11 @@ impl Prefetch {
         let Some(trace) = trace.as_mut() else { return };
         let chunks = chunk_of(offset)..chunk_of(offset.saturating_add(buf.len() as u64 - 1)).saturating_add(1);
         let due = trace.touched(chunks);
-        if !due.is_empty() && self.blob.stores() {
-            self.blob.fetch_ahead(due);
+        // Who is followed needs no guesses.
+        self.blob.set_foreseen(trace.is_followed());
+        if self.blob.stores() {
+            due.now.into_iter().for_each(|chunks| self.blob.fetch_now(chunks));
+            self.blob.fetch_ahead(due.soon);
         }
     }
 }
@@ -90,6 +98,34 @@ impl ReadAt for Prefetch {
     fn may_read(&self, ranges: &[Range<u64>]) {
         self.blob.may_read(ranges);
     }
+}
+
+/// Fetches all of `blob` that is not there yet, over several connections, and tells `progress` how many bytes are.
+///
+/// # Errors
+/// [`BlobError::Source`]; [`BlobError::Unstored`] if there is no room for it.
+pub fn fetch_all(blob: &Blob, progress: &(dyn Fn(u64) + Sync)) -> Result<(), BlobError> {
+    let (next, done) = (AtomicU32::new(0), AtomicU64::new(0));
+    let fetch = || {
+        loop {
+            let first = next.fetch_add(STEP, Ordering::Relaxed);
+            if first >= blob.chunks() {
+                return Ok(());
+            }
+            let chunks = first..(first + STEP).min(blob.chunks());
+            let bytes = (u64::from(chunks.end) * CHUNK_BYTES as u64).min(blob.len_bytes());
+            let bytes = bytes - u64::from(chunks.start) * CHUNK_BYTES as u64;
+            blob.fetch_and_check(chunks)?;
+            progress(done.fetch_add(bytes, Ordering::Relaxed) + bytes);
+        }
+    };
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..CONNECTIONS).map(|_| scope.spawn(fetch)).collect();
+        threads.into_iter().try_for_each(|thread| match thread.join() {
+            Ok(fetched) => fetched,
+            Err(panic) => std::panic::resume_unwind(panic),
+        })
+    })
 }
 
 /// The chunk that holds the byte at `offset`; one that does not exist for an offset beyond all objects.

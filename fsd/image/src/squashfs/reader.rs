@@ -251,6 +251,18 @@ impl Tree for Squashfs {
         self.blocks.prepare(missing);
     }
 
+    fn fetch_ahead(&self, ranges: &[(NodeId, Range<u64>)]) {
+        let mut missing = Vec::new();
+        for (node, range) in ranges {
+            let Ok(inode) = self.file(*node) else { continue };
+            if let Body::File(file) = &inode.body {
+                let range = range.start..range.end.min(file.size);
+                missing.extend(self.blocks.missing(&self.metadata, self.inodes, file, range).unwrap_or_default());
+            }
+        }
+        self.storage.bytes().may_read(&blocks::extents(missing));
+    }
+
     fn origin(&self, node: NodeId) -> Option<(&dyn Tree, NodeId)> {
         Some((self, node))
     }
