@@ -87,7 +87,9 @@ pub enum BlobError {
     #[error(transparent)]
     Cache(#[from] CacheError),
     /// What was to be kept could not be stored.
-    #[error("there is no room for all of {url} in the cache directory; make some, or set SIPHON_CACHEDIR to a larger disk")]
+    #[error(
+        "there is no room for all of {url} in the cache directory; make some, or set SIPHON_CACHEDIR to a larger disk"
+    )]
     Unstored {
         /// The redacted URL.
         url: String,

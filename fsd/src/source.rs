@@ -196,23 +196,13 @@ impl Remote {
     ///
     /// # Panics
     /// As [`Remote::fetch`].
-    pub fn fetch_with(
-        &self,
-        offset: u64,
-        buf: &mut [u8],
-        arrived: &mut dyn FnMut(&[u8]),
-    ) -> Result<(), SourceError> {
+    pub fn fetch_with(&self, offset: u64, buf: &mut [u8], arrived: &mut dyn FnMut(&[u8])) -> Result<(), SourceError> {
         let end = offset.checked_add(buf.len() as u64);
         assert!(end.is_some_and(|end| end <= self.len_bytes), "a range is asked for only within the object");
         self.engine.runtime.block_on(self.fetch_all(offset, buf, arrived))
     }
 
-    async fn fetch_all(
-        &self,
-        offset: u64,
-        buf: &mut [u8],
-        arrived: &mut dyn FnMut(&[u8]),
-    ) -> Result<(), SourceError> {
+    async fn fetch_all(&self, offset: u64, buf: &mut [u8], arrived: &mut dyn FnMut(&[u8])) -> Result<(), SourceError> {
         let mut tries = Tries::new(self.origin.patience, self.origin.patience.attempts);
         let mut done = 0;
         while done < buf.len() {

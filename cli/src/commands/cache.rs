@@ -47,7 +47,9 @@ fn limit(text: Option<&str>, common: &Common, report: Report) -> anyhow::Result<
     let cache = Cache::open(&cache_dir(common))?;
     if let Some(text) = text {
         let bytes = parse_size(text);
-        cache.set_quota(bytes.with_context(|| format!("{text:?} is no size: give a number, alone or with K, M or G"))?)?;
+        cache.set_quota(
+            bytes.with_context(|| format!("{text:?} is no size: give a number, alone or with K, M or G"))?,
+        )?;
     }
     Ok(report.line(human_bytes(cache.quota_bytes()))?)
 }
@@ -150,7 +152,10 @@ fn clean(args: &CacheCleanArgs, common: &Common, report: Report) -> anyhow::Resu
     for entry in entries.iter().filter(|entry| args.days.is_none_or(|days| is_older(entry, days))) {
         let url = entry.description.as_ref().map(|description| format!(" ({})", description.url)).unwrap_or_default();
         if entry.pinned {
-            report.info(format_args!("Keeping what is pinned: {}{url}; let it go with \"siphon pin --unpin\"", entry.key));
+            report.info(format_args!(
+                "Keeping what is pinned: {}{url}; let it go with \"siphon pin --unpin\"",
+                entry.key
+            ));
             continue;
         }
         report.info(format_args!("Removing net cache entry: {}{url}", entry.key));

@@ -34,7 +34,8 @@ fn fetch(url: &str, common: &Common, report: Report) -> anyhow::Result<()> {
     let blob = Blob::open(url, &cache_dir(common)).with_context(|| format!("could not open image {url}"))?;
     let total = blob.len_bytes();
     let bar = report.progress("fetching", total);
-    fetch_all(&blob, &|done| bar.set(done, total)).with_context(|| format!("could not fetch all of {}", blob.name()))?;
+    fetch_all(&blob, &|done| bar.set(done, total))
+        .with_context(|| format!("could not fetch all of {}", blob.name()))?;
     drop(bar);
     blob.set_pinned(true)?;
     let (size, fetched) = (human_bytes(total), human_bytes(blob.counters().bytes_fetched));
@@ -44,7 +45,8 @@ fn fetch(url: &str, common: &Common, report: Report) -> anyhow::Result<()> {
 
 fn unpin(url: &str, common: &Common, report: Report) -> anyhow::Result<()> {
     let cache = Cache::existing(&cache_dir(common))?;
-    let pinned = cache.as_ref().and_then(|cache| Some((cache, cache.named(url).filter(|named| cache.is_pinned(&named.key))?)));
+    let pinned =
+        cache.as_ref().and_then(|cache| Some((cache, cache.named(url).filter(|named| cache.is_pinned(&named.key))?)));
     let Some((cache, named)) = pinned else { bail!("{url} is not pinned; \"siphon pin --list\" shows what is") };
     cache.set_pinned(&named.key, false)?;
     report.info(format_args!("Let go of {}; it stays cached until there is need for its room", named.description.url));
@@ -71,6 +73,9 @@ fn in_background(image: &str, report: Report) -> anyhow::Result<()> {
     command.args(["--silent", "pin", "--", image]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     // Not of the terminal's foreground group, which an interrupt ends.
     let child = command.process_group(0).spawn().context("cannot start the process that fetches")?;
-    report.info(format_args!("Fetching in the background (process {}); \"siphon pin --list\" shows when it is done", child.id()));
+    report.info(format_args!(
+        "Fetching in the background (process {}); \"siphon pin --list\" shows when it is done",
+        child.id()
+    ));
     Ok(())
 }

@@ -58,7 +58,8 @@ pub fn status(args: &StatusArgs, common: &Common, report: Report) -> anyhow::Res
 fn fetched(network: &BlobCounters, image_bytes: u64) -> String {
     let BlobCounters { requests, retries, bytes_fetched, bytes_from_cache, pinned, .. } = *network;
     let share = bytes_fetched as f64 * 100.0 / image_bytes.max(1) as f64;
-    let (fetched, image, cached) = (human_bytes(bytes_fetched), human_bytes(image_bytes), human_bytes(bytes_from_cache));
+    let (fetched, image, cached) =
+        (human_bytes(bytes_fetched), human_bytes(image_bytes), human_bytes(bytes_from_cache));
     let repeated = if retries > 0 { format!(", {retries} of them repeated") } else { String::new() };
     let kept = if pinned { "; pinned" } else { "" };
     format!(

@@ -114,7 +114,11 @@ impl Loadable {
         let symbols = symbols.filter(|(symbols, strings)| strings - symbols <= MAX_TABLE_BYTES);
         let symbols = symbols.and_then(|(symbols, strings)| self.in_file(symbols, strings - symbols));
         let around = value(0x6fff_fef5).and_then(|hash| self.in_file(hash, 1));
-        Tables { relocations: relocations.collect(), packed, symbols: [around, symbols, strings].into_iter().flatten().collect() }
+        Tables {
+            relocations: relocations.collect(),
+            packed,
+            symbols: [around, symbols, strings].into_iter().flatten().collect(),
+        }
     }
 
     /// Which parts of the file these relocations change, with what lies between them. `packed` says which kind it is.
@@ -170,7 +174,9 @@ fn packed_addresses(table: &[u8]) -> Vec<u64> {
             add(&mut addresses, entry);
             next = entry.saturating_add(8);
         } else {
-            (1..64).filter(|bit| entry >> bit & 1 == 1).for_each(|bit| add(&mut addresses, next.saturating_add((bit - 1) * 8)));
+            (1..64)
+                .filter(|bit| entry >> bit & 1 == 1)
+                .for_each(|bit| add(&mut addresses, next.saturating_add((bit - 1) * 8)));
             next = next.saturating_add(63 * 8);
         }
     }
@@ -206,9 +212,11 @@ mod tests {
         head[32..40].copy_from_slice(&64_u64.to_le_bytes());
         head[54..56].copy_from_slice(&56_u16.to_le_bytes());
         head[56..58].copy_from_slice(&3_u16.to_le_bytes());
-        for (kind, offset, address, bytes) in
-            [(LOAD, 0, 0, 0x9000_u64), (LOAD, 0x10_0000, 0x10_1000_u64, 0x80_0000), (DYNAMIC, 0x70_0000, 0x70_1000, 0x100)]
-        {
+        for (kind, offset, address, bytes) in [
+            (LOAD, 0, 0, 0x9000_u64),
+            (LOAD, 0x10_0000, 0x10_1000_u64, 0x80_0000),
+            (DYNAMIC, 0x70_0000, 0x70_1000, 0x100),
+        ] {
             let mut header = vec![0; PROGRAM_HEADER_BYTES];
             header[..4].copy_from_slice(&kind.to_le_bytes());
             header[8..16].copy_from_slice(&u64::to_le_bytes(offset));
@@ -227,7 +235,15 @@ mod tests {
     fn the_tables_are_found_by_the_dynamic_section() {
         let object = Loadable::of_head(&head()).unwrap();
 
-        let tables = object.tables(&dynamic(&[(5, 0x3000), (10, 0x800), (6, 0x2000), (7, 0x4000), (8, 480), (36, 0x6000), (35, 16)]));
+        let tables = object.tables(&dynamic(&[
+            (5, 0x3000),
+            (10, 0x800),
+            (6, 0x2000),
+            (7, 0x4000),
+            (8, 480),
+            (36, 0x6000),
+            (35, 16),
+        ]));
 
         assert_eq!(object.dynamic(), 0x70_0000..0x70_0100);
         assert_eq!(tables.relocations, [0x4000..0x4000 + 480]);

@@ -12,6 +12,8 @@ use super::MAX_RUN;
 /// round trip of 30 ms, since one half is on its way while the other is read.
 const FIRST_WINDOW: u32 = 2;
 const MAX_WINDOW: u32 = MAX_RUN;
+/// Two reads one after the other are soon made by chance where a program is loaded.
+const MIN_CONFIRMED: u32 = 2;
 /// What is left out between two reads of one after the other.
 const MAX_SKIP: u32 = 2;
 /// Readers told apart. Threads that decode blocks of several files at once interleave their reads.
@@ -41,6 +43,8 @@ struct Stream {
     /// The first one that is not being fetched yet.
     ready: u32,
     window: u32,
+    /// Reads that came as expected.
+    confirmed: u32,
 }
 
 /// Chunks to fetch before and after one that is missing.
@@ -53,10 +57,11 @@ pub(crate) struct Around {
 impl Readers {
     /// Takes note that these chunks are read, and says what to fetch before it is asked for.
     pub(super) fn read(&mut self, chunks: Range<u32>) -> Range<u32> {
-        let expects = |stream: &Stream| (stream.next.saturating_sub(1)..=stream.next + MAX_SKIP).contains(&chunks.start);
+        let expects =
+            |stream: &Stream| (stream.next.saturating_sub(1)..=stream.next + MAX_SKIP).contains(&chunks.start);
         let Some(index) = self.streams.iter().position(expects) else {
             self.streams.truncate(MAX_STREAMS - 1);
-            self.streams.insert(0, Stream { next: chunks.end, ready: chunks.end, window: 0 });
+            self.streams.insert(0, Stream { next: chunks.end, ready: chunks.end, window: 0, confirmed: 0 });
             return 0..0;
         };
         self.streams[..=index].rotate_right(1);
@@ -66,6 +71,10 @@ impl Readers {
         }
         stream.next = chunks.end;
         stream.ready = stream.ready.max(stream.next);
+        stream.confirmed += 1;
+        if stream.confirmed < MIN_CONFIRMED {
+            return 0..0;
+        }
         // Once half of what is fetched was read.
         if stream.ready - stream.next > stream.window / 2 {
             return 0..0;
@@ -95,14 +104,14 @@ mod tests {
 
     #[test]
     fn a_reader_from_front_to_back_never_comes_to_what_is_not_being_fetched() {
-        let (mut readers, mut ready, mut requests) = (Readers::default(), 2, 0);
+        let (mut readers, mut ready, mut requests) = (Readers::default(), 3, 0);
 
         for chunk in 0..4000 {
             let due = readers.read(chunk..chunk + 1);
             requests += u32::from(!due.is_empty());
-            assert!(due.is_empty() || due.start == ready || ready <= 2, "{due:?}");
+            assert!(due.is_empty() || due.start == ready || ready <= 3, "{due:?}");
             ready = ready.max(due.end);
-            assert!(chunk < 2 || ready > chunk, "{chunk}");
+            assert!(ready > chunk, "{chunk}");
         }
 
         assert!(requests < 4000 / MAX_WINDOW * 2 + 10, "{requests}");
@@ -135,8 +144,10 @@ mod tests {
 
         readers.read(10..11);
         readers.read(500..501);
+        readers.read(11..12);
+        readers.read(501..502);
 
-        assert_eq!(readers.read(11..12), 12..14);
-        assert_eq!(readers.read(501..502), 502..504);
+        assert_eq!(readers.read(12..13), 13..15);
+        assert_eq!(readers.read(502..503), 503..505);
     }
 }

@@ -16,7 +16,6 @@ const KNOWN_PATIENCE: Duration = Duration::from_secs(3);
 const FAILURE_TIME: Duration = Duration::from_secs(1);
 
 /// One object, and its server once that was reached.
-#[derive(Debug)]
 pub(super) struct Connection {
     url: String,
     patience: Patience,
@@ -29,6 +28,13 @@ pub(super) struct Connection {
 enum State {
     Connected(Arc<Remote>),
     Apart(Option<(Instant, Arc<SourceError>)>),
+}
+
+impl std::fmt::Debug for Connection {
+    // The URL itself may carry credentials.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Connection").field("named", &self.named).finish_non_exhaustive()
+    }
 }
 
 /// Opens the object at `url`, which is known from an earlier time. `None` if its server cannot be reached.

@@ -143,7 +143,9 @@ impl Trace {
 
     /// Whether the program that touched something last does as an earlier one did.
     pub(super) fn is_followed(&self) -> bool {
-        self.followers.first().is_some_and(|follower| follower.confirmed >= MIN_CONFIRMED && follower.strayed < MAX_STRAYED)
+        self.followers
+            .first()
+            .is_some_and(|follower| follower.confirmed >= MIN_CONFIRMED && follower.strayed < MAX_STRAYED)
     }
 
     fn is_first_touch(&mut self, chunk: u32) -> bool {
