@@ -1,4 +1,4 @@
-"""Measures what an image behind a slow link costs: time, requests, bytes. `make bench WORK="first traced ..."` calls it.
+"""Measures what an image behind a slow link costs: time, requests, bytes. `make bench-network` calls it.
 
 A web server (link.py) with 10 ms of latency each way and 1000 Mbit/s for all connections serves the image's directory.
 Before each figure nothing of the image is in memory: caches are dropped, and daemons have left.
