@@ -103,7 +103,10 @@ fn a_pinned_image_runs_without_its_server() {
 
         assert!(pinned.stderr.contains("Pinned "), "{pinned}");
         assert!(listed.contains(&url), "{listed}");
-        assert_eq!(remote, environment.siphon(&["exec", environment.images().sif(), "md5sum", "/data/payload"]).stdout());
+        assert_eq!(
+            remote,
+            environment.siphon(&["exec", environment.images().sif(), "md5sum", "/data/payload"]).stdout()
+        );
         assert!(status.contains(r#""pinned": true"#) && status.contains(r#""requests": 0"#), "{status}");
         assert_eq!(unpinned.code, 0, "{unpinned}");
         assert_eq!(environment.siphon(&["pin", "--list"]).stdout(), "");
