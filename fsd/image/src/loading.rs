@@ -246,7 +246,7 @@ mod tests {
         ]));
 
         assert_eq!(object.dynamic(), 0x70_0000..0x70_0100);
-        assert_eq!(tables.relocations, [0x4000..0x4000 + 480]);
+        assert_eq!(tables.relocations, std::slice::from_ref(&(0x4000..0x4000 + 480)));
         assert_eq!(tables.packed, Some(0x6000..0x6010));
         assert_eq!(tables.symbols, [0x2000..0x3000, 0x3000..0x3800]);
     }
