@@ -1,6 +1,6 @@
 # What the README and CI call. On a fresh Debian or Ubuntu with Rust, `make demo` and `make test` install what they need.
 
-.PHONY: demo test compat bench bench-whole bench-layer bench-micro lint setup
+.PHONY: demo test compat bench bench-whole bench-layer bench-network bench-micro lint setup
 
 demo:
 	bash demo/demo.sh
@@ -31,6 +31,11 @@ bench-whole: setup
 bench-layer: setup
 	cargo build --release
 	WORK="$(filter $(LAYER_WORK),$(WORK))" python3 benches/layer
+
+# What an image behind a slow link costs: IMAGE is a SIF or squashfs, WORK some of the works that --help names.
+bench-network: setup
+	cargo build --release
+	python3 benches/network $(WORK)
 
 bench-micro:
 	cargo bench -p siphon-image --bench squashfs

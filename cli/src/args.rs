@@ -10,6 +10,7 @@ mod images;
 mod instance;
 mod layer;
 mod layers;
+mod pin;
 mod run;
 mod sif;
 
@@ -22,6 +23,7 @@ pub use images::{
 pub use instance::{InstanceListArgs, InstanceStartArgs, InstanceStatsArgs, InstanceStopArgs, InstanceVerb};
 pub use layer::{DiffArgs, LayerResetArgs, LayerVerb};
 pub use layers::{OverlayCreateArgs, OverlayVerb};
+pub use pin::PinArgs;
 pub use run::{ContainFlags, ExecArgs, NamespaceFlags, OtherFlags, RunArgs, RunFlags, ShellArgs, TestArgs};
 pub use sif::{SifObjectArgs, SifVerb};
 
@@ -230,6 +232,8 @@ pub enum Verb {
         #[command(subcommand)]
         verb: CacheVerb,
     },
+    /// Fetch all of a remote image and keep it: it then runs without network
+    Pin(PinArgs),
     /// Check what this machine has of that which siphon needs
     Doctor(DoctorArgs),
     /// Print completions for a shell

@@ -16,6 +16,7 @@ pub mod ls;
 pub mod man;
 pub mod mount;
 pub mod overlay;
+pub mod pin;
 pub mod run;
 pub mod run_help;
 pub mod sif;

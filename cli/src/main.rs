@@ -52,6 +52,7 @@ fn main() -> ExitCode {
 
 fn run(verb: Verb, limited: bool, environment: Environment, report: Report) -> anyhow::Result<()> {
     let common = Common { limited, ..Common::resolve(verb.daemon(), &environment)? };
+    commands::cache::keep_limit(&common, report);
     let become_program = |mut settings: RunSettings, environment| {
         settings.quiet = report.is_quiet();
         commands::run::run(settings, &common, environment, report)
@@ -76,6 +77,7 @@ fn run(verb: Verb, limited: bool, environment: Environment, report: Report) -> a
         Verb::Overlay { verb: OverlayVerb::Create(args) } => commands::overlay::create(&args, report),
         Verb::Sif { verb } => commands::sif::sif(&verb, report),
         Verb::Cache { verb } => commands::cache::cache(&verb, &common, report),
+        Verb::Pin(args) => commands::pin::pin(&args, &common, report),
         Verb::Doctor(args) => commands::doctor::doctor(&args, &common, &environment, report),
         Verb::Man { directory } => commands::man::man(directory.as_deref(), Cli::command(), report),
         Verb::Completion { shell } => commands::completion::completion(shell, Cli::command(), report),

@@ -31,6 +31,7 @@ pub use overlays::OverlaySpec;
 #[cfg(test)]
 pub use run::Home;
 pub use run::{Action, Fakeroot, RunSettings, Writes};
+pub use size::parse as parse_size;
 pub use variables::Variables;
 pub use verbosity::{Verbosity, verbosity};
 
@@ -54,6 +55,9 @@ pub enum SettingsError {
         /// What was given.
         size: String,
     },
+    /// `SIPHON_CACHE_LIMIT` with something else than a size.
+    #[error("SIPHON_CACHE_LIMIT is {0:?}, and must be a number of bytes, alone or with K, M or G")]
+    CacheLimit(String),
     /// `SIPHON_LAYER_ENGINE` with something else than an engine.
     #[error("SIPHON_LAYER_ENGINE is {0:?}, and must be auto, kernel or fuse")]
     Engine(String),

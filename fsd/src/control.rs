@@ -3,6 +3,7 @@
 //! Only processes of the daemon's own user, and root, are listened to. Each connection has its own thread and a time
 //! limit, so that a client that says nothing keeps nobody waiting.
 
+use crate::blob::BlobCounters;
 use crate::metrics::Snapshot;
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use nix::unistd::geteuid;
@@ -176,6 +177,8 @@ pub struct Status {
     pub image_bytes: u64,
     /// Bytes fetched from the server, for a remote image.
     pub bytes_fetched: Option<u64>,
+    /// What went over the network, for a remote image, and what did not have to.
+    pub network: Option<BlobCounters>,
     /// Bytes of files that the kernel was given, asked for or ahead of that.
     pub bytes_read: u64,
     /// Bytes of decoded content that are kept at most; 0 for a directory, which needs no decoding.

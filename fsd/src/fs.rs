@@ -10,12 +10,15 @@ mod ahead;
 mod changes;
 mod directories;
 mod handles;
+mod loading;
 mod trace;
 
 use crate::metrics::Counters;
 use ahead::Readers;
 use handles::Handles;
+use loading::Loading;
 use parking_lot::Mutex;
+use siphon_image::loading::Loadable;
 use siphon_image::tree::{Attr, Statistics};
 use siphon_overlay::error::Error as ViewError;
 use siphon_overlay::view::{Ino, OpenFile, OpenMode, View};
@@ -154,6 +157,8 @@ pub enum Expected {
     InOrder(Vec<(Ino, Range<u64>)>),
     /// As an earlier program read them. The first is only to be decoded: the request for it says that the rest is wanted.
     Traced(Vec<(Ino, Range<u64>)>),
+    /// What a loader reads of this object: to be fetched from afar.
+    Loaded(Ino, Arc<Loadable>),
 }
 
 /// One mounted view. All methods may be called by many threads.
@@ -167,6 +172,7 @@ pub struct FileSystem {
     listings: directories::Listings,
     readers: Readers,
     trace: Mutex<Trace>,
+    loading: Loading,
 }
 
 /// The handle of a file or directory that the kernel opened without asking.
@@ -177,7 +183,8 @@ impl FileSystem {
     pub fn new(view: Arc<View>, options: Options, counters: Arc<Counters>) -> Self {
         let (files, directories) = (Handles::new(), Handles::new());
         let (listings, readers, trace) = (directories::Listings::default(), Readers::default(), Mutex::default());
-        Self { view, options, counters, files, directories, listings, readers, trace }
+        let loading = Loading::default();
+        Self { view, options, counters, files, directories, listings, readers, trace, loading }
     }
 
     /// What it counts.
@@ -269,6 +276,7 @@ impl FileSystem {
         let file = self.file(ino, handle)?;
         let read = self.view.read(&file, offset, buf)?;
         self.counters.read(read);
+        self.loading.saw(ino, offset, &buf[..read]);
         Ok(read)
     }
 
@@ -278,12 +286,15 @@ impl FileSystem {
         if !self.opens_nothing() {
             return Vec::new();
         }
+        let mut expected: Vec<_> =
+            self.loaded(ino, &asked).map(|object| Expected::Loaded(ino, object)).into_iter().collect();
         if let Some(batches) = self.trace.lock().batches_after(ino, asked.start) {
-            return batches.into_iter().map(Expected::Traced).collect();
+            expected.extend(batches.into_iter().map(Expected::Traced));
+            return expected;
         }
         let windows = if with_end { Vec::new() } else { self.readers.windows_after(ino, asked.clone()) };
         let goes_on = !windows.is_empty();
-        let mut expected: Vec<_> = windows.into_iter().map(|window| Expected::InOrder(vec![(ino, window)])).collect();
+        expected.extend(windows.into_iter().map(|window| Expected::InOrder(vec![(ino, window)])));
         if asked.start == 0 && asked.end <= ahead::MAX_SMALL_BYTES {
             let Some(due) = self.readers.files_after(ino) else { return expected };
             expected.extend(self.files_expected_after(ino, due));

@@ -19,6 +19,7 @@ pub mod layers;
 pub mod locator;
 pub mod memory;
 pub mod metrics;
+pub mod prefetch;
 pub mod source;
 pub mod storage;
 pub mod sys;

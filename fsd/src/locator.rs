@@ -2,6 +2,7 @@
 
 use crate::blob::{Blob, BlobCounters, BlobError};
 use crate::memory::default_cache_bytes;
+use crate::prefetch::Prefetch;
 use crate::storage::{Storage, StorageUse};
 use siphon_image::open::{self, Image};
 use siphon_image::read_at::{FileAt, ReadAt};
@@ -142,7 +143,7 @@ pub struct Opened {
     /// Bytes of decoded content that are kept at most; 0 for a directory, which needs no decoding.
     pub cache_bytes: u64,
     storage: Option<Arc<Storage>>,
-    remote: Option<Arc<Blob>>,
+    remote: Option<Arc<Prefetch>>,
 }
 
 impl Opened {
@@ -164,7 +165,12 @@ impl Opened {
 
     /// What was fetched, for a remote image.
     pub fn fetched(&self) -> Option<BlobCounters> {
-        self.remote.as_ref().map(|blob| blob.counters())
+        self.remote.as_ref().map(|remote| remote.blob().counters())
+    }
+
+    /// The object that a remote image is.
+    pub fn remote(&self) -> Option<&Prefetch> {
+        self.remote.as_deref()
     }
 }
 
@@ -252,14 +258,15 @@ fn open_url(url: &str, cache_dir: &Path, cache_bytes: Option<u64>) -> Result<Ope
     let blob = Blob::open(url, cache_dir).map_err(|source| Error::Url { url: url.to_owned(), source })?;
     let blob = Arc::new(blob);
     let identity = blob.identity().to_owned();
-    opened(url.to_owned(), blob.clone(), identity, Some(blob), cache_bytes)
+    let remote = Arc::new(Prefetch::new(blob));
+    opened(url.to_owned(), remote.clone(), identity, Some(remote), cache_bytes)
 }
 
 fn opened(
     name: String,
     bytes: Arc<dyn ReadAt>,
     identity: String,
-    remote: Option<Arc<Blob>>,
+    remote: Option<Arc<Prefetch>>,
     cache_bytes: Option<u64>,
 ) -> Result<Opened, Error> {
     let storage = Arc::new(Storage::new(bytes));

@@ -120,6 +120,13 @@ impl Remote {
         engine.runtime.block_on(origin.open(engine, u64::from(first_bytes.max(1))))
     }
 
+    /// The same object, with other bounds on time and attempts from now on.
+    #[must_use]
+    pub fn with_patience(mut self, patience: Patience) -> Self {
+        self.origin.patience = patience;
+        self
+    }
+
     /// The length in bytes.
     pub fn len_bytes(&self) -> u64 {
         self.len_bytes
@@ -179,16 +186,27 @@ impl Remote {
     /// # Panics
     /// If the range ends after the object, or on a thread of an async runtime.
     pub fn fetch(&self, offset: u64, buf: &mut [u8]) -> Result<(), SourceError> {
-        let end = offset.checked_add(buf.len() as u64);
-        assert!(end.is_some_and(|end| end <= self.len_bytes), "a range is asked for only within the object");
-        self.engine.runtime.block_on(self.fetch_all(offset, buf))
+        self.fetch_with(offset, buf, &mut |_| {})
     }
 
-    async fn fetch_all(&self, offset: u64, buf: &mut [u8]) -> Result<(), SourceError> {
+    /// As [`Remote::fetch`], and hands what of `buf` is filled to `arrived` each time that more is, on this thread.
+    ///
+    /// # Errors
+    /// As [`Remote::fetch`]; what was handed to `arrived` is right all the same.
+    ///
+    /// # Panics
+    /// As [`Remote::fetch`].
+    pub fn fetch_with(&self, offset: u64, buf: &mut [u8], arrived: &mut dyn FnMut(&[u8])) -> Result<(), SourceError> {
+        let end = offset.checked_add(buf.len() as u64);
+        assert!(end.is_some_and(|end| end <= self.len_bytes), "a range is asked for only within the object");
+        self.engine.runtime.block_on(self.fetch_all(offset, buf, arrived))
+    }
+
+    async fn fetch_all(&self, offset: u64, buf: &mut [u8], arrived: &mut dyn FnMut(&[u8])) -> Result<(), SourceError> {
         let mut tries = Tries::new(self.origin.patience, self.origin.patience.attempts);
         let mut done = 0;
         while done < buf.len() {
-            let attempt = self.attempt(offset, buf, &mut done);
+            let attempt = self.attempt(offset, buf, &mut done, arrived);
             let outcome = self.origin.within_attempt(attempt).await;
             if let Err(failure) = outcome {
                 self.origin.pause_or_fail(&mut tries, failure).await?;
@@ -198,7 +216,13 @@ impl Remote {
     }
 
     /// Asks once for what is missing of `buf` and moves `done` on by what came.
-    async fn attempt(&self, offset: u64, buf: &mut [u8], done: &mut usize) -> Result<(), Failure> {
+    async fn attempt(
+        &self,
+        offset: u64,
+        buf: &mut [u8],
+        done: &mut usize,
+        arrived: &mut dyn FnMut(&[u8]),
+    ) -> Result<(), Failure> {
         let asked = Part { start: offset + *done as u64, end: offset + buf.len() as u64, total: self.len_bytes };
         let mut response = self.origin.send(self.engine, asked.start, asked.end, &self.validator).await?;
         self.check(&response, asked).map_err(Failure::Lasting)?;
@@ -211,6 +235,7 @@ impl Remote {
             };
             room.copy_from_slice(&bytes);
             *done += bytes.len();
+            arrived(&buf[..*done]);
         }
         Ok(())
     }

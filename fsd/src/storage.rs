@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use siphon_image::read_at::ReadAt;
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
@@ -75,6 +76,14 @@ impl ReadAt for Storage {
 
     fn read_once_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
         self.count(buf.len(), || self.inner.read_once_at(buf, offset))
+    }
+
+    fn will_read(&self, range: Range<u64>) {
+        self.inner.will_read(range);
+    }
+
+    fn may_read(&self, ranges: &[Range<u64>]) {
+        self.inner.may_read(ranges);
     }
 
     fn file_at(&self, offset: u64) -> Option<(&File, u64)> {

@@ -108,6 +108,25 @@ fn a_daemon_goes_on_while_its_cache_is_cleaned() {
 }
 
 #[test]
+fn the_cache_is_kept_to_its_limit() {
+    let environment = TestEnvironment::new();
+    let limit = |size: &[&str]| cache(&environment, &[&["limit"], size].concat());
+
+    assert_eq!(limit(&[]).stdout, "32.00 GiB\n");
+    assert_eq!(limit(&["1M"]).stdout, "1.00 MiB\n");
+    let _server = serve_and_read(&environment);
+    let url = listed(&environment)[0]["url"].as_str().unwrap().to_owned();
+    environment.siphon(&["exec", &url, "md5sum", "/data/payload"]).stdout();
+    assert_eq!(limit(&["4K"]).stdout, "4.00 KiB\n");
+
+    assert_eq!(listed(&environment)[0]["stored_bytes"], 0);
+    let wrong = limit(&["much"]);
+    assert!(wrong.code == 255 && wrong.stderr.contains("is no size"), "{wrong}");
+    let variable = environment.siphon(&["cache", "limit"]).env("SIPHON_CACHE_LIMIT", "2G").run();
+    assert_eq!(variable.stdout, "2.00 GiB\n");
+}
+
+#[test]
 fn an_unknown_type_is_a_usage_error() {
     let environment = TestEnvironment::new();
 

@@ -19,6 +19,7 @@ struct State {
     ranges: bool,
     stopped: AtomicBool,
     sent_bytes: AtomicU64,
+    requests: AtomicU64,
 }
 
 impl Server {
@@ -35,8 +36,8 @@ impl Server {
     fn start_with(directory: &Path, ranges: bool) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
-        let (stopped, sent_bytes) = (AtomicBool::new(false), AtomicU64::new(0));
-        let state = Arc::new(State { directory: directory.to_owned(), ranges, stopped, sent_bytes });
+        let (stopped, sent_bytes, requests) = (AtomicBool::new(false), AtomicU64::new(0), AtomicU64::new(0));
+        let state = Arc::new(State { directory: directory.to_owned(), ranges, stopped, sent_bytes, requests });
         let served = state.clone();
         std::thread::spawn(move || {
             for stream in listener.incoming().map_while(Result::ok) {
@@ -54,6 +55,11 @@ impl Server {
     /// The address of the file `name`.
     pub(crate) fn url(&self, name: &str) -> String {
         format!("http://{}/{name}", self.address)
+    }
+
+    /// Requests so far.
+    pub(crate) fn requests(&self) -> u64 {
+        self.state.requests.load(Ordering::Relaxed)
     }
 
     /// Bytes of files sent so far.
@@ -89,6 +95,10 @@ impl State {
                 if let Some(value) = line.to_ascii_lowercase().strip_prefix("range: bytes=") {
                     range = Some(value.trim().to_owned());
                 }
+            }
+            self.requests.fetch_add(1, Ordering::Relaxed);
+            if self.stopped.load(Ordering::Relaxed) {
+                return Ok(());
             }
             let name = request.split(' ').nth(1).unwrap_or_default().trim_start_matches('/').to_owned();
             self.answer(&mut stream, &name, range.filter(|_| self.ranges))?;

@@ -9,6 +9,14 @@ pub enum CacheVerb {
     Clean(CacheCleanArgs),
     /// List what was kept of remote images
     List(CacheListArgs),
+    /// Show or set how many bytes are kept at most, beside what is pinned
+    ///
+    /// What was used longest ago goes first. It holds for all who use the same cache directory. SIPHON_CACHE_LIMIT sets it
+    /// too. 32G unless set.
+    Limit {
+        /// A number, alone or with K, M or G
+        size: Option<String>,
+    },
 }
 
 /// Kinds of what singularity keeps. Siphon has but one of them.

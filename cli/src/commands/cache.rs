@@ -2,8 +2,8 @@
 
 use crate::args::{CacheCleanArgs, CacheKind, CacheListArgs, CacheVerb};
 use crate::host::cache_dir;
-use crate::report::{Report, utc};
-use crate::settings::Common;
+use crate::report::{Report, human_bytes, utc};
+use crate::settings::{Common, parse_size};
 use anyhow::{Context, bail};
 use serde::Serialize;
 use siphon_fsd::cache::{Cache, CacheError, Entry};
@@ -26,7 +26,32 @@ pub fn cache(verb: &CacheVerb, common: &Common, report: Report) -> anyhow::Resul
     match verb {
         CacheVerb::Clean(args) => clean(args, common, report),
         CacheVerb::List(args) => list(args, common, report),
+        CacheVerb::Limit { size } => limit(size.as_deref(), common, report),
     }
+}
+
+/// Makes `SIPHON_CACHE_LIMIT` the limit of the cache directory, which other processes keep as well.
+/// Where that cannot be, a command that needs the directory says so.
+pub fn keep_limit(common: &Common, report: Report) {
+    let Some(bytes) = common.cache_limit else { return };
+    let keep = || match Cache::open(&cache_dir(common))? {
+        cache if cache.quota_bytes() != bytes => cache.set_quota(bytes),
+        _ => Ok(()),
+    };
+    if let Err(error) = keep() {
+        report.warning(format_args!("SIPHON_CACHE_LIMIT is not kept: {:#}", anyhow::Error::from(error)));
+    }
+}
+
+fn limit(text: Option<&str>, common: &Common, report: Report) -> anyhow::Result<()> {
+    let cache = Cache::open(&cache_dir(common))?;
+    if let Some(text) = text {
+        let bytes = parse_size(text);
+        cache.set_quota(
+            bytes.with_context(|| format!("{text:?} is no size: give a number, alone or with K, M or G"))?,
+        )?;
+    }
+    Ok(report.line(human_bytes(cache.quota_bytes()))?)
 }
 
 /// One image, as JSON.
@@ -38,6 +63,7 @@ struct Listed<'a> {
     created: String,
     stored_bytes: u64,
     image_bytes: Option<u64>,
+    pinned: bool,
 }
 
 fn list(args: &CacheListArgs, common: &Common, report: Report) -> anyhow::Result<()> {
@@ -81,6 +107,7 @@ fn listed(entry: &Entry) -> Listed<'_> {
         created: utc(i64::try_from(seconds).unwrap_or(i64::MAX)),
         stored_bytes: entry.stored_bytes,
         image_bytes: entry.description.as_ref().map(|description| description.len_bytes),
+        pinned: entry.pinned,
     }
 }
 
@@ -124,6 +151,13 @@ fn clean(args: &CacheCleanArgs, common: &Common, report: Report) -> anyhow::Resu
     let Some(cache) = cache else { return Ok(()) };
     for entry in entries.iter().filter(|entry| args.days.is_none_or(|days| is_older(entry, days))) {
         let url = entry.description.as_ref().map(|description| format!(" ({})", description.url)).unwrap_or_default();
+        if entry.pinned {
+            report.info(format_args!(
+                "Keeping what is pinned: {}{url}; let it go with \"siphon pin --unpin\"",
+                entry.key
+            ));
+            continue;
+        }
         report.info(format_args!("Removing net cache entry: {}{url}", entry.key));
         if !args.dry_run {
             judge(cache.remove(entry));

@@ -6,6 +6,7 @@ use crate::args::StatusArgs;
 use crate::host::runtime_dir;
 use crate::report::{Report, human_bytes};
 use crate::settings::Common;
+use siphon_fsd::blob::BlobCounters;
 use siphon_fsd::daemon::EngineName;
 use siphon_fsd::storage::StorageUse;
 use siphon_image::tree::Activity;
@@ -46,11 +47,25 @@ pub fn status(args: &StatusArgs, common: &Common, report: Report) -> anyhow::Res
             report.line(format_args!("  storage  {}", storage(&daemon.counters.storage)))?;
             report.line(format_args!("  decoded  {}", decoding(&daemon.counters.decoding, daemon.cache_bytes)))?;
         }
-        if let Some(fetched) = daemon.bytes_fetched {
-            report.line(format_args!("  fetched  {} over the network", human_bytes(fetched)))?;
+        if let Some(network) = &daemon.network {
+            report.line(format_args!("  fetched  {}", fetched(network, daemon.image_bytes)))?;
         }
     }
     Ok(())
+}
+
+/// `120.00 MiB of 3.00 GiB (3.9 %) over the network in 41 requests; 90.00 MiB read from the cache`.
+fn fetched(network: &BlobCounters, image_bytes: u64) -> String {
+    let BlobCounters { requests, retries, bytes_fetched, bytes_from_cache, pinned, .. } = *network;
+    let share = bytes_fetched as f64 * 100.0 / image_bytes.max(1) as f64;
+    let (fetched, image, cached) =
+        (human_bytes(bytes_fetched), human_bytes(image_bytes), human_bytes(bytes_from_cache));
+    let repeated = if retries > 0 { format!(", {retries} of them repeated") } else { String::new() };
+    let kept = if pinned { "; pinned" } else { "" };
+    format!(
+        "{fetched} of {image} ({share:.1} %) over the network in {requests} requests{repeated}; {cached} read from the \
+         cache{kept}"
+    )
 }
 
 fn engine_word(name: EngineName) -> &'static str {

@@ -27,6 +27,8 @@ pub struct Common {
     pub cache_dir: Option<PathBuf>,
     /// Bytes of decoded content to keep at most: `--block-cache`, else `SIPHON_BLOCK_CACHE`.
     pub cache_bytes: Option<u64>,
+    /// Bytes of remote images to keep at most: `SIPHON_CACHE_LIMIT`, else what was set before.
+    pub cache_limit: Option<u64>,
     /// Who merges an image and its layer: `--layer-engine`, else `SIPHON_LAYER_ENGINE`, else whichever suits.
     pub layer_engine: EngineArg,
     /// How long a daemon without clients stays: `SIPHON_IDLE_SECONDS`, 60 unless set.
@@ -62,6 +64,7 @@ impl Common {
             state_dir,
             cache_dir,
             cache_bytes: cache_bytes(flags, environment)?,
+            cache_limit: cache_limit(environment)?,
             layer_engine: layer_engine(flags, environment)?,
             idle,
             limited: false,
@@ -78,6 +81,12 @@ fn cache_bytes(flags: Option<&DaemonFlags>, environment: &Environment) -> Result
         None => Err(SettingsError::CacheSize { name, size }),
         bytes => Ok(bytes),
     }
+}
+
+fn cache_limit(environment: &Environment) -> Result<Option<u64>, SettingsError> {
+    let Some(text) = environment.get("SIPHON_CACHE_LIMIT").filter(|text| !text.is_empty()) else { return Ok(None) };
+    let text = text.to_string_lossy();
+    size::parse(&text).map(Some).ok_or_else(|| SettingsError::CacheLimit(text.into()))
 }
 
 fn layer_engine(flags: Option<&DaemonFlags>, environment: &Environment) -> Result<EngineArg, SettingsError> {

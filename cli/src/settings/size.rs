@@ -2,7 +2,7 @@
 
 /// The bytes that `text` stands for: a number, alone or with K, M or G for the powers of 1024; `None` if it is
 /// something else or does not fit.
-pub(super) fn parse(text: &str) -> Option<u64> {
+pub fn parse(text: &str) -> Option<u64> {
     let unit_bytes = match text.bytes().last()?.to_ascii_uppercase() {
         b'K' => 1 << 10,
         b'M' => 1 << 20,

@@ -15,6 +15,7 @@ pub mod elf;
 pub mod ext;
 pub mod ld_cache;
 pub mod libraries;
+pub mod loading;
 pub mod oci;
 pub mod open;
 pub mod path;

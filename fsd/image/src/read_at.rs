@@ -4,6 +4,7 @@ use rustix::fs::{Advice, fadvise};
 use rustix::io::{Errno, ReadWriteFlags, preadv2};
 use std::fs::File;
 use std::io::{self, IoSliceMut};
+use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
@@ -37,6 +38,12 @@ pub trait ReadAt: Send + Sync + std::fmt::Debug {
     fn read_once_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
         self.read_exact_at(buf, offset)
     }
+    /// Says that all of `range` is about to be read, in pieces, so that storage may fetch it at once. What goes wrong shows
+    /// when it is read.
+    fn will_read(&self, _range: Range<u64>) {}
+
+    /// Says that these ranges will likely be read soon, in this order, so that storage far away may fetch them meanwhile.
+    fn may_read(&self, _ranges: &[Range<u64>]) {}
 
     /// The file that the bytes from `offset` on lie in, and where in it, if they are one's as they are: then the kernel can
     /// copy them.
@@ -174,6 +181,17 @@ impl ReadAt for Window {
 
     fn read_once_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
         self.inner.read_once_at(buf, self.inner_offset(buf, offset)?)
+    }
+
+    fn will_read(&self, range: Range<u64>) {
+        let within = |offset: u64| self.start_bytes + offset.min(self.len_bytes);
+        self.inner.will_read(within(range.start)..within(range.end));
+    }
+
+    fn may_read(&self, ranges: &[Range<u64>]) {
+        let within = |offset: u64| self.start_bytes + offset.min(self.len_bytes);
+        let ranges: Vec<_> = ranges.iter().map(|range| within(range.start)..within(range.end)).collect();
+        self.inner.may_read(&ranges);
     }
 
     fn file_at(&self, offset: u64) -> Option<(&File, u64)> {

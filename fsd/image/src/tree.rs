@@ -137,6 +137,9 @@ pub trait Tree: Send + Sync + std::fmt::Debug {
     /// reads them next, as far as there is room. What cannot be read will show to them.
     fn prepare(&self, _ranges: &[(NodeId, Range<u64>)]) {}
 
+    /// Says that these ranges of bytes of files will be read soon, so that storage far away may fetch what holds them.
+    fn fetch_ahead(&self, _ranges: &[(NodeId, Range<u64>)]) {}
+
     /// The tree that the content of the file `node` is passed through from, unchanged, and the file's id in that. An
     /// image is its own origin. `None` where the content is nobody else's, or where that is not known.
     fn origin(&self, _node: NodeId) -> Option<(&dyn Tree, NodeId)> {

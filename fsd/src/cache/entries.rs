@@ -5,15 +5,20 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::SystemTime;
 
-use super::{Cache, CacheError, Description, LAYOUT};
+use super::packs::PACK_SUFFIX;
+use super::{Cache, CacheError, DEFAULT_QUOTA_BYTES, Description, LAYOUT, Quota, pins};
 
 /// What an object is named while it is being removed: whoever opens it anew makes its own.
 const REMOVED: &str = "removed-";
 
+/// Where the version before kept its objects.
+const FORMER_LAYOUT: &str = "v1";
+
 /// Bytes of a block in `st_blocks`, whatever the filesystem's own are (stat(2)).
-const STAT_BLOCK_BYTES: u64 = 512;
+pub(super) const STAT_BLOCK_BYTES: u64 = 512;
 
 /// One object in the directory.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,6 +31,8 @@ pub struct Entry {
     pub stored_bytes: u64,
     /// When it was first opened.
     pub created: SystemTime,
+    /// Whether it is never evicted.
+    pub pinned: bool,
 }
 
 impl Cache {
@@ -38,7 +45,8 @@ impl Cache {
             return Ok(None);
         }
         Self::is_ours(&dir.join(LAYOUT))?;
-        Ok(Some(Self { dir: dir.to_owned() }))
+        let quota = Arc::new(Quota::new(&dir.join(LAYOUT), DEFAULT_QUOTA_BYTES));
+        Ok(Some(Self { dir: dir.to_owned(), quota }))
     }
 
     /// `false` if there is no such directory.
@@ -76,12 +84,14 @@ impl Cache {
         moved.and_then(|()| remove_tree(&doomed)).map_err(|source| CacheError::Directory { path, source })
     }
 
-    /// Takes away what removals left that were interrupted, as much of it as can be.
+    /// Takes away what removals left that were interrupted, and what an earlier version of this program kept, as much of
+    /// it as can be.
     ///
     /// # Errors
     /// If something cannot be removed: the first such thing.
     pub fn sweep(&self) -> Result<(), CacheError> {
-        let mut first = Ok(());
+        let path = self.dir.join(FORMER_LAYOUT);
+        let mut first = remove_tree(&path).map_err(|source| CacheError::Directory { path, source });
         for name in self.names()? {
             if name.as_encoded_bytes().starts_with(REMOVED.as_bytes()) {
                 let path = self.objects().join(name);
@@ -92,7 +102,7 @@ impl Cache {
         first
     }
 
-    fn objects(&self) -> PathBuf {
+    pub(super) fn objects(&self) -> PathBuf {
         self.dir.join(LAYOUT)
     }
 
@@ -111,17 +121,20 @@ fn entry(objects: &Path, key: &str) -> io::Result<Entry> {
     let record = directory.join("meta.json");
     // The record is written first, and once.
     let oldest = fs::metadata(&record).or_else(|_| fs::metadata(&directory))?;
-    let stored = ["data", "present"].iter().filter_map(|name| fs::metadata(directory.join(name)).ok());
+    let is_pack = |name: &OsString| name.as_encoded_bytes().ends_with(PACK_SUFFIX.as_bytes());
+    let packs = fs::read_dir(&directory)?.flatten().filter(|file| is_pack(&file.file_name()));
+    let stored = packs.filter_map(|pack| pack.metadata().ok());
     Ok(Entry {
         key: key.to_owned(),
         description: fs::read(&record).ok().and_then(|text| serde_json::from_slice(&text).ok()),
         stored_bytes: stored.map(|meta| meta.blocks() * STAT_BLOCK_BYTES).sum(),
         created: oldest.modified()?,
+        pinned: pins::is_pinned(&directory),
     })
 }
 
 /// Keys are digests; nothing else in the directory is touched.
-fn is_key(name: &str) -> bool {
+pub(super) fn is_key(name: &str) -> bool {
     !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
@@ -146,11 +159,11 @@ mod tests {
     use super::*;
     use crate::cache::{CHUNK_BYTES, Found, Object};
 
-    fn store(cache: &Cache, key: &str, chunks: u64) -> Object {
+    fn store(cache: &Cache, key: &str, chunks: u64) -> Arc<Object> {
         let len_bytes = chunks * CHUNK_BYTES as u64;
         let description = Description { url: format!("http://host/{key}"), len_bytes, validator: "v".into() };
         let object = cache.object(key, &description).unwrap();
-        let Found::Absent(claim) = object.read(0, 0, &mut [], || 1).unwrap() else { panic!("it is new") };
+        let Found::Absent(claim) = object.read(0, 0, &mut [], || 0..0).unwrap() else { panic!("it is new") };
         claim.complete(vec![1; CHUNK_BYTES]);
         object
     }
@@ -179,12 +192,12 @@ mod tests {
         cache.remove(&cache.entries().unwrap().into_iter().find(|entry| entry.key == "ab12").unwrap()).unwrap();
 
         let mut byte = [0];
-        assert!(matches!(open.read(0, 5, &mut byte, || 1), Ok(Found::Stored)));
+        assert!(matches!(open.read(0, 5, &mut byte, || 0..0), Ok(Found::Stored)));
         assert_eq!(byte, [1]);
         assert_eq!(cache.entries().unwrap().len(), 1);
         store(&cache, "ab12", 1);
         assert_eq!(cache.entries().unwrap().len(), 2);
-        assert!(matches!(other.read(0, 0, &mut byte, || 1), Ok(Found::Stored)));
+        assert!(matches!(other.read(0, 0, &mut byte, || 0..0), Ok(Found::Stored)));
     }
 
     #[test]

@@ -24,6 +24,11 @@ impl Run {
         Self { first, bytes }
     }
 
+    /// Its bytes' number.
+    pub(super) fn len_bytes(&self) -> usize {
+        self.bytes.len()
+    }
+
     /// The bytes of the run from `start_bytes` into `chunk` on; empty if the run does not have them.
     pub fn bytes_from(&self, chunk: u32, start_bytes: usize) -> &[u8] {
         let skipped = chunk.checked_sub(self.first).and_then(|chunks| usize::try_from(chunks).ok());
@@ -32,36 +37,59 @@ impl Run {
     }
 }
 
-/// How a fill ended.
+/// How a fill ended for one of its chunks.
 #[derive(Debug, Clone)]
 pub(super) enum Outcome {
     Filled(Arc<Run>),
+    /// The chunk is on disk; others of the fill may not be yet.
+    Stored,
     Failed(Arc<SourceError>),
     /// The filler gave up without saying why, as a panic makes it: whoever wants the chunk tries anew.
     Abandoned,
 }
 
 /// A fetch in progress.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Fill {
-    outcome: Mutex<Option<Outcome>>,
-    ended: Condvar,
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Debug)]
+struct State {
+    /// The chunks before this one are stored.
+    stored: u32,
+    outcome: Option<Outcome>,
 }
 
 impl Fill {
-    pub(super) fn end(&self, outcome: Outcome) {
-        *self.outcome.lock() = Some(outcome);
-        self.ended.notify_all();
+    /// A fetch of the chunks from `first` on.
+    pub(super) fn new(first: u32) -> Self {
+        Self { state: Mutex::new(State { stored: first, outcome: None }), changed: Condvar::new() }
     }
 
-    /// Blocks until the fill ends, which the bounds of its source see to.
-    pub(super) fn wait(&self) -> Outcome {
-        let mut outcome = self.outcome.lock();
+    /// Says that the chunks before `until` are stored.
+    pub(super) fn stored(&self, until: u32) {
+        self.state.lock().stored = until;
+        self.changed.notify_all();
+    }
+
+    pub(super) fn end(&self, outcome: Outcome) {
+        self.state.lock().outcome = Some(outcome);
+        self.changed.notify_all();
+    }
+
+    /// Blocks until `chunk` is there or the fill ends, which the bounds of its source see to.
+    pub(super) fn wait(&self, chunk: u32) -> Outcome {
+        let mut state = self.state.lock();
         loop {
-            if let Some(outcome) = outcome.as_ref() {
+            if chunk < state.stored {
+                return Outcome::Stored;
+            }
+            if let Some(outcome) = &state.outcome {
                 return outcome.clone();
             }
-            self.ended.wait(&mut outcome);
+            self.changed.wait(&mut state);
         }
     }
 }

@@ -223,11 +223,20 @@ impl Server {
                 }
             }
         }
-        self.traces.write(self.shared.filesystem.trace());
+        self.keep_traces();
         if let Some(lock) = lock.filter(|_| is_ours) {
             self.state.remove(&lock)?;
         }
         Ok(true)
+    }
+
+    /// Writes down what was read, for the next daemon.
+    fn keep_traces(&self) {
+        self.traces.write(self.shared.filesystem.trace());
+        if let Some(remote) = self.shared.opened.remote() {
+            let traces = Traces::of_chunks(&self.spec.cache_dir, &self.shared.opened.identity);
+            traces.write(remote.trace());
+        }
     }
 
     /// Whether the state directory is still this daemon's: it may have been removed, and made anew for another one.
@@ -245,7 +254,7 @@ impl Server {
 
     /// The filesystem was unmounted by someone else.
     fn finish(self) -> Result<(), DaemonError> {
-        self.traces.write(self.shared.filesystem.trace());
+        self.keep_traces();
         if let Some(lock) = self.state.try_lock()?.filter(|_| self.owns_state()) {
             // The mount point may still be ours in this namespace: then there is nothing behind it any more.
             let _ = mounts::detach(&self.state.root());

@@ -1,13 +1,15 @@
 //! Where traces of what was read are kept: one small file for each image, beside the cache of remote bytes.
 //!
 //! ```text
-//! CACHE_DIR/traces/<key>   the key is a digest of the image's identity, which is the same on every machine
+//! CACHE_DIR/traces/<key>   the key is a digest of the image's identity, which is the same on every machine; of remote
+//!                          images there is another one, of the stored chunks that were touched
 //! ```
 //!
 //! Nothing depends on a trace, so that whatever is wrong with one, or with its place, is a line of the log at most. The
 //! cache directory may be one that others write to: no link is followed in it, and nothing else is touched.
 
 use crate::fs::MAX_TRACE_BYTES;
+use crate::prefetch;
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, fstat, mkdirat, openat, renameat, statat, unlinkat};
 use rustix::io::Errno;
 use sha2::{Digest, Sha256};
@@ -20,6 +22,10 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// Images whose traces are kept; the one that was written longest ago goes first. Less than 100 MiB, whatever they are.
 const MAX_TRACES: usize = 256;
+
+/// The longest trace of either kind.
+const MAX_STORED_BYTES: usize =
+    if MAX_TRACE_BYTES > prefetch::MAX_STORED_BYTES { MAX_TRACE_BYTES } else { prefetch::MAX_STORED_BYTES };
 
 /// Below the cache directory.
 const DIRECTORY: &str = "traces";
@@ -42,13 +48,18 @@ impl Traces {
         Self { cache_dir: cache_dir.to_owned(), name }
     }
 
+    /// For what is touched of the stored bytes of that image, if it is a remote one.
+    pub(super) fn of_chunks(cache_dir: &Path, identity: &str) -> Self {
+        Self::of(cache_dir, &format!("chunks of {identity}"))
+    }
+
     /// What earlier daemons wrote; empty if that is nothing.
     pub(super) fn read(&self) -> Vec<u8> {
         let mut trace = Vec::new();
         let read = open_directory(&self.cache_dir).and_then(|directory| {
             let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
             let file = File::from(openat(directory, &self.name, flags, Mode::empty())?);
-            file.take(MAX_TRACE_BYTES as u64).read_to_end(&mut trace)
+            file.take(MAX_STORED_BYTES as u64).read_to_end(&mut trace)
         });
         if let Err(error) = read.map(drop).or_else(ignore_missing) {
             tracing::debug!("cannot read the trace of earlier uses: {error}");

@@ -70,7 +70,11 @@ impl ReadAhead {
                     self.give_up(&one);
                     continue;
                 }
-                waiting.push_back(one);
+                match one {
+                    // It is waited for already.
+                    Expected::Loaded(..) => waiting.push_front(one),
+                    Expected::InOrder(_) | Expected::Traced(_) => waiting.push_back(one),
+                }
                 self.changed.notify_one();
             }
         }
@@ -91,6 +95,7 @@ impl ReadAhead {
         while let Some(expected) = self.next() {
             match expected {
                 Expected::InOrder(pieces) => self.store_all(pieces, &mut buffer),
+                Expected::Loaded(ino, object) => self.filesystem.fetch_for_loader(ino, &object),
                 Expected::Traced(pieces) => {
                     self.filesystem.decode_ahead(&pieces);
                     for (ino, range) in pieces.into_iter().skip(1) {

@@ -12,6 +12,8 @@ use std::time::Duration;
 pub(crate) enum Fault {
     /// Answer with this status and no body.
     Status(u16),
+    /// Answer 429, and ask for a pause of so many seconds.
+    RetryAfter(u64),
     /// Answer 200 to a range request.
     NoRanges,
     /// Close after this many bytes of the body.
@@ -20,6 +22,8 @@ pub(crate) enum Fault {
     Close,
     /// Send the head and then nothing.
     Stall,
+    /// Send the head and so many bytes, and then nothing.
+    StallAfter(usize),
     /// Send a byte now and then.
     Trickle,
     /// Say that other bytes come.
@@ -33,7 +37,7 @@ pub(crate) enum Fault {
 /// What the server serves and how.
 #[derive(Debug, Clone)]
 pub(crate) struct State {
-    pub(crate) bytes: Vec<u8>,
+    pub(crate) bytes: Arc<Vec<u8>>,
     pub(crate) etag: Option<String>,
     pub(crate) last_modified: Option<String>,
     pub(crate) ignores_conditions: bool,
@@ -67,7 +71,7 @@ impl Server {
     pub(crate) fn start(bytes: Vec<u8>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let state = State {
-            bytes,
+            bytes: Arc::new(bytes),
             etag: Some("\"first\"".to_owned()),
             last_modified: None,
             ignores_conditions: false,
@@ -139,7 +143,7 @@ fn answer(stream: &TcpStream, shared: &Shared) -> io::Result<()> {
         state.faults_left = state.faults_left.saturating_sub(usize::from(fault.is_some()));
         let now = state.clone();
         if let Some((bytes, etag)) = state.after_fault.take_if(|_| fault.is_some()) {
-            (state.bytes, state.etag) = (bytes, Some(etag));
+            (state.bytes, state.etag) = (Arc::new(bytes), Some(etag));
         }
         (now, fault)
     };
@@ -154,6 +158,9 @@ fn respond(mut stream: &TcpStream, state: &State, fault: Option<Fault>, head: &s
     }
     match fault {
         Some(Fault::Status(status)) => return write!(stream, "{}\r\n", short(&format!("{status} No"))),
+        Some(Fault::RetryAfter(seconds)) => {
+            return write!(stream, "{}Retry-After: {seconds}\r\n\r\n", short("429 Slower"));
+        }
         Some(Fault::Close) => return Ok(()),
         _ => {}
     }
@@ -191,7 +198,9 @@ fn response_head(state: &State, fault: Option<Fault>, start: usize, end: usize) 
 fn send_body(mut stream: &TcpStream, fault: Option<Fault>, body: &[u8]) -> io::Result<()> {
     match fault {
         Some(Fault::Truncate(len)) => stream.write_all(&body[..len.min(body.len())]),
-        Some(Fault::Stall) => {
+        Some(Fault::Stall | Fault::StallAfter(_)) => {
+            let first = if let Some(Fault::StallAfter(len)) = fault { len.min(body.len()) } else { 0 };
+            stream.write_all(&body[..first])?;
             // Ends when the client hangs up.
             stream.set_read_timeout(Some(Duration::from_secs(10)))?;
             io::copy(&mut stream, &mut io::sink()).map(drop)

@@ -160,6 +160,15 @@ impl Tree for Merged {
         self.lower.prepare(&lower);
     }
 
+    fn fetch_ahead(&self, ranges: &[(NodeId, Range<u64>)]) {
+        for (node, range) in ranges {
+            match self.place(*node) {
+                Place::Upper(node, _) => self.upper.fetch_ahead(&[(node, range.clone())]),
+                Place::Lower(node) => self.lower.fetch_ahead(&[(node, range.clone())]),
+            }
+        }
+    }
+
     fn origin(&self, node: NodeId) -> Option<(&dyn Tree, NodeId)> {
         match self.place(node) {
             Place::Upper(node, _) if self.says(node, "metacopy", None).unwrap_or(true) => None,

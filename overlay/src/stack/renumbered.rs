@@ -66,6 +66,11 @@ impl Tree for Renumbered {
         self.inner.prepare(&inner);
     }
 
+    fn fetch_ahead(&self, ranges: &[(NodeId, Range<u64>)]) {
+        let inner: Vec<_> = ranges.iter().map(|(node, range)| (self.inner(*node), range.clone())).collect();
+        self.inner.fetch_ahead(&inner);
+    }
+
     fn origin(&self, node: NodeId) -> Option<(&dyn Tree, NodeId)> {
         self.inner.origin(self.inner(node))
     }

@@ -126,6 +126,12 @@ impl View {
         self.lower.prepare(&ranges.iter().filter_map(lower).collect::<Vec<_>>());
     }
 
+    /// Has the image fetch what holds these ranges, which will be read soon.
+    pub fn fetch_ahead(&self, ranges: &[(Ino, Range<u64>)]) {
+        let lower = |(ino, range): &(Ino, Range<u64>)| Some((self.lower_of(*ino).ok()?, range.clone()));
+        self.lower.fetch_ahead(&ranges.iter().filter_map(lower).collect::<Vec<_>>());
+    }
+
     /// Writes all of `data` at `offset` bytes, or at the end if the file was opened to append.
     ///
     /// # Errors

@@ -50,6 +50,11 @@ impl Tree for View {
         self.decode_ahead(&ranges);
     }
 
+    fn fetch_ahead(&self, ranges: &[(NodeId, Range<u64>)]) {
+        let ranges: Vec<_> = ranges.iter().map(|(node, range)| (Ino(node.0), range.clone())).collect();
+        View::fetch_ahead(self, &ranges);
+    }
+
     fn origin(&self, node: NodeId) -> Option<(&dyn Tree, NodeId)> {
         self.lower.origin(self.unchanged(Ino(node.0))?)
     }

@@ -89,6 +89,7 @@ mod tests {
             clients: 2,
             image_bytes: 1 << 40,
             bytes_fetched: None,
+            network: None,
             bytes_read: 0,
             cache_bytes: 64 << 20,
             counters: Snapshot { storage, ..Snapshot::default() },

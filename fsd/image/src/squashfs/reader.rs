@@ -94,6 +94,8 @@ impl Squashfs {
         let storage = Arc::new(Storage::new(bytes));
         let superblock = tables::superblock(&storage)?;
         let codec = Codec::from_id(superblock.compressor_id)?;
+        // The tables lie behind all content, and whoever opens an image looks at most of them.
+        storage.bytes().will_read(superblock.inode_table_start..superblock.bytes_used);
         tables::check_compressor_options(&storage, &superblock, codec)?;
         let decoder = Arc::new(Decoder::new(codec));
         let eighth = options.cache_bytes / 8;
@@ -247,6 +249,18 @@ impl Tree for Squashfs {
             }
         }
         self.blocks.prepare(missing);
+    }
+
+    fn fetch_ahead(&self, ranges: &[(NodeId, Range<u64>)]) {
+        let mut missing = Vec::new();
+        for (node, range) in ranges {
+            let Ok(inode) = self.file(*node) else { continue };
+            if let Body::File(file) = &inode.body {
+                let range = range.start..range.end.min(file.size);
+                missing.extend(self.blocks.missing(&self.metadata, self.inodes, file, range).unwrap_or_default());
+            }
+        }
+        self.storage.bytes().may_read(&blocks::extents(missing));
     }
 
     fn origin(&self, node: NodeId) -> Option<(&dyn Tree, NodeId)> {

@@ -171,6 +171,10 @@ impl Tree for Extended {
         self.below.prepare(ranges);
     }
 
+    fn fetch_ahead(&self, ranges: &[(NodeId, Range<u64>)]) {
+        self.below.fetch_ahead(ranges);
+    }
+
     fn files_after(&self, node: NodeId, count: usize, max_bytes: u64) -> Vec<(NodeId, u64)> {
         self.below.files_after(node, count, max_bytes)
     }

@@ -182,9 +182,11 @@ impl Shared {
             decoding: self.view.activity(),
             storage: self.opened.storage_use(),
         };
+        let network = self.opened.fetched();
         Status {
             clients: self.clients.lock().len(),
-            bytes_fetched: self.opened.fetched().map(|fetched| fetched.bytes_fetched),
+            bytes_fetched: network.map(|network| network.bytes_fetched),
+            network,
             bytes_read: counters.requests.bytes_read + counters.requests.bytes_read_ahead,
             counters,
             ..self.status.clone()

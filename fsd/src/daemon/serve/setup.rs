@@ -130,6 +130,10 @@ pub(super) fn set_up(state: StateDirectory) -> Result<Server, DaemonError> {
     if serving.filesystem.opens_nothing() {
         serving.filesystem.follow(&traces.read());
     }
+    if let Some(remote) = opened.remote() {
+        serving.filesystem.foresee_loading();
+        remote.follow(&Traces::of_chunks(&spec.cache_dir, &opened.identity).read());
+    }
 
     let facts = facts.join().map_err(|_| failed("read the image")(io::Error::other("the reader panicked")))?;
     let facts = facts.map_err(unreadable)?;
@@ -472,6 +476,7 @@ fn first_status(spec: &Spec, image: String, mount: PathBuf, attached: &Attached,
         clients: 0,
         image_bytes: opened.image_bytes,
         bytes_fetched: None,
+        network: None,
         bytes_read: 0,
         cache_bytes: opened.cache_bytes,
         counters: Default::default(),

@@ -84,6 +84,21 @@ pub(super) struct Missing {
     room: usize,
 }
 
+/// The parts of the image that hold these blocks, neighbours together.
+pub(super) fn extents(mut missing: Vec<Missing>) -> Vec<Range<u64>> {
+    missing.sort_by_key(|missing| missing.block.start);
+    let mut extents: Vec<Range<u64>> = Vec::new();
+    for Missing { block, .. } in missing {
+        match extents.last_mut() {
+            Some(last) if block.start.saturating_sub(last.end) <= MAX_PASSED_OVER_BYTES => {
+                last.end = last.end.max(block.end());
+            }
+            _ => extents.push(block.start..block.end()),
+        }
+    }
+    extents
+}
+
 /// The data blocks and fragments of an image.
 #[derive(Debug)]
 pub(super) struct Blocks {

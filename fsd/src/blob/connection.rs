@@ -1,0 +1,103 @@
+//! The way to an object's server: there from the start, or only once something is missing.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+
+use super::{FIRST_BYTES, named};
+use crate::cache::Named;
+use crate::source::{Patience, Remote, SourceError, Traffic};
+
+/// How long the server is waited for where the bytes may all be here: a healthy one answers in a tenth of it.
+const KNOWN_PATIENCE: Duration = Duration::from_secs(3);
+
+/// An attempt to reach the server that failed stands for those who ask so soon after it.
+const FAILURE_TIME: Duration = Duration::from_secs(1);
+
+/// One object, and its server once that was reached.
+pub(super) struct Connection {
+    url: String,
+    patience: Patience,
+    /// What was opened, which the server has to have still.
+    named: Named,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+enum State {
+    Connected(Arc<Remote>),
+    Apart(Option<(Instant, Arc<SourceError>)>),
+}
+
+impl std::fmt::Debug for Connection {
+    // The URL itself may carry credentials.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Connection").field("named", &self.named).finish_non_exhaustive()
+    }
+}
+
+/// Opens the object at `url`, which is known from an earlier time. `None` if its server cannot be reached.
+pub(super) fn open_known(url: &str, patience: Patience) -> Result<Option<Remote>, SourceError> {
+    let (stall, attempt) = (patience.stall.min(KNOWN_PATIENCE), patience.attempt.min(KNOWN_PATIENCE));
+    let short = Patience { open_attempts: 1, stall, attempt, ..patience };
+    match Remote::open_with(url, FIRST_BYTES, short) {
+        // From now on it is asked with all patience.
+        Ok(remote) => Ok(Some(remote.with_patience(patience))),
+        Err(error) if is_away(&error) => {
+            tracing::warn!("{error}; going on with what is cached of it");
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Whether the server did not say anything about the object.
+fn is_away(error: &SourceError) -> bool {
+    matches!(error, SourceError::Unreachable { .. } | SourceError::Status { .. })
+}
+
+impl Connection {
+    pub(super) fn new(url: &str, patience: Patience, named: Named, remote: Option<Remote>) -> Self {
+        let state = remote.map_or(State::Apart(None), |remote| State::Connected(Arc::new(remote)));
+        Self { url: url.to_owned(), patience, named, state: Mutex::new(state) }
+    }
+
+    /// The object on its server, which is asked now if it was not yet.
+    ///
+    /// # Errors
+    /// If it cannot be reached, or has another version.
+    pub(super) fn remote(&self) -> Result<Arc<Remote>, Arc<SourceError>> {
+        // Held while the server is asked: the others that miss something wait for the same answer.
+        let mut state = self.state.lock();
+        match &*state {
+            State::Connected(remote) => return Ok(remote.clone()),
+            State::Apart(Some((when, error))) if when.elapsed() < FAILURE_TIME => return Err(error.clone()),
+            State::Apart(_) => {}
+        }
+        let opened = Remote::open_with(&self.url, FIRST_BYTES, self.patience).and_then(|remote| {
+            let (name, detail) = (remote.name().to_owned(), "it is another version than the cached one");
+            let is_same = named(&remote).key == self.named.key;
+            if is_same { Ok(Arc::new(remote)) } else { Err(SourceError::Changed { name, detail }) }
+        });
+        match opened {
+            Ok(remote) => {
+                *state = State::Connected(remote.clone());
+                Ok(remote)
+            }
+            Err(error) => {
+                let error = Arc::new(error);
+                *state = State::Apart(Some((Instant::now(), error.clone())));
+                Err(error)
+            }
+        }
+    }
+
+    /// What was asked of the server so far.
+    pub(super) fn traffic(&self) -> Traffic {
+        match &*self.state.lock() {
+            State::Connected(remote) => remote.traffic(),
+            State::Apart(_) => Traffic { requests: 0, retries: 0, bytes: 0 },
+        }
+    }
+}
