@@ -2,5 +2,8 @@
 
 pub mod blobs;
 pub mod config;
+pub mod layers;
+pub mod layout;
+pub mod select;
 
 pub use oci_spec::image::{Descriptor, Digest, ImageIndex, ImageManifest, MediaType};
