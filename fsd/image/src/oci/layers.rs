@@ -276,6 +276,50 @@ pub fn write(
     writer::stream::write(fill, out, start_bytes, options, progress)
 }
 
+/// The tree of the files `own` alone.
+///
+/// # Errors
+/// [`Error::Entry`] for a name that cannot be.
+pub fn preview(own: &[Own]) -> Result<Merged, Error> {
+    let mut merged = Merged::default();
+    for file in own {
+        file.apply(&mut merged, Content::Empty, 0)?;
+    }
+    Ok(merged)
+}
+
+impl Own {
+    fn bytes(&self) -> &[u8] {
+        match &self.body {
+            OwnBody::File(bytes) => bytes,
+            OwnBody::Directory | OwnBody::Symlink(_) => &[],
+        }
+    }
+
+    /// Puts it into a tree.
+    fn apply(&self, merged: &mut Merged, content: Content, seconds: i64) -> Result<(), Error> {
+        let (kind, link) = match &self.body {
+            OwnBody::Directory => (Kind::Directory, ""),
+            OwnBody::File(_) => (Kind::File, ""),
+            OwnBody::Symlink(target) => (Kind::Symlink, &target[..]),
+        };
+        let entry = Entry {
+            kind,
+            path: self.path.clone().into_bytes(),
+            link: link.into(),
+            mode: self.mode,
+            uid: 0,
+            gid: 0,
+            mtime: Timestamp { seconds, nanos: 0 },
+            rdev: 0,
+            size: self.bytes().len() as u64,
+            xattrs: Vec::new(),
+        };
+        let failed = |source| Error::Entry { path: self.path.clone().into(), source };
+        merged.apply(&entry, content, Some(self.bytes().into())).map_err(failed)
+    }
+}
+
 /// Whether a layer is said to be an archive. How it is compressed does not matter: that is seen.
 fn check_media_type(layer: &Descriptor) -> Result<(), Error> {
     let name = layer.media_type().to_string();
@@ -418,40 +462,21 @@ impl<'a> Pass<'a, '_> {
     /// Adds the files that no layer has.
     fn add_own(&mut self, merged: &mut Merged, own: &[Own], seconds: i64) -> Result<(), Error> {
         merged.next_layer();
-        for Own { path, body, mode, replaces } in own {
-            let failed = |source| Error::Entry { path: path.into(), source };
-            if !replaces && merged.has(path.as_bytes()).map_err(failed)? {
+        for file in own {
+            let failed = |source| Error::Entry { path: file.path.clone().into(), source };
+            if !file.replaces && merged.has(file.path.as_bytes()).map_err(failed)? {
                 continue;
             }
-            let (kind, link, bytes) = match body {
-                OwnBody::Directory => (Kind::Directory, "", None),
-                OwnBody::File(bytes) => (Kind::File, "", Some(bytes)),
-                OwnBody::Symlink(target) => (Kind::Symlink, &target[..], None),
-            };
-            let size = bytes.map_or(0, |bytes| bytes.len() as u64);
-            let mut rest = bytes.map_or(&[][..], |bytes| bytes);
-            let content = if size == 0 {
-                Content::Empty
-            } else {
-                Content::Stored(self.contents.add(size, |length| {
+            let mut rest = file.bytes();
+            let mut content = Content::Empty;
+            if !rest.is_empty() {
+                content = Content::Stored(self.contents.add(rest.len() as u64, |length| {
                     let (now, later) = rest.split_at(length.min(rest.len()));
                     rest = later;
                     Ok::<_, Error>(Chunk::Bytes(now.to_vec()))
-                })?)
-            };
-            let entry = Entry {
-                kind,
-                path: path.clone().into_bytes(),
-                link: link.into(),
-                mode: *mode,
-                uid: 0,
-                gid: 0,
-                mtime: Timestamp { seconds, nanos: 0 },
-                rdev: 0,
-                size,
-                xattrs: Vec::new(),
-            };
-            merged.apply(&entry, content, bytes.map(|bytes| bytes.clone().into())).map_err(failed)?;
+                })?);
+            }
+            file.apply(merged, content, seconds)?;
         }
         Ok(())
     }

@@ -86,11 +86,10 @@ impl Read for Stream<'_> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         while self.chunks.is_empty() {
             match self.chunks.receiver.recv_timeout(TICK) {
-                Ok(item) => self.chunks.present = item?,
+                Ok(item) => (self.chunks.present, self.chunks.read) = (item?, 0),
                 Err(RecvTimeoutError::Disconnected) => return Ok(0),
                 Err(RecvTimeoutError::Timeout) => {}
             }
-            self.chunks.read = 0;
             if (self.is_cancelled)() {
                 return Err(Error::cancelled().into());
             }
