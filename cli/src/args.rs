@@ -23,7 +23,7 @@ pub use instance::{InstanceListArgs, InstanceStartArgs, InstanceStatsArgs, Insta
 pub use layer::{DiffArgs, LayerResetArgs, LayerVerb};
 pub use layers::{OverlayCreateArgs, OverlayVerb};
 pub use run::{ContainFlags, ExecArgs, NamespaceFlags, OtherFlags, RunArgs, RunFlags, ShellArgs, TestArgs};
-pub use sif::{SifObjectArgs, SifVerb};
+pub use sif::{SifAddArgs, SifObjectArgs, SifVerb};
 
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use std::ffi::OsString;

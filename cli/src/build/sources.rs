@@ -6,10 +6,11 @@ use crate::host::cache_dir;
 use crate::report::Report;
 use crate::settings::{Common, ImageSettings};
 use anyhow::{Context, bail};
+use siphon_image::oci::archive::Archive;
 use siphon_image::oci::blobs::Blobs;
 use siphon_image::oci::layout::Layout;
 use siphon_image::oci::select::{ImageFacts, Wanted, read_image, select};
-use std::fs::DirBuilder;
+use std::fs::{DirBuilder, File};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -29,11 +30,6 @@ pub struct OciImage {
 const CONVERTED: &str = "oci-tmp";
 /// Kinds of names.
 const SCHEMES: [&str; 3] = ["oci", "oci-archive", "docker-archive"];
-
-/// Whether `name` is one of an OCI image.
-pub fn is_oci(name: &str) -> bool {
-    name.split_once(':').is_some_and(|(scheme, _)| SCHEMES.contains(&scheme))
-}
 
 /// The platform of this machine, unless another is asked for.
 pub fn platform(arch: Option<&str>, variant: Option<&str>) -> anyhow::Result<Wanted> {
@@ -55,7 +51,7 @@ pub fn open(name: &str, wanted: &Wanted) -> anyhow::Result<Option<OciImage>> {
     };
     let opened = match scheme {
         "oci" => open_layout(from, wanted),
-        _ => open_archive(from, wanted),
+        _ => open_archive(scheme, from, wanted),
     };
     let (facts, blobs) = opened.with_context(|| format!("cannot open {name}"))?;
     let origin = Origin { bootstrap: scheme.to_owned(), from: from.to_owned() };
@@ -92,8 +88,17 @@ fn open_layout(from: &str, wanted: &Wanted) -> anyhow::Result<Opened> {
     Ok((facts, Arc::new(layout)))
 }
 
-fn open_archive(from: &str, _wanted: &Wanted) -> anyhow::Result<Opened> {
-    bail!("{from}: archives are not supported yet")
+fn open_archive(scheme: &str, from: &str, wanted: &Wanted) -> anyhow::Result<Opened> {
+    let (path, name) = path_and_name(from);
+    let file = File::open(path).with_context(|| format!("cannot open {path}"))?;
+    let mut archive = Archive::open(file, &std::env::temp_dir())?;
+    let facts = if scheme == "docker-archive" {
+        archive.docker_image(name)?
+    } else {
+        let image = select(&archive.index()?, name, wanted)?;
+        read_image(&archive, &image, wanted)?
+    };
+    Ok((facts, Arc::new(archive)))
 }
 
 /// A path and a name behind a colon. What exists under the whole name has no name behind it.

@@ -1,5 +1,6 @@
 //! OCI images: configurations, and where the blobs that they are made of come from.
 
+pub mod archive;
 pub mod blobs;
 pub mod config;
 pub mod layers;

@@ -209,6 +209,21 @@ fn members_of_gzip_and_frames_of_zstd_follow_each_other() {
 }
 
 #[test]
+fn files_with_holes_are_read_in_every_form() {
+    let tree = tree_of(&[layer(|layer| layer.raw(&oci::with_holes()))]).unwrap();
+
+    for form in ["gnu", "0.0", "0.1", "1.0"] {
+        let mut expected = vec![0; 200_000];
+        expected[50_000..50_500].copy_from_slice(&b"data1".repeat(100));
+        expected[150_000..150_010].fill(b'x');
+        assert!(content(&tree, &format!("s-{form}")).unwrap() == expected, "{form}");
+        let mut expected = vec![0; 300_000];
+        (0..8).for_each(|piece| expected[20_000 + 30_000 * piece..][..1000].fill(b'y'));
+        assert!(content(&tree, &format!("t-{form}")).unwrap() == expected, "{form}");
+    }
+}
+
+#[test]
 fn hidden_content_is_not_written() {
     let noise: Vec<u8> = (0..600_000u32).map(|at| (at.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
     let below = layer(|layer| {

@@ -17,11 +17,12 @@
 //! is bounded.
 
 mod cover;
-mod decompress;
-mod merge;
+pub(super) mod decompress;
+pub(super) mod merge;
 mod stream;
-mod tar;
+pub(super) mod tar;
 
+use self::tar::{Entry, Kind};
 use super::blobs::Blobs;
 use super::{Descriptor, Digest};
 use crate::squashfs::writer::stream::{Chunk, ContentId, Contents};
@@ -37,11 +38,10 @@ use std::os::unix::ffi::OsStringExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use stream::{Expected, Stream};
-use tar::{Entry, Kind};
 
+pub use self::tar::Error as TarError;
 pub use merge::{Error as EntryError, Merged};
-pub(super) use stream::Check;
-pub use tar::Error as TarError;
+pub(super) use stream::{Check, hex};
 
 /// Layers that an image may have: overlayfs mounts no more than 500, docker makes no more than 127.
 pub const MAX_LAYERS: usize = 512;

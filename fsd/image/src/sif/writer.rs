@@ -13,11 +13,11 @@ use uuid::Uuid;
 /// Lets a kernel run the image as a program.
 const LAUNCH_SCRIPT: &[u8; 32] = b"#!/usr/bin/env run-singularity\n\0";
 /// Descriptors in the table.
-const TABLE_DESCRIPTORS: usize = 48;
+pub(super) const TABLE_DESCRIPTORS: usize = 48;
 /// Where the table begins.
-const TABLE_OFFSET: u64 = 4096;
+pub(super) const TABLE_OFFSET: u64 = 4096;
 /// Where the first object begins.
-const DATA_OFFSET: u64 = TABLE_OFFSET + (TABLE_DESCRIPTORS * DESCRIPTOR_BYTES) as u64;
+pub(super) const DATA_OFFSET: u64 = TABLE_OFFSET + (TABLE_DESCRIPTORS * DESCRIPTOR_BYTES) as u64;
 /// Partitions begin on a boundary that a loop device can map.
 const PARTITION_ALIGNMENT_BYTES: u64 = 4096;
 /// The group of everything that makes up the container.

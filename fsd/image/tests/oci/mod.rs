@@ -1,5 +1,7 @@
 //! OCI images that tests make: layers with the `tar` crate, blobs in memory or in a layout on disk.
 
+#![allow(dead_code, reason = "each test uses a part")]
+
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use serde_json::json;
@@ -80,6 +82,13 @@ impl Layer {
     pub(crate) fn finish(self) -> Vec<u8> {
         self.0.into_inner().unwrap()
     }
+}
+
+/// Files with holes, `s-VERSION` and `t-VERSION`, as GNU tar stores them in each of its forms, without the end of an archive.
+pub(crate) fn with_holes() -> Vec<u8> {
+    let mut tar = Vec::new();
+    flate2::read::GzDecoder::new(&include_bytes!("sparse.tar.gz")[..]).read_to_end(&mut tar).unwrap();
+    tar
 }
 
 pub(crate) fn digest(bytes: &[u8]) -> String {

@@ -16,16 +16,25 @@ const MAX_WINDOW_LOG: u32 = 27;
 ///
 /// # Errors
 /// If its beginning cannot be read, or there is no memory for a decoder.
-pub(super) fn decompressed<R: BufRead + Send + 'static>(mut input: R) -> io::Result<Box<dyn Read + Send>> {
+pub(in crate::oci) fn decompressed<R: BufRead + Send + 'static>(mut input: R) -> io::Result<Box<dyn Read + Send>> {
     let head = input.fill_buf()?;
     if head.starts_with(&GZIP_MAGIC) {
         return Ok(Box::new(MultiGzDecoder::new(input)));
     }
-    let is_skippable = head.first().is_some_and(|byte| byte & 0xf0 == 0x50) && head[1..].starts_with(&ZSTD_SKIPPABLE);
-    if head.starts_with(&ZSTD_MAGIC) || is_skippable {
+    if is_zstd(head) {
         let mut decoder = zstd::stream::read::Decoder::with_buffer(input)?;
         decoder.window_log_max(MAX_WINDOW_LOG)?;
         return Ok(Box::new(decoder));
     }
     Ok(Box::new(input))
+}
+
+/// Whether what begins so is compressed.
+pub(in crate::oci) fn is_compressed(head: &[u8]) -> bool {
+    head.starts_with(&GZIP_MAGIC) || is_zstd(head)
+}
+
+fn is_zstd(head: &[u8]) -> bool {
+    let is_skippable = head.first().is_some_and(|byte| byte & 0xf0 == 0x50) && head[1..].starts_with(&ZSTD_SKIPPABLE);
+    head.starts_with(&ZSTD_MAGIC) || is_skippable
 }

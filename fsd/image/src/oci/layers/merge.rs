@@ -385,7 +385,7 @@ impl Merged {
 }
 
 /// The names of a path below the root, as it is read without looking at links: none is empty, `.` or `..`.
-pub(super) fn clean(path: &[u8]) -> Vec<&[u8]> {
+pub(in crate::oci) fn clean(path: &[u8]) -> Vec<&[u8]> {
     let mut names = Vec::new();
     for name in path.split(|byte| *byte == b'/') {
         match name {

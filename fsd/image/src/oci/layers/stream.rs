@@ -233,7 +233,8 @@ impl Check {
     }
 }
 
-fn hex(bytes: &[u8]) -> String {
+/// Bytes as digests have them.
+pub(in crate::oci) fn hex(bytes: &[u8]) -> String {
     bytes
         .iter()
         .flat_map(|byte| [byte >> 4, byte & 0xf])

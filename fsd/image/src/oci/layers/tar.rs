@@ -26,7 +26,7 @@ const MAX_EXTENSIONS: usize = 16;
 
 /// What an entry makes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(in crate::oci) enum Kind {
     File,
     HardLink,
     Symlink,
@@ -38,11 +38,11 @@ pub(super) enum Kind {
 
 /// One entry, as it is in the stream: names may be absolute or lead upwards.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Entry {
-    pub(super) kind: Kind,
-    pub(super) path: Vec<u8>,
+pub(in crate::oci) struct Entry {
+    pub(in crate::oci) kind: Kind,
+    pub(in crate::oci) path: Vec<u8>,
     /// What a link leads to.
-    pub(super) link: Vec<u8>,
+    pub(in crate::oci) link: Vec<u8>,
     pub(super) mode: u16,
     pub(super) uid: u32,
     pub(super) gid: u32,
@@ -50,7 +50,7 @@ pub(super) struct Entry {
     /// In the kernel's 32-bit encoding.
     pub(super) rdev: u32,
     /// Bytes of content, with holes; 0 for all but files.
-    pub(super) size: u64,
+    pub(in crate::oci) size: u64,
     pub(super) xattrs: Vec<(Vec<u8>, Vec<u8>)>,
 }
 
@@ -86,7 +86,7 @@ pub enum Error {
 
 /// Reads a stream entry by entry.
 #[derive(Debug)]
-pub(super) struct Reader<R> {
+pub(in crate::oci) struct Reader<R> {
     input: R,
     /// Bytes read so far.
     position: u64,
@@ -110,12 +110,12 @@ struct Extensions {
 }
 
 impl<R: Read> Reader<R> {
-    pub(super) fn new(input: R) -> Self {
+    pub(in crate::oci) fn new(input: R) -> Self {
         Self { input, position: 0, stored: 0, padding: 0, map: Map::default(), offset: 0, size: 0 }
     }
 
     /// The next entry; `None` at the end of the archive. What was not read of the present one is passed over.
-    pub(super) fn next(&mut self) -> Result<Option<Entry>, Error> {
+    pub(in crate::oci) fn next(&mut self) -> Result<Option<Entry>, Error> {
         self.skip_rest()?;
         let mut extensions = Extensions::default();
         for _ in 0..MAX_EXTENSIONS {
@@ -135,6 +135,16 @@ impl<R: Read> Reader<R> {
             }
         }
         Err(Error::Field { at: self.position, field: "number of extension headers" })
+    }
+
+    /// How many bytes were read.
+    pub(in crate::oci) fn position(&self) -> u64 {
+        self.position
+    }
+
+    /// Stored bytes of the present entry that were not read, and how many fill them up.
+    pub(in crate::oci) fn rest(&self) -> (u64, u64) {
+        (self.stored, self.padding)
     }
 
     /// Up to `length` bytes more of the content of the present entry, at most what is left; `None` for nothing but zeros.
