@@ -2,16 +2,18 @@ use crate::support::environment::{TestEnvironment, as_user_and_as_root};
 use crate::support::image::make_system;
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 
 /// What makes the images of these tests.
 const MAKER: &str = include_str!("../support/oci_layout.py");
 
 /// Makes `layout`, `oci.tar` and `docker.tar` of the same image in the working directory.
 fn make(environment: &TestEnvironment) {
-    let root = environment.make_directory("root");
-    make_system(&root, &[]);
-    environment.write("maker.py", MAKER);
-    environment.shell("python3 maker.py root . && rm -r root && chmod -R u+w .").stdout();
+    let root = tempfile::tempdir().unwrap();
+    make_system(root.path(), &[]);
+    let mut python = Command::new("python3");
+    let made = python.args(["-c", MAKER]).args([root.path(), &environment.work()]).output().unwrap();
+    assert!(made.status.success(), "{made:?}");
 }
 
 /// What is in the working directory.
@@ -54,7 +56,7 @@ fn an_image_is_run_as_its_configuration_says() {
     assert_eq!(environment.siphon(&["run", "out.sif"]).stdout(), "entry point: its own words");
     assert_eq!(environment.siphon(&["run", "out.sif", "mine"]).stdout(), "entry point: mine");
     let line = "printf '%s' \"$FROM_IMAGE\"";
-    assert_eq!(environment.siphon(&["exec", "out.sif", "sh", "-c", line]).stdout(), "a $b \"c\"");
+    assert_eq!(environment.siphon(&["exec", "out.sif", "sh", "-c", line]).stdout(), "some words");
     let labels = environment.siphon(&["inspect", "out.sif"]).stdout();
     assert!(labels.contains("maker: somebody") && labels.contains("deffile.bootstrap: oci"), "{labels}");
     let objects = environment.siphon(&["sif", "list", "out.sif"]).stdout();
@@ -81,6 +83,21 @@ fn an_oci_image_is_run_by_its_name_and_converted_once() {
 }
 
 #[test]
+fn converted_images_are_listed_and_cleaned_with_the_cache() {
+    let environment = TestEnvironment::new();
+    make(&environment);
+    environment.siphon(&["exec", "oci:layout", "true"]).stdout();
+
+    let before = environment.siphon(&["cache", "list", "--type", "oci"]).stdout();
+    let cleaned = environment.siphon(&["cache", "clean", "--force", "--type", "oci"]).run();
+    let after = environment.siphon(&["cache", "list", "--type", "oci"]).stdout();
+
+    assert!(before.contains("There are 1 container file(s)"), "{before}");
+    assert!(cleaned.stderr.contains("Removing oci cache entry: sha256-"), "{cleaned}");
+    assert!(after.contains("There are 0 container file(s)"), "{after}");
+}
+
+#[test]
 fn archives_hold_the_same_image_as_the_layout() {
     let environment = TestEnvironment::new();
     make(&environment);
@@ -99,6 +116,7 @@ fn archives_hold_the_same_image_as_the_layout() {
         ("c.sif", "oci-archive:oci.tar:made"),
         ("d.sif", "docker-archive:docker.tar"),
         ("e.sif", "docker-archive:docker.tar.gz:made"),
+        ("f.sif", "docker-archive:docker-links.tar"),
     ] {
         assert_eq!(build(target, source), layout, "{source}");
     }
@@ -147,11 +165,12 @@ fn a_layer_that_is_damaged_leaves_nothing_behind() {
 fn what_is_no_image_is_said() {
     let environment = TestEnvironment::new();
     make(&environment);
+    environment.write("text", &"no archive\n".repeat(100));
 
     for (source, message) in [
         ("oci:nowhere", "nowhere/index.json: No such file or directory"),
         ("oci:layout:other", "there is no image named \"other\", only made"),
-        ("oci-archive:maker.py", "no valid tar header"),
+        ("oci-archive:text", "no valid tar header"),
         ("docker-archive:oci.tar", "the archive has no manifest.json"),
         ("docker-archive:docker.tar:other", "one has to be named: made:latest"),
     ] {

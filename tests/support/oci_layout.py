@@ -1,4 +1,4 @@
-"""Makes OCI images out of a root file system: python3 oci_layout.py ROOT OUT, with OUT/layout, OUT/oci.tar, OUT/docker.tar."""
+"""Makes OCI images out of a root file system: python3 oci_layout.py ROOT OUT, with OUT/layout, OUT/oci.tar and OUT/docker*.tar."""
 
 import gzip, hashlib, io, json, os, sys, tarfile
 
@@ -32,8 +32,14 @@ def add(tar, name, content=b"", **fields):
     tar.addfile(info, io.BytesIO(content))
 
 
+def owned_by_root(info):
+    info.uid = info.gid = 0
+    info.uname = info.gname = ""
+    return info
+
+
 def lower(tar):
-    tar.add(root, ".", filter=lambda info: info.replace(uid=0, gid=0, uname="", gname=""))
+    tar.add(root, ".", filter=owned_by_root)
     add(tar, "layers/removed", b"never seen")
     add(tar, "layers/replaced", b"below")
     add(tar, "opaque/below", b"never seen")
@@ -53,7 +59,7 @@ config = {
     "architecture": "amd64",
     "os": "linux",
     "config": {
-        "Env": ["PATH=/usr/bin:/bin", "FROM_IMAGE=a $b \"c\""],
+        "Env": ["PATH=/usr/bin:/bin", "FROM_IMAGE=some words", "QUOTED=a $b \"c\""],
         "Entrypoint": ["/bin/echo", "entry point:"],
         "Cmd": ["its own", "words"],
         "Labels": {"maker": "somebody"},
@@ -74,11 +80,22 @@ with open(os.path.join(out, "layout/index.json"), "w") as file:
 with open(os.path.join(out, "layout/oci-layout"), "w") as file:
     file.write('{"imageLayoutVersion":"1.0.0"}')
 with tarfile.open(os.path.join(out, "oci.tar"), "w") as tar:
-    tar.add(os.path.join(out, "layout"), ".")
-with tarfile.open(os.path.join(out, "docker.tar"), "w") as tar:
+    for name in sorted(os.listdir(os.path.join(out, "layout"))):
+        tar.add(os.path.join(out, "layout", name), name)
+
+
+def docker(tar, names):
     add(tar, "config.json", config)
+    saved = {"Config": "config.json", "RepoTags": ["made:latest"], "Layers": names}
+    add(tar, "manifest.json", json.dumps([saved]).encode())
+
+
+with tarfile.open(os.path.join(out, "docker.tar"), "w") as tar:
+    add(tar, "lower/layer.tar", layers[0])
+    add(tar, "upper/layer.tar", layers[1])
+    docker(tar, ["lower/layer.tar", "upper/layer.tar"])
+with tarfile.open(os.path.join(out, "docker-links.tar"), "w") as tar:
     add(tar, "lower/layer.tar", layers[0])
     add(tar, "upper.tar.gz", gzip.compress(layers[1], 1))
     add(tar, "link/layer.tar", type=tarfile.SYMTYPE, linkname="../lower/layer.tar")
-    saved = {"Config": "config.json", "RepoTags": ["made:latest"], "Layers": ["link/layer.tar", "upper.tar.gz"]}
-    add(tar, "manifest.json", json.dumps([saved]).encode())
+    docker(tar, ["link/layer.tar", "upper.tar.gz"])

@@ -27,7 +27,7 @@ pub struct OciImage {
 }
 
 /// Where in the cache directory images are that were converted.
-const CONVERTED: &str = "oci-tmp";
+pub const CONVERTED: &str = "oci-tmp";
 /// Kinds of names.
 const SCHEMES: [&str; 3] = ["oci", "oci-archive", "docker-archive"];
 

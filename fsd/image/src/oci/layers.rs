@@ -25,11 +25,11 @@ pub(super) mod tar;
 use self::tar::{Entry, Kind};
 use super::blobs::Blobs;
 use super::{Descriptor, Digest};
-use crate::squashfs::writer::stream::{Chunk, ContentId, Contents};
+use crate::squashfs::writer::stream::{Chunk, Contents};
 use crate::squashfs::writer::{self, Options, Progress, Summary};
 use crate::tree::Timestamp;
 use cover::Cover;
-use merge::Content;
+use merge::{Content, Written};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ffi::OsString;
 use std::fs::File;
@@ -397,11 +397,7 @@ impl<'a> Pass<'a, '_> {
     }
 
     /// Writes the content of the present entry, and keeps it if it will be asked for.
-    fn content(
-        &mut self,
-        tar: &mut tar::Reader<impl io::Read>,
-        entry: &Entry,
-    ) -> Result<(ContentId, Option<Box<[u8]>>), Error> {
+    fn content(&mut self, tar: &mut tar::Reader<impl io::Read>, entry: &Entry) -> Result<Written, Error> {
         let is_wanted = merge::clean(&entry.path).first().is_some_and(|first| KEPT.contains(first));
         let is_kept = is_wanted && entry.size <= MAX_KEPT_FILE_BYTES && self.kept + entry.size <= MAX_KEPT_BYTES;
         let mut kept = Vec::new();

@@ -23,7 +23,7 @@ impl Layout {
     /// If there is no index, or it cannot be read or parsed.
     pub fn open(directory: &Path) -> io::Result<(Self, ImageIndex)> {
         let path = directory.join(INDEX);
-        let index = File::open(&path).and_then(|file| read_index(file));
+        let index = File::open(&path).and_then(read_index);
         let index = index.map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))?;
         Ok((Self { directory: directory.to_owned() }, index))
     }

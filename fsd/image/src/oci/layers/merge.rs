@@ -63,6 +63,9 @@ pub(super) enum Content {
     Empty,
 }
 
+/// Content that is in the image, and what of it is needed again before the image can be read.
+pub(super) type Written = (ContentId, Option<Box<[u8]>>);
+
 /// The merged tree.
 #[derive(Debug)]
 pub struct Merged {
@@ -191,7 +194,7 @@ impl Merged {
     }
 
     /// Says where content is that was skipped.
-    pub(super) fn found(&mut self, found: &BTreeMap<(usize, usize), (ContentId, Option<Box<[u8]>>)>) {
+    pub(super) fn found(&mut self, found: &BTreeMap<(usize, usize), Written>) {
         for node in &mut self.nodes {
             if let Body::File { content, bytes, .. } = &mut node.body
                 && let Content::Skipped { layer, entry } = *content
