@@ -241,7 +241,7 @@ fn oci_targets() -> Vec<Target> {
     saved.file("config.json", config.as_bytes());
     saved.file("manifest.json", br#"[{"Config":"config.json","RepoTags":["a:latest"],"Layers":["layer.tar"]}]"#);
     let saved = saved.finish();
-    let all = |bytes: &[u8]| vec![0..bytes.len()];
+    let all = |bytes: &[u8]| Vec::from_iter(std::iter::once(0..bytes.len()));
     vec![
         target("gzip layer", gzip.clone(), all(&gzip), read_layer),
         target("zstd layer", zstd.clone(), all(&zstd), read_layer),
