@@ -49,8 +49,8 @@ pub const MAX_LAYERS: usize = 512;
 const MAX_ENTRIES: usize = 4 << 20;
 /// Names, link targets and attributes of all layers together.
 const MAX_METADATA_BYTES: usize = 256 << 20;
-/// Content of all layers together, holes included.
-const MAX_CONTENT_BYTES: u64 = 4 << 40;
+/// Content of all layers together, holes included: a file that is one hole takes time and memory for each block of it.
+const MAX_CONTENT_BYTES: u64 = 1 << 40;
 /// Layers that are fetched at the same time.
 const LAYERS_AT_ONCE: usize = 4;
 /// Where files lie that say how an image is run, which is asked again before it can be read.

@@ -170,7 +170,8 @@ fn name_of(image: &Descriptor) -> Option<&str> {
 
 fn platform_of(image: &Descriptor) -> Option<String> {
     let platform = image.platform().as_ref()?;
-    let variant = platform.variant().as_ref().map(|variant| format!("/{variant}")).unwrap_or_default();
+    let variant = platform.variant().as_deref().filter(|variant| !variant.is_empty());
+    let variant = variant.map(|variant| format!("/{variant}")).unwrap_or_default();
     Some(format!("{}/{}{variant}", platform.os(), platform.architecture()))
 }
 
@@ -300,7 +301,7 @@ mod tests {
             assert_eq!(found.as_ref().ok().map(Descriptor::size), chosen, "{arch} {variant:?}: {found:?}");
         }
         let error = select(&index, None, &wanted("s390x", None)).unwrap_err().to_string();
-        assert!(error.contains("linux/s390x, only for windows/amd64/, linux/amd64/"), "{error}");
+        assert!(error.contains("linux/s390x, only for windows/amd64, linux/amd64, linux/arm/v6"), "{error}");
     }
 
     #[test]

@@ -158,11 +158,10 @@ impl Header<'_> {
 fn number(field: &[u8]) -> Option<i128> {
     let first = *field.first()?;
     if first & 0x80 != 0 {
-        let negative = first & 0x40 != 0;
-        let start = if negative { -1 } else { 0 };
-        let head = i128::from(if negative { first | 0x80 } else { first & 0x7f });
-        let head = if negative { head - 0x100 } else { head };
-        let mut value: i128 = if head == start { start } else { head };
+        let mut value = i128::from(first & 0x7f);
+        if first & 0x40 != 0 {
+            value -= 0x80;
+        }
         for byte in &field[1..] {
             value = value.checked_mul(256)?.checked_add(i128::from(*byte))?;
         }

@@ -112,7 +112,7 @@ mod tests {
 
     #[test]
     fn values_may_hold_line_feeds() {
-        let pax = Pax::parse(b"31 SCHILY.xattr.user.x=\n1 a=b\n\0\n10 path=p\n").unwrap();
+        let pax = Pax::parse(b"32 SCHILY.xattr.user.x=\n1 a=b\n\0\n10 path=p\n").unwrap();
 
         assert_eq!(pax.xattrs, [(b"user.x".to_vec(), b"\n1 a=b\n\0".to_vec())]);
         assert_eq!(pax.path.unwrap(), b"p");
