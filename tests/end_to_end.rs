@@ -54,6 +54,8 @@ mod end_to_end {
     mod mount;
     /// Containers within containers.
     mod nested;
+    /// Images made of layers.
+    mod oci;
     /// Layers over an image, and what makes them.
     mod overlay;
     /// Images behind a web server.

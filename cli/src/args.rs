@@ -25,7 +25,7 @@ pub use layer::{DiffArgs, LayerResetArgs, LayerVerb};
 pub use layers::{OverlayCreateArgs, OverlayVerb};
 pub use pin::PinArgs;
 pub use run::{ContainFlags, ExecArgs, NamespaceFlags, OtherFlags, RunArgs, RunFlags, ShellArgs, TestArgs};
-pub use sif::{SifObjectArgs, SifVerb};
+pub use sif::{SifAddArgs, SifObjectArgs, SifVerb};
 
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use std::ffi::OsString;

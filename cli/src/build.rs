@@ -1,14 +1,18 @@
 //! Packs a tree into an image: under a temporary name beside the target, synced, then renamed, so that a crash leaves
 //! the old image or the new one.
 
+pub mod convert;
 mod provenance;
+pub mod publish;
+pub mod sources;
 
 use crate::host::{cache_dir, subordinate_ids};
 use crate::inspection::everything;
-use crate::report::{Report, human_bytes};
+use crate::report::{Bar, Report, human_bytes};
 use crate::settings::{Common, Compression, ImageSettings};
 use anyhow::{Context, bail};
 use provenance::Provenance;
+use publish::publish;
 use siphon_fsd::locator::{self, Locator, Opened};
 use siphon_fsd::sys::namespaces;
 use siphon_image::open::{OCI_CONFIG, facts};
@@ -20,8 +24,7 @@ use siphon_image::squashfs::writer::{self, Options, Owners, Progress};
 use siphon_image::tree::Tree;
 use siphon_overlay::upper::Upper;
 use siphon_overlay::view::View;
-use std::fs::{File, Permissions};
-use std::os::unix::fs::PermissionsExt;
+use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -87,7 +90,7 @@ fn seconds(settings: &ImageSettings) -> anyhow::Result<u32> {
 }
 
 /// Whether the name asks for squashfs and nothing around it.
-fn is_bare(target: &Path) -> bool {
+pub fn is_bare(target: &Path) -> bool {
     target.extension().is_some_and(|ending| ending == "sqfs" || ending == "squashfs")
 }
 
@@ -128,29 +131,12 @@ struct Made<'a> {
 
 impl Made<'_> {
     fn write(&self, target: &Path) -> anyhow::Result<u64> {
-        let directory = target.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let temporary = tempfile::Builder::new()
-            .prefix(".siphon-")
-            .tempfile_in(directory)
-            .with_context(|| format!("cannot write to {}", directory.display()))?;
-        let interrupted = Arc::new(AtomicBool::new(false));
-        for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM, signal_hook::consts::SIGHUP] {
-            signal_hook::flag::register(signal, interrupted.clone())?;
-        }
-        let (bytes, mode) = if is_bare(target) {
-            (self.pack(temporary.as_file(), 0, &interrupted)?.image_bytes, 0o666)
-        } else {
-            // As apptainer's images are: a SIF with its launch line is a program.
-            (self.write_sif(temporary.as_file(), &interrupted)?, 0o777)
-        };
-        temporary.as_file().set_permissions(Permissions::from_mode(mode & !umask()))?;
-        temporary.as_file().sync_all()?;
-        if interrupted.load(Ordering::Relaxed) {
-            bail!(writer::Error::Cancelled);
-        }
-        temporary.persist(target)?;
-        File::open(directory)?.sync_all()?;
-        Ok(bytes)
+        // As apptainer's images are: a SIF with its launch line is a program.
+        let mode = if is_bare(target) { 0o666 } else { 0o777 };
+        publish(target, mode, |file, interrupted| match is_bare(target) {
+            true => Ok(self.pack(file, 0, interrupted)?.image_bytes),
+            false => self.write_sif(file, interrupted),
+        })
     }
 
     fn write_sif(&self, file: &File, interrupted: &AtomicBool) -> anyhow::Result<u64> {
@@ -173,18 +159,8 @@ impl Made<'_> {
 
     /// Writes the squashfs: what did not change is copied from the image below, unless all is to be compressed anew.
     fn pack(&self, file: &File, start_bytes: u64, interrupted: &AtomicBool) -> anyhow::Result<writer::Summary> {
-        let ImageSettings { compression, compact_percent, epoch_seconds, .. } = *self.settings;
-        let mut options = Options {
-            mkfs_time: self.seconds,
-            owners: self.owners,
-            latest_mtime: epoch_seconds,
-            compact_percent,
-            ..Options::default()
-        };
-        if let Some(Compression { compressor, level, is_none }) = compression {
-            options = Options { compressor, level, uncompressed: is_none, ..options };
-        }
-        let base = self.opened.image.squashfs.as_deref().filter(|_| compression.is_none());
+        let options = options(self.settings, self.seconds, self.owners);
+        let base = self.opened.image.squashfs.as_deref().filter(|_| self.settings.compression.is_none());
         // Nobody writes LZMA any more, so that such an image is compressed anew.
         let base = base.filter(|base| base.superblock().compressor_id != Compressor::Lzma.id());
         let summary = pack(self.tree.as_ref(), base, file, start_bytes, &options, interrupted, self.report)?;
@@ -194,6 +170,19 @@ impl Made<'_> {
             human_bytes(summary.dropped_bytes)
         );
         Ok(summary)
+    }
+}
+
+/// How a squashfs of the time `seconds` since 1970 is written.
+fn options(settings: &ImageSettings, seconds: u32, owners: Owners) -> Options {
+    let ImageSettings { compression, compact_percent, epoch_seconds, .. } = *settings;
+    let options =
+        Options { mkfs_time: seconds, owners, latest_mtime: epoch_seconds, compact_percent, ..Options::default() };
+    match compression {
+        Some(Compression { compressor, level, is_none }) => {
+            Options { compressor, level, uncompressed: is_none, ..options }
+        }
+        None => options,
     }
 }
 
@@ -208,10 +197,23 @@ fn pack(
     report: Report,
 ) -> anyhow::Result<writer::Summary> {
     let progress = Progress::default();
+    let done = || (progress.bytes_read.load(Ordering::Relaxed), progress.bytes_total.load(Ordering::Relaxed));
+    let write = || writer::write_over(tree, base, file, start_bytes, options, &progress);
+    watch(write, done, file, &progress, interrupted, report.progress("packing", 0))?.map_err(anyhow::Error::from)
+}
+
+/// Runs `write`, which makes `file`, in another thread while this one shows how much of how much is `done` and watches for ^C.
+fn watch<T: Send>(
+    write: impl FnOnce() -> T + Send,
+    done: impl Fn() -> (u64, u64),
+    file: &File,
+    progress: &Progress,
+    interrupted: &AtomicBool,
+    bar: Bar,
+) -> anyhow::Result<T> {
     let is_packed = AtomicBool::new(false);
-    let bar = report.progress("packing", 0);
     std::thread::scope(|scope| {
-        let packing = scope.spawn(|| writer::write_over(tree, base, file, start_bytes, options, &progress));
+        let packing = scope.spawn(write);
         // What is written goes to the disk meanwhile, so that the last sync has little left to wait for. Failing is told there.
         let flushing = scope.spawn(|| {
             while !is_packed.load(Ordering::Relaxed) {
@@ -222,17 +224,11 @@ fn pack(
         while !packing.is_finished() {
             std::thread::park_timeout(TICK);
             progress.cancel.fetch_or(interrupted.load(Ordering::Relaxed), Ordering::Relaxed);
-            bar.set(progress.bytes_read.load(Ordering::Relaxed), progress.bytes_total.load(Ordering::Relaxed));
+            let (done_bytes, total_bytes) = done();
+            bar.set(done_bytes, total_bytes);
         }
         is_packed.store(true, Ordering::Relaxed);
         flushing.thread().unpark();
-        let summary = packing.join().map_err(|_| anyhow::anyhow!("the thread that packs the image panicked"))?;
-        summary.map_err(anyhow::Error::from)
+        packing.join().map_err(|_| anyhow::anyhow!("the thread that packs the image panicked"))
     })
-}
-
-fn umask() -> u32 {
-    let present = nix::sys::stat::umask(nix::sys::stat::Mode::empty());
-    nix::sys::stat::umask(present);
-    present.bits()
 }

@@ -13,8 +13,12 @@ use tempfile::TempDir;
 /// What git does not keep of the main image: directories without files.
 const EMPTY_DIRECTORIES: [&str; 5] = ["data/empty", "data/real", "home", "scif/data/foo/input", "var/tmp"];
 
+/// What makes the OCI images.
+const OCI_MAKER: &str = include_str!("../support/oci_layout.py");
+
 /// The directory that cases know as `$IMAGES`: `main.sif`, which is also `$IMAGE`, `main.sqfs`, `docker.sqfs`, `bare.sqfs` (nothing but the
-/// system), `layer.sqfs` (what an overlay adds) and `main`, the unpacked tree.
+/// system), `layer.sqfs` (what an overlay adds) `main`, the unpacked tree, and `oci`
+/// with a layout and archives of one image of two layers.
 pub(crate) struct Images {
     directory: TempDir,
 }
@@ -44,6 +48,9 @@ impl Images {
         }
         let deffile = std::fs::read_to_string(path("main/.singularity.d/Singularity")).unwrap();
         wrap(&path("main.sqfs"), &deffile, &path("main.sif"));
+        std::fs::create_dir(path("oci")).unwrap();
+        let made = Command::new("python3").args(["-c", OCI_MAKER]).args([path("bare"), path("oci")]).output().unwrap();
+        assert!(made.status.success(), "{made:?}");
         for name in ["docker", "bare", "layer"] {
             std::fs::remove_dir_all(path(name)).unwrap();
         }

@@ -16,9 +16,16 @@ pub struct BuildArgs {
     /// Take the changes in this directory into the image: a layer, as `--overlay` of a run leaves it
     #[arg(long, value_name = "DIR", conflicts_with = "sandbox")]
     pub overlay: Option<PathBuf>,
+    /// Of an OCI image for several platforms, take the one for this architecture: amd64, arm64, ...
+    #[arg(long, value_name = "ARCH")]
+    pub arch: Option<String>,
+    /// The variant of the architecture, such as v7
+    #[arg(long, value_name = "VARIANT")]
+    pub arch_variant: Option<String>,
     /// What to make: an image file, SIF or by the endings .sqfs and .squashfs bare squashfs; or with --sandbox a directory
     pub target: PathBuf,
-    /// What to make it from: an image, a sandbox, a directory or an http(s) URL
+    /// What to make it from: an image, a sandbox, a directory, an http(s) URL, or an OCI image: oci:DIRECTORY[:NAME],
+    /// oci-archive:FILE[:NAME], docker-archive:FILE[:NAME]
     pub source: String,
 }
 

@@ -2,7 +2,8 @@
 
 use crate::args::BuildArgs;
 use crate::build;
-use crate::report::Report;
+use crate::build::sources::{self, OciImage};
+use crate::report::{Report, human_bytes};
 use crate::settings::{Common, Environment, ImageSettings};
 use anyhow::{Context, bail};
 use siphon_fsd::locator::Locator;
@@ -16,8 +17,13 @@ use std::path::Path;
 /// If the source cannot be opened, the target exists (without `--force`) or cannot be written.
 pub fn build(args: &BuildArgs, common: &Common, environment: &Environment, report: Report) -> anyhow::Result<()> {
     refuse_recipe(&args.source)?;
+    let wanted = sources::platform(args.arch.as_deref(), args.arch_variant.as_deref())?;
+    let oci = sources::open(&args.source, &wanted)?;
     if !args.sandbox {
         let settings = ImageSettings::resolve(&args.image, environment)?;
+        if let Some(image) = &oci {
+            return convert(image, &args.target, &settings, report);
+        }
         return build::image(&args.source, args.overlay.as_deref(), &args.target, &settings, common, report);
     }
     if args.target.exists() {
@@ -26,8 +32,23 @@ pub fn build(args: &BuildArgs, common: &Common, environment: &Environment, repor
         }
         remove(&args.target)?;
     }
-    sandbox(&args.source, &args.target, common)?;
+    let source = match &oci {
+        Some(image) => sources::cached(image, common, report)?.display().to_string(),
+        None => args.source.clone(),
+    };
+    sandbox(&source, &args.target, common)?;
     report.info(format_args!("Build complete: {}", args.target.display()));
+    Ok(())
+}
+
+/// Makes an image file of an OCI image.
+fn convert(image: &OciImage, target: &Path, settings: &ImageSettings, report: Report) -> anyhow::Result<()> {
+    if !settings.force && target.symlink_metadata().is_ok() {
+        bail!("build target '{}' already exists. Use --force if you want to overwrite it", target.display());
+    }
+    report.info(format_args!("Creating {} file...", if build::is_bare(target) { "squashfs" } else { "SIF" }));
+    let bytes = build::convert::convert(&image.facts, image.blobs.clone(), &image.origin, target, settings, report)?;
+    report.info(format_args!("Build complete: {} ({})", target.display(), human_bytes(bytes)));
     Ok(())
 }
 

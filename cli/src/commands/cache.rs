@@ -1,5 +1,7 @@
 //! `siphon cache`: what was kept of remote images, listed and cleaned as singularity does.
 
+mod converted;
+
 use crate::args::{CacheCleanArgs, CacheKind, CacheListArgs, CacheVerb};
 use crate::host::cache_dir;
 use crate::report::{Report, human_bytes, utc};
@@ -85,9 +87,11 @@ fn list(args: &CacheListArgs, common: &Common, report: Report) -> anyhow::Result
         }
         report.line("")?;
     }
-    let total = size(entries.iter().map(|entry| entry.stored_bytes).sum());
+    let converted = if wanted(CacheKind::Oci) { converted::all(&cache_dir(common))? } else { Vec::new() };
+    let stored = entries.iter().map(|entry| entry.stored_bytes).chain(converted.iter().map(|image| image.bytes));
+    let total = size(stored.sum());
     let nothing = size(0);
-    let images = format!("{} container file(s) using {total}", entries.len());
+    let images = format!("{} container file(s) using {total}", entries.len() + converted.len());
     let blobs = format!("0 oci blob file(s) using {nothing}");
     let is_image = |kind: &CacheKind| !matches!(kind, CacheKind::Blob);
     match (args.kinds.iter().any(is_image), wanted(CacheKind::Blob)) {
@@ -122,9 +126,12 @@ fn clean(args: &CacheCleanArgs, common: &Common, report: Report) -> anyhow::Resu
         }
     }
     let directory = cache_dir(common);
-    for kind in args.kinds.iter().filter(|kind| !matches!(kind, CacheKind::Net | CacheKind::All)) {
+    for kind in args.kinds.iter().filter(|kind| !matches!(kind, CacheKind::Net | CacheKind::Oci | CacheKind::All)) {
         let (kind, place) = (format!("{kind:?}").to_lowercase(), directory.display());
         report.info(format_args!("No cached files to remove at {place}: siphon keeps none of type {kind}"));
+    }
+    if is_wanted(&args.kinds, CacheKind::Oci) {
+        converted::clean(&directory, args.days, args.dry_run, report)?;
     }
     if !is_wanted(&args.kinds, CacheKind::Net) {
         return Ok(());

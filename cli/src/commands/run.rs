@@ -2,6 +2,7 @@
 
 use super::instance::enter::{INSTANCE, enter};
 use super::layers::{Layers, find};
+use crate::build::sources;
 use crate::host::{cache_dir, check_limits, gather, runtime_dir, subordinate_ids};
 use crate::plan::{HostFacts, Plan, PlanError, SourceKind, home, plan};
 use crate::report::Report;
@@ -74,6 +75,10 @@ pub(super) fn prepare(
     environment: Environment,
     report: Report,
 ) -> anyhow::Result<Prepared> {
+    let wanted = sources::platform(None, None)?;
+    if let Some(image) = sources::open(&settings.image, &wanted)? {
+        settings.image = sources::cached(&image, common, report)?.display().to_string();
+    }
     let locator =
         Locator::parse(&settings.image).with_context(|| format!("could not open image {}", settings.image))?;
     let layers = find(&settings.overlays, report)?;

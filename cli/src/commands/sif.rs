@@ -1,5 +1,7 @@
 //! `siphon sif`: the objects of a SIF image, as siftool shows them.
 
+mod edit;
+
 use crate::args::{SifObjectArgs, SifVerb};
 use crate::report::{Report, utc};
 use anyhow::{Context, anyhow};
@@ -30,6 +32,10 @@ pub fn sif(verb: &SifVerb, report: Report) -> anyhow::Result<()> {
             let sif = open(&args.image)?;
             dump(&sif, find(&sif, args)?, report)
         }
+        SifVerb::New { image } => edit::new(image),
+        SifVerb::Add(args) => edit::add(args),
+        SifVerb::Del(args) => edit::delete(args),
+        SifVerb::Setprim(args) => edit::set_primary(args),
     }
 }
 

@@ -9,6 +9,7 @@
 
 pub mod append;
 mod descriptor;
+pub mod edit;
 pub mod writer;
 
 use crate::read_at::{ReadAt, Window};

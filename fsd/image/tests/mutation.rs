@@ -5,9 +5,13 @@
 
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test fails by panicking and says what it does")]
 
+mod oci;
 mod support;
 
+use siphon_image::oci::archive::Archive;
 use siphon_image::oci::config::ImageConfig;
+use siphon_image::oci::select::{ImageFacts, Wanted, select};
+use siphon_image::oci::{Digest, ImageIndex, ImageManifest};
 use siphon_image::open::{facts, open};
 use siphon_image::read_at::ReadAt;
 use siphon_image::sif::writer::SifWriter;
@@ -198,6 +202,87 @@ fn read_image(bytes: Vec<u8>, _random: &mut Random) {
     walk(image.tree.as_ref());
 }
 
+/// Layers with entries of every kind, as they are stored, and what describes them: headers are the places to damage.
+fn oci_targets() -> Vec<Target> {
+    let mut layer = oci::Layer::new();
+    let kinds = [
+        (tar::EntryType::Directory, "d/", ""),
+        (tar::EntryType::Regular, "d/file", ""),
+        (tar::EntryType::Link, "d/hard", "d/file"),
+        (tar::EntryType::Symlink, "soft", "d"),
+        (tar::EntryType::Regular, "soft/through", ""),
+        (tar::EntryType::Char, "null", ""),
+        (tar::EntryType::Fifo, "fifo", ""),
+        (tar::EntryType::Regular, "d/.wh.file", ""),
+        (tar::EntryType::Regular, "d/.wh..wh..opq", ""),
+    ];
+    for (kind, name, link) in kinds {
+        layer.xattr("user.note", b"some\nvalue");
+        let content: &[u8] = if kind == tar::EntryType::Regular { &[1; 700] } else { b"" };
+        layer.entry(kind, name, link, content, oci::META);
+    }
+    layer.raw(&oci::with_holes());
+    let tar = layer.finish();
+    let hot = (0..tar.len() / 512).map(|block| block * 512..block * 512 + 512).collect::<Vec<_>>();
+    let target = |name: &str, image: Vec<u8>, hot, read| Target { name: name.to_owned(), image, hot, read };
+    let zstd = zstd::bulk::compress(&tar, 3).unwrap();
+    let gzip = oci::gzip(&tar);
+    let digest = "a".repeat(64);
+    let blob = format!(
+        r#"{{"mediaType":"application/vnd.oci.image.manifest.v1+json","digest":"sha256:{digest}","size":9,
+        "platform":{{"os":"linux","architecture":"arm","variant":"v7"}},"annotations":{{"org.opencontainers.image.ref.name":"a"}}}}"#
+    );
+    let index = format!(r#"{{"schemaVersion":2,"manifests":[{blob},{blob}]}}"#).into_bytes();
+    let manifest = format!(r#"{{"schemaVersion":2,"config":{blob},"layers":[{blob}]}}"#).into_bytes();
+    let config =
+        format!(r#"{{"config":{{"Env":["A=b"],"Labels":{{"a":"b"}}}},"rootfs":{{"diff_ids":["sha256:{digest}"]}}}}"#);
+    let mut saved = oci::Layer::new();
+    saved.file("layer.tar", &tar);
+    saved.file("config.json", config.as_bytes());
+    saved.file("manifest.json", br#"[{"Config":"config.json","RepoTags":["a:latest"],"Layers":["layer.tar"]}]"#);
+    let saved = saved.finish();
+    let all = |bytes: &[u8]| Vec::from_iter(std::iter::once(0..bytes.len()));
+    vec![
+        target("gzip layer", gzip.clone(), all(&gzip), read_layer),
+        target("zstd layer", zstd.clone(), all(&zstd), read_layer),
+        target("index", index.clone(), all(&index), read_descriptions),
+        target("manifest", manifest.clone(), all(&manifest), read_descriptions),
+        target("configuration", config.clone().into_bytes(), all(config.as_bytes()), read_descriptions),
+        target("docker archive", saved.clone(), vec![0..512, saved.len() - 4096..saved.len()], read_archive),
+        target("layer", tar, hot, read_layer),
+    ]
+}
+
+/// Makes an image of a layer whose digest is right.
+fn read_layer(bytes: Vec<u8>, _random: &mut Random) {
+    let diff_id = oci::digest(&bytes).parse::<Digest>().unwrap();
+    let mut source = oci::source(&[bytes], <[u8]>::to_vec);
+    source.diff_ids = vec![diff_id];
+    if let Ok((tree, ..)) = oci::squashfs(&source, &siphon_image::squashfs::writer::Options::default()) {
+        walk(&tree);
+    }
+}
+
+fn read_descriptions(bytes: Vec<u8>, _random: &mut Random) {
+    let wanted = Wanted { arch: "arm".to_owned(), variant: None };
+    if let Ok(index) = serde_json::from_slice::<ImageIndex>(&bytes) {
+        let _ = select(&index, Some("a"), &wanted);
+        let _ = select(&index, None, &wanted);
+    }
+    let _ = serde_json::from_slice::<ImageManifest>(&bytes);
+    let digest = oci::digest(&bytes).parse::<Digest>().unwrap();
+    let _ = ImageFacts::new(digest, Vec::new(), bytes);
+}
+
+fn read_archive(bytes: Vec<u8>, _random: &mut Random) {
+    let mut file = tempfile::tempfile().unwrap();
+    std::io::Write::write_all(&mut file, &bytes).unwrap();
+    if let Ok(mut archive) = Archive::open(file, Path::new("/tmp")) {
+        let _ = archive.docker_image(None);
+        let _ = archive.index();
+    }
+}
+
 /// Reads `bytes` and fails, with what repeats it, if that panics or takes too long.
 fn check(target: &Target, bytes: Vec<u8>, random: &mut Random, seed: u64, case: u64) {
     let started = Instant::now();
@@ -230,6 +315,7 @@ fn no_damage_makes_a_reader_panic_hang_or_take_memory() {
     let dir = tempfile::tempdir().unwrap();
     let mut targets = squashfs_targets(dir.path());
     targets.push(sif_target(dir.path(), &targets[0].image));
+    targets.extend(oci_targets());
     let (seed, budget, started) = (seed(), budget(), Instant::now());
     let mut cases = 0;
 

@@ -7,7 +7,7 @@ pub(super) const DESCRIPTOR_BYTES: usize = 585;
 /// Bytes of the name.
 const NAME_BYTES: usize = 128;
 /// Bytes of what depends on the type.
-const EXTRA_BYTES: usize = 384;
+pub(super) const EXTRA_BYTES: usize = 384;
 /// Marks a group number, so that it is told from an object's id.
 const GROUP_MASK: u32 = 0xf000_0000;
 
@@ -91,7 +91,8 @@ impl DataType {
         (0x400b, Self::OciBlob),
     ];
 
-    fn from_code(code: i32) -> Self {
+    /// The type with this number.
+    pub fn from_code(code: i32) -> Self {
         Self::KNOWN.iter().find(|known| known.0 == code).map_or(Self::Unknown(code), |known| known.1)
     }
 
@@ -134,7 +135,8 @@ pub enum FilesystemType {
 }
 
 impl FilesystemType {
-    fn from_code(code: i32) -> Self {
+    /// The file system with this number.
+    pub fn from_code(code: i32) -> Self {
         match code {
             1 => Self::Squashfs,
             2 => Self::Ext3,
@@ -175,7 +177,8 @@ pub enum PartitionType {
 }
 
 impl PartitionType {
-    fn from_code(code: i32) -> Self {
+    /// The type with this number.
+    pub fn from_code(code: i32) -> Self {
         match code {
             1 => Self::System,
             2 => Self::PrimarySystem,
@@ -224,6 +227,12 @@ impl Arch {
     /// The architecture with this name, either OCI's (`amd64`) or the machine's (`x86_64`).
     pub fn from_name(name: &str) -> Option<Self> {
         Self::KNOWN.iter().find(|(_, oci, machine)| *oci == name || *machine == name).map(|known| Self(*known.0))
+    }
+
+    /// The architecture with this number.
+    pub fn from_number(number: u8) -> Option<Self> {
+        let code = [b'0' + number / 10 % 10, b'0' + number % 10, 0];
+        Self::KNOWN.iter().find(|known| number < 100 && *known.0 == code).map(|known| Self(*known.0))
     }
 
     /// Its OCI name, or `unknown`.

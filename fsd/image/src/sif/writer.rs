@@ -13,11 +13,11 @@ use uuid::Uuid;
 /// Lets a kernel run the image as a program.
 const LAUNCH_SCRIPT: &[u8; 32] = b"#!/usr/bin/env run-singularity\n\0";
 /// Descriptors in the table.
-const TABLE_DESCRIPTORS: usize = 48;
+pub(super) const TABLE_DESCRIPTORS: usize = 48;
 /// Where the table begins.
-const TABLE_OFFSET: u64 = 4096;
+pub(super) const TABLE_OFFSET: u64 = 4096;
 /// Where the first object begins.
-const DATA_OFFSET: u64 = TABLE_OFFSET + (TABLE_DESCRIPTORS * DESCRIPTOR_BYTES) as u64;
+pub(super) const DATA_OFFSET: u64 = TABLE_OFFSET + (TABLE_DESCRIPTORS * DESCRIPTOR_BYTES) as u64;
 /// Partitions begin on a boundary that a loop device can map.
 const PARTITION_ALIGNMENT_BYTES: u64 = 4096;
 /// The group of everything that makes up the container.
@@ -43,12 +43,14 @@ pub struct SifWriter<'a> {
     time_seconds: i64,
     descriptors: Vec<Descriptor>,
     end: u64,
+    /// Where the partition begins at the earliest.
+    reserved: u64,
 }
 
 impl<'a> SifWriter<'a> {
     /// Starts an image in `file`, which should be empty. `time_seconds` since 1970 is that of the image and all objects.
     pub fn new(file: &'a File, arch: Arch, id: Uuid, time_seconds: i64) -> Self {
-        Self { file, arch, id, time_seconds, descriptors: Vec::new(), end: DATA_OFFSET }
+        Self { file, arch, id, time_seconds, descriptors: Vec::new(), end: DATA_OFFSET, reserved: 0 }
     }
 
     /// Appends a small object. `name` is what tells JSON objects apart; others have none. Apptainer expects the
@@ -68,9 +70,19 @@ impl<'a> SifWriter<'a> {
         Ok(())
     }
 
-    /// Where in the file the partition's bytes must begin. Adding an object moves it.
+    /// Where in the file the objects added so far end.
+    pub fn objects_end(&self) -> u64 {
+        self.end
+    }
+
+    /// Where in the file the partition's bytes must begin. Adding an object may move it.
     pub fn partition_start(&self) -> u64 {
-        self.end.next_multiple_of(PARTITION_ALIGNMENT_BYTES)
+        self.end.max(self.reserved).next_multiple_of(PARTITION_ALIGNMENT_BYTES)
+    }
+
+    /// Has the partition begin at `start_bytes` or later: where its bytes are already, if objects are written after them.
+    pub fn reserve_partition(&mut self, start_bytes: u64) {
+        self.reserved = start_bytes;
     }
 
     /// Completes the image around the `partition_bytes` of squashfs that were written at

@@ -9,6 +9,8 @@
 //! tables    fragment, export, id and xattr tables, then the superblock
 //! ```
 //!
+//! Where content arrives before the tree is known, as it does in a stream, [`stream`] feeds the same pipeline.
+//!
 //! The bytes depend on the tree and the options only, not on the number of threads. Content that several files share is
 //! stored once: whole runs of full blocks, and tails. Memory holds the tree's metadata and a few blocks per thread.
 
@@ -21,6 +23,7 @@ mod inodes;
 mod metadata;
 mod pipeline;
 mod scan;
+pub mod stream;
 mod tables;
 mod xattrs;
 
@@ -30,6 +33,8 @@ use crate::squashfs::format::{
 use crate::squashfs::reader::{self, Squashfs};
 use crate::tree::{self, Tree};
 use compress::Codec;
+use pipeline::Data;
+use scan::Scan;
 use std::fs::File;
 use std::io;
 use std::num::NonZeroUsize;
@@ -235,6 +240,9 @@ pub enum Error {
     /// The output file failed.
     #[error("cannot write the image")]
     Output(#[from] io::Error),
+    /// A streamed file whose content never came, or is not as long as its attributes say.
+    #[error("the content of {} was not written", .0.display())]
+    NoContent(PathBuf),
     /// [`Progress::cancel`] was set.
     #[error("cancelled")]
     Cancelled,
@@ -269,9 +277,7 @@ pub fn write_over(
     options: &Options,
     progress: &Progress,
 ) -> Result<Summary, Error> {
-    if !options.block_size.is_power_of_two() || !(MIN_BLOCK_BYTES..=MAX_BLOCK_BYTES).contains(&options.block_size) {
-        return Err(Error::BlockSize(options.block_size));
-    }
+    check_block_size(options)?;
     let mut options = *options;
     let mut codec_options = None;
     if let Some(base) = base {
@@ -304,35 +310,54 @@ pub fn write_over(
     let copied_bytes: u64 = carried.pieces.iter().map(|piece| piece.from.end - piece.from.start).sum();
     progress.bytes_total.store(scan.content_bytes.saturating_sub(carried_bytes) + copied_bytes, Ordering::Relaxed);
     let source = pipeline::Source { carried, base: base.map(Squashfs::stored_bytes) };
-    let data = pipeline::write_data(tree, &scan, source, image, codec, options, progress)?;
+    let data = pipeline::write_data(source, image, codec, options, progress, |carried, feed| {
+        content::read(tree, &scan, carried, options.block_size, feed, progress)
+    })?;
+    let summary = finish(tree, &scan, &data, image, (codec, &codec_options), options)?;
+    Ok(Summary { carried_bytes, dropped_bytes, ..summary })
+}
 
-    let inodes = inodes::build(tree, &scan, &data, codec, options)?;
+/// Writes everything behind the content, and the superblock.
+fn finish(
+    tree: &dyn Tree,
+    scan: &Scan,
+    data: &Data,
+    image: Image<'_>,
+    (codec, codec_options): (Codec, &[u8]),
+    options: &Options,
+) -> Result<Summary, Error> {
+    let inodes = inodes::build(tree, scan, data, codec, options)?;
     let superblock = Superblock {
         inode_count: scan.inode_count(),
         mkfs_time: options.mkfs_time,
         block_size: options.block_size,
         compressor_id: options.compressor.id(),
         block_log: u16::try_from(options.block_size.ilog2()).expect("a logarithm is below 32"),
-        flags: base_flags(codec, &codec_options, data.fragments.is_empty(), scan.xattrs.is_empty()),
+        flags: base_flags(codec, codec_options, data.fragments.is_empty(), scan.xattrs.is_empty()),
         version_major: 4,
         version_minor: 0,
         root_inode: inodes.root(),
-        ..tables::write(&scan, &data, &inodes, image, codec)?
+        ..tables::write(scan, data, &inodes, image, codec)?
     };
     image.write_at(&superblock.encode(), 0)?;
     let image_bytes = superblock.bytes_used.next_multiple_of(PADDING_BYTES);
     // Cut first: a repeated file at the end may have been written further than the tables now reach.
-    out.set_len(start_bytes + superblock.bytes_used)?;
-    out.set_len(start_bytes + image_bytes)?;
+    image.out.set_len(image.start_bytes + superblock.bytes_used)?;
+    image.out.set_len(image.start_bytes + image_bytes)?;
     Ok(Summary {
         image_bytes,
         inodes: scan.inode_count(),
         files: scan.files,
         content_bytes: scan.content_bytes,
         xattrs_left_out: scan.xattrs.left_out,
-        carried_bytes,
-        dropped_bytes,
+        carried_bytes: 0,
+        dropped_bytes: 0,
     })
+}
+
+fn check_block_size(options: &Options) -> Result<(), Error> {
+    let is_known = (MIN_BLOCK_BYTES..=MAX_BLOCK_BYTES).contains(&options.block_size);
+    if is_known && options.block_size.is_power_of_two() { Ok(()) } else { Err(Error::BlockSize(options.block_size)) }
 }
 
 fn base_flags(codec: Codec, codec_options: &[u8], no_fragments: bool, no_xattrs: bool) -> u16 {

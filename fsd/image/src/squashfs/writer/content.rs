@@ -31,81 +31,100 @@ pub(super) fn read(
     feed: &Feed,
     progress: &Progress,
 ) -> Result<Vec<Tail>, Error> {
+    // Only files of equal size can have equal content: others are spared the digests.
     let mut files_of_size = HashMap::new();
     let new: Vec<usize> = scan.file_order.iter().filter(|node| !carried.is_carried[**node]).copied().collect();
     for node in &new {
         *files_of_size.entry(scan.nodes[*node].attr.size).or_insert(0u64) += 1;
     }
-    let mut reader = Reader {
-        tree,
-        scan,
-        block_bytes: usize::try_from(block_size).expect("a block is at most 1 MiB"),
-        feed,
-        progress,
-        files_of_size,
-        tails: carried.tails.clone(),
-        known_tails: HashMap::new(),
-        fragment: Vec::new(),
-        fragment_index: u32::try_from(carried.fragments.len()).expect("there are no more than in the base"),
-    };
-    for node in &new {
-        reader.file(*node)?;
-        progress.files_done.fetch_add(1, Ordering::Relaxed);
+    let mut tails = carried.tails.clone();
+    let mut packer = Packer::new(block_size, carried.fragments.len(), feed, progress);
+    for node in new {
+        let size = scan.nodes[node].attr.size;
+        let may_repeat = files_of_size.get(&size).is_some_and(|files| *files > 1);
+        let mut offset = 0;
+        tails[node] = packer.file(node, size, may_repeat, |length| {
+            let mut block = vec![0; length];
+            let read = tree.read(scan.nodes[node].id, offset, &mut block).map_err(scan.at(node))?;
+            offset += length as u64;
+            if read < length { Err(Error::Changed(scan.path(node))) } else { Ok(Chunk::Bytes(block)) }
+        })?;
     }
-    if !reader.fragment.is_empty() {
-        reader.send_fragment()?;
-    }
-    Ok(reader.tails)
+    packer.finish()?;
+    Ok(tails)
 }
 
-struct Reader<'a> {
-    tree: &'a dyn Tree,
-    scan: &'a Scan,
+/// What a file has next.
+#[derive(Debug)]
+pub enum Chunk {
+    /// These bytes.
+    Bytes(Vec<u8>),
+    /// Nothing but zeros.
+    Zeros,
+}
+
+/// Cuts one file after the other into blocks. Every block of an image that is not taken over from another comes from here.
+pub(super) struct Packer<'a> {
     block_bytes: usize,
     feed: &'a Feed,
     progress: &'a Progress,
-    /// Only files of equal size can have equal content: others are spared the digests.
-    files_of_size: HashMap<u64, u64>,
-    tails: Vec<Tail>,
     known_tails: HashMap<[u8; 32], Tail>,
     fragment: Vec<u8>,
     fragment_index: u32,
 }
 
-impl Reader<'_> {
-    /// Sends one file: its full blocks, then its tail. Every block of the image comes from here.
-    fn file(&mut self, node: usize) -> Result<(), Error> {
-        let size = self.scan.nodes[node].attr.size;
-        let may_repeat = self.files_of_size.get(&size).is_some_and(|files| *files > 1);
+impl<'a> Packer<'a> {
+    /// Begins behind as many fragments as there are.
+    pub(super) fn new(block_size: u32, fragments: usize, feed: &'a Feed, progress: &'a Progress) -> Self {
+        Self {
+            block_bytes: usize::try_from(block_size).expect("a block is at most 1 MiB"),
+            feed,
+            progress,
+            known_tails: HashMap::new(),
+            fragment: Vec::new(),
+            fragment_index: u32::try_from(fragments).expect("there are no more than in the base"),
+        }
+    }
+
+    /// Sends one file, of which `next` gives as many bytes as it is asked for: its full blocks, then its tail. `node` is
+    /// what its blocks will be found under. Where there can be another one like it, `may_repeat` has both stored once.
+    pub(super) fn file<E: From<Error>>(
+        &mut self,
+        node: usize,
+        size: u64,
+        may_repeat: bool,
+        mut next: impl FnMut(usize) -> Result<Chunk, E>,
+    ) -> Result<Tail, E> {
         let block_bytes = self.block_bytes as u64;
-        for index in 0..size / block_bytes {
-            let block = self.read(node, index * block_bytes, self.block_bytes)?;
-            if is_zero(&block) {
-                self.feed.send(Piece::Hole(block_bytes))?;
-            } else {
-                self.feed.compress(block, may_repeat, Piece::Block)?;
+        for _ in 0..size / block_bytes {
+            self.progress.check()?;
+            match next(self.block_bytes)? {
+                Chunk::Bytes(block) if !is_zero(&block) => self.feed.compress(block, may_repeat, Piece::Block)?,
+                Chunk::Bytes(_) | Chunk::Zeros => self.feed.send(Piece::Hole(block_bytes))?,
             }
+            self.progress.bytes_read.fetch_add(block_bytes, Ordering::Relaxed);
         }
         if size >= block_bytes {
             self.feed.send(Piece::FileEnd { node })?;
         }
         let tail_bytes = usize::try_from(size % block_bytes).expect("a tail is shorter than a block");
+        let mut place = Tail::NONE;
         if tail_bytes > 0 {
-            let tail = self.read(node, size - size % block_bytes, tail_bytes)?;
-            self.tails[node] = self.pack(&tail, may_repeat)?;
+            self.progress.check()?;
+            let tail = match next(tail_bytes)? {
+                Chunk::Bytes(tail) => tail,
+                Chunk::Zeros => vec![0; tail_bytes],
+            };
+            self.progress.bytes_read.fetch_add(tail_bytes as u64, Ordering::Relaxed);
+            place = self.pack(&tail, may_repeat)?;
         }
-        Ok(())
+        self.progress.files_done.fetch_add(1, Ordering::Relaxed);
+        Ok(place)
     }
 
-    fn read(&self, node: usize, offset: u64, length: usize) -> Result<Vec<u8>, Error> {
-        self.progress.check()?;
-        let mut block = vec![0; length];
-        let read = self.tree.read(self.scan.nodes[node].id, offset, &mut block).map_err(self.scan.at(node))?;
-        if read < length {
-            return Err(Error::Changed(self.scan.path(node)));
-        }
-        self.progress.bytes_read.fetch_add(length as u64, Ordering::Relaxed);
-        Ok(block)
+    /// Sends the last fragment.
+    pub(super) fn finish(&mut self) -> Result<(), Error> {
+        if self.fragment.is_empty() { Ok(()) } else { self.send_fragment() }
     }
 
     /// Finds a place for a tail: an equal one's, or the end of the fragment in the making.

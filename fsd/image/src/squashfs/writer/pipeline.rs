@@ -10,12 +10,10 @@
 
 use super::carry::Carried;
 use super::compress::{Codec, Encoder};
-use super::content::{self, Tail};
+use super::content::Tail;
 use super::copy;
-use super::scan::Scan;
 use super::{Error, Image, Options, Progress, stored_size};
 use crate::read_at::ReadAt;
-use crate::tree::Tree;
 use parking_lot::Mutex;
 use sha2::{Digest, Sha256};
 use std::collections::HashMap;
@@ -43,7 +41,7 @@ pub(super) struct Data {
 }
 
 /// The full blocks of one file.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 pub(super) struct Blocks {
     /// Where the first one lies, in bytes from the superblock.
     pub(super) start: u64,
@@ -116,14 +114,14 @@ pub(super) struct Source<'a> {
 }
 
 /// Writes the content of all files: what is taken over from a base at one end, and what is new behind it, at the same time.
+/// What is new comes from `read`, which sends it down the feed and returns the tail of each node.
 pub(super) fn write_data(
-    tree: &dyn Tree,
-    scan: &Scan,
     source: Source<'_>,
     image: Image<'_>,
     codec: Codec,
     options: &Options,
     progress: &Progress,
+    read: impl FnOnce(&Carried, &Feed) -> Result<Vec<Tail>, Error>,
 ) -> Result<Data, Error> {
     let threads = options.threads.get();
     let Source { mut carried, base } = source;
@@ -146,7 +144,7 @@ pub(super) fn write_data(
             None => Ok(()),
         });
         let feed = Feed { jobs, pieces };
-        let tails = content::read(tree, scan, &carried, options.block_size, &feed, progress);
+        let tails = read(&carried, &feed);
         drop(feed);
         let written = join(writer);
         if written.is_err() || tails.is_err() {
@@ -257,6 +255,9 @@ impl<'a> BlockWriter<'a> {
             if blocks.start != own_start {
                 self.position = own_start;
             }
+        }
+        if node >= self.blocks.len() {
+            self.blocks.resize_with(node + 1, Blocks::default);
         }
         self.blocks[node] = blocks;
         self.present.blocks.start = self.position;

@@ -14,7 +14,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
 /// Blocks of the largest file: 4 TiB in blocks of 128 KiB, whose block list takes 128 MiB.
-const MAX_FILE_BLOCKS: u64 = 1 << 25;
+pub(super) const MAX_FILE_BLOCKS: u64 = 1 << 25;
 /// Inode numbers count from 1, and the root's parent is one more than the last.
 const MAX_INODES: usize = (u32::MAX - 1) as usize;
 

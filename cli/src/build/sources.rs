@@ -1,0 +1,114 @@
+//! OCI images by the names that apptainer has for them: `oci:DIRECTORY[:NAME]`, `oci-archive:FILE[:NAME]`,
+//! `docker-archive:FILE[:NAME]`.
+
+use super::convert::{Origin, convert};
+use crate::host::cache_dir;
+use crate::report::Report;
+use crate::settings::{Common, ImageSettings};
+use anyhow::{Context, bail};
+use siphon_image::oci::archive::Archive;
+use siphon_image::oci::blobs::Blobs;
+use siphon_image::oci::layout::Layout;
+use siphon_image::oci::select::{ImageFacts, Wanted, read_image, select};
+use std::fs::{DirBuilder, File};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// An image whose manifest and configuration were read, and where its layers come from.
+#[derive(Debug, Clone)]
+pub struct OciImage {
+    /// What it is.
+    pub facts: ImageFacts,
+    /// What has its layers.
+    pub blobs: Arc<dyn Blobs>,
+    /// How it was named.
+    pub origin: Origin,
+}
+
+/// Where in the cache directory images are that were converted.
+pub const CONVERTED: &str = "oci-tmp";
+/// Kinds of names.
+const SCHEMES: [&str; 3] = ["oci", "oci-archive", "docker-archive"];
+
+/// The platform of this machine, unless another is asked for.
+pub fn platform(arch: Option<&str>, variant: Option<&str>) -> anyhow::Result<Wanted> {
+    let name = arch.unwrap_or(std::env::consts::ARCH);
+    let known = siphon_image::sif::Arch::from_name(name).map(siphon_image::sif::Arch::name);
+    match (arch, known) {
+        (Some(arch), None) => bail!("the architecture {arch} is not known; amd64, arm64 and ppc64le are some that are"),
+        (_, known) => Ok(Wanted { arch: known.unwrap_or(name).to_owned(), variant: variant.map(str::to_owned) }),
+    }
+}
+
+/// Opens the OCI image that `name` stands for; `None` if that is no name of one.
+///
+/// # Errors
+/// If there is no such image, or what describes it is damaged.
+pub fn open(name: &str, wanted: &Wanted) -> anyhow::Result<Option<OciImage>> {
+    let Some((scheme, from)) = name.split_once(':').filter(|(scheme, _)| SCHEMES.contains(scheme)) else {
+        return Ok(None);
+    };
+    let opened = match scheme {
+        "oci" => open_layout(from, wanted),
+        _ => open_archive(scheme, from, wanted),
+    };
+    let (facts, blobs) = opened.with_context(|| format!("cannot open {name}"))?;
+    let origin = Origin { bootstrap: scheme.to_owned(), from: from.to_owned() };
+    Ok(Some(OciImage { facts, blobs, origin }))
+}
+
+/// The SIF that an OCI image was converted to, in the cache directory; converts it if it was not yet.
+///
+/// # Errors
+/// If it cannot be converted or kept.
+pub fn cached(image: &OciImage, common: &Common, report: Report) -> anyhow::Result<PathBuf> {
+    let directory = cache_dir(common).join(CONVERTED);
+    let digest = &image.facts.digest;
+    let target = directory.join(format!("{}-{}.sif", digest.algorithm(), digest.digest()));
+    if target.is_file() {
+        report.info("Using cached SIF image");
+        return Ok(target);
+    }
+    let context = || format!("cannot make {}", directory.display());
+    DirBuilder::new().recursive(true).mode(0o700).create(&directory).with_context(context)?;
+    report.info("Converting OCI blobs to SIF format");
+    let settings = ImageSettings { force: true, compression: None, compact_percent: 0, epoch_seconds: None };
+    convert(&image.facts, image.blobs.clone(), &image.origin, &target, &settings, report)?;
+    Ok(target)
+}
+
+type Opened = (ImageFacts, Arc<dyn Blobs>);
+
+fn open_layout(from: &str, wanted: &Wanted) -> anyhow::Result<Opened> {
+    let (path, name) = path_and_name(from);
+    let (layout, index) = Layout::open(Path::new(path))?;
+    let image = select(&index, name, wanted)?;
+    let facts = read_image(&layout, &image, wanted)?;
+    Ok((facts, Arc::new(layout)))
+}
+
+fn open_archive(scheme: &str, from: &str, wanted: &Wanted) -> anyhow::Result<Opened> {
+    let (path, name) = path_and_name(from);
+    let file = File::open(path).with_context(|| format!("cannot open {path}"))?;
+    let mut archive = Archive::open(file, &std::env::temp_dir())?;
+    let facts = if scheme == "docker-archive" {
+        archive.docker_image(name)?
+    } else {
+        let image = select(&archive.index()?, name, wanted)?;
+        read_image(&archive, &image, wanted)?
+    };
+    Ok((facts, Arc::new(archive)))
+}
+
+/// A path and a name behind a colon. What exists under the whole name has no name behind it.
+fn path_and_name(from: &str) -> (&str, Option<&str>) {
+    if Path::new(from).symlink_metadata().is_ok() {
+        return (from, None);
+    }
+    match from.split_once(':') {
+        Some((path, name)) if !name.is_empty() => (path, Some(name)),
+        Some((path, _)) => (path, None),
+        None => (from, None),
+    }
+}

@@ -1,0 +1,243 @@
+//! One layer after the other, read ahead and held against what is said of it.
+//!
+//! ```text
+//! fetching thread      blob -> chunks, digest and length of what is stored
+//! decoding thread      chunks -> chunks of the tar stream, digest of it (diff_id), bound on its length
+//! caller               reads the tar stream
+//! ```
+//!
+//! Both threads are the layer's own, and all channels are bounded, so that the layers that come next are read ahead into a
+//! little memory and no further. A digest is known at the end: the caller has not read a layer until [`Stream::finish`] says so.
+
+use super::Error;
+use super::decompress::decompressed;
+use crate::oci::blobs::Blobs;
+use crate::oci::{Descriptor, Digest};
+use sha2::Digest as _;
+use std::io::{self, BufRead, Read};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::time::Duration;
+
+/// Bytes that go from thread to thread at once.
+const CHUNK_BYTES: usize = 256 << 10;
+/// Chunks of a layer as it is stored that wait to be decoded: what is read ahead while others are decoded.
+const STORED_CHUNKS: usize = 48;
+/// Decoded chunks that wait to be read.
+const DECODED_CHUNKS: usize = 8;
+/// How often who waits looks whether it still should.
+const TICK: Duration = Duration::from_millis(100);
+/// A layer may become so many times longer than it is stored: gzip cannot do more than 1032.
+const MAX_RATIO: u64 = 1100;
+/// What any layer may become, whatever its ratio.
+const MIN_BOUND_BYTES: u64 = 1 << 30;
+
+/// What a layer is held against.
+#[derive(Debug, Clone)]
+pub(super) struct Expected {
+    pub(super) descriptor: Descriptor,
+    /// Digest of the uncompressed stream, as the configuration has it.
+    pub(super) diff_id: Digest,
+}
+
+/// The tar stream of one layer. Reading waits for what is fetched, and fails soon once it `is_cancelled`.
+pub(super) struct Stream<'a> {
+    chunks: Chunks,
+    is_cancelled: &'a dyn Fn() -> bool,
+}
+
+type Item = Result<Vec<u8>, Error>;
+
+impl<'a> Stream<'a> {
+    /// Begins to fetch a layer. What is fetched is counted in `fetched_bytes`.
+    pub(super) fn start(
+        blobs: Arc<dyn Blobs>,
+        expected: Expected,
+        fetched_bytes: Arc<AtomicU64>,
+        is_cancelled: &'a dyn Fn() -> bool,
+    ) -> Self {
+        let (stored, to_decode) = sync_channel(STORED_CHUNKS);
+        let (decoded, to_read) = sync_channel(DECODED_CHUNKS);
+        let Expected { descriptor, diff_id } = expected;
+        let bound = descriptor.size().saturating_mul(MAX_RATIO).max(MIN_BOUND_BYTES);
+        // They are not waited for after an error: one may hang in a read from a network. Their channels end them.
+        std::thread::spawn(move || {
+            if let Err(error) = fetch(blobs.as_ref(), &descriptor, &stored, &fetched_bytes) {
+                let _nobody_listens = stored.send(Err(error));
+            }
+        });
+        std::thread::spawn(move || {
+            if let Err(error) = decode(Chunks::new(to_decode), &diff_id, bound, &decoded) {
+                let _nobody_listens = decoded.send(Err(error));
+            }
+        });
+        Self { chunks: Chunks::new(to_read), is_cancelled }
+    }
+
+    /// Reads the rest. Only then is the layer known to be what it should be.
+    pub(super) fn finish(mut self) -> Result<(), Error> {
+        io::copy(&mut self, &mut io::sink())?;
+        Ok(())
+    }
+}
+
+impl Read for Stream<'_> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        while self.chunks.is_empty() {
+            match self.chunks.receiver.recv_timeout(TICK) {
+                Ok(item) => (self.chunks.present, self.chunks.read) = (item?, 0),
+                Err(RecvTimeoutError::Disconnected) => return Ok(0),
+                Err(RecvTimeoutError::Timeout) => {}
+            }
+            if (self.is_cancelled)() {
+                return Err(Error::cancelled().into());
+            }
+        }
+        self.chunks.read(buf)
+    }
+}
+
+/// Reads a blob, and holds it against its descriptor.
+fn fetch(
+    blobs: &dyn Blobs,
+    descriptor: &Descriptor,
+    chunks: &SyncSender<Item>,
+    fetched_bytes: &AtomicU64,
+) -> Result<(), Error> {
+    let digest = descriptor.digest();
+    let mut check = Check::new(digest)?;
+    let failed = |source| Error::Blob { digest: digest.to_string(), source };
+    let mut blob = blobs.open(descriptor).map_err(failed)?;
+    let size = descriptor.size();
+    let mut length = 0u64;
+    loop {
+        let mut chunk = Vec::with_capacity(CHUNK_BYTES);
+        let read = blob.by_ref().take(CHUNK_BYTES as u64).read_to_end(&mut chunk).map_err(failed)?;
+        length = length.saturating_add(read as u64);
+        if length > size || (read == 0 && length < size) {
+            return Err(Error::Length { digest: digest.to_string(), expected: size, found: length });
+        }
+        if read == 0 {
+            return check.finish(digest);
+        }
+        check.update(&chunk);
+        fetched_bytes.fetch_add(read as u64, Ordering::Relaxed);
+        if chunks.send(Ok(chunk)).is_err() {
+            return Ok(());
+        }
+    }
+}
+
+/// Decompresses a layer, and holds it against its diff_id.
+fn decode(input: Chunks, diff_id: &Digest, bound: u64, chunks: &SyncSender<Item>) -> Result<(), Error> {
+    let mut check = Check::new(diff_id)?;
+    let mut input = decompressed(input)?;
+    let mut length = 0u64;
+    loop {
+        let mut chunk = Vec::with_capacity(CHUNK_BYTES);
+        let read = input.by_ref().take(CHUNK_BYTES as u64).read_to_end(&mut chunk).map_err(Error::decoding)?;
+        if read == 0 {
+            break;
+        }
+        length = length.saturating_add(read as u64);
+        if length > bound {
+            return Err(Error::Bomb(bound));
+        }
+        check.update(&chunk);
+        if chunks.send(Ok(chunk)).is_err() {
+            return Ok(());
+        }
+    }
+    check.finish(diff_id).map_err(|error| match error {
+        Error::Digest { expected, found } => Error::DiffId { expected, found },
+        other => other,
+    })
+}
+
+/// Chunks out of a channel as one stream.
+struct Chunks {
+    receiver: Receiver<Item>,
+    present: Vec<u8>,
+    read: usize,
+}
+
+impl Chunks {
+    fn new(receiver: Receiver<Item>) -> Self {
+        Self { receiver, present: Vec::new(), read: 0 }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.read >= self.present.len()
+    }
+}
+
+impl Read for Chunks {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let read = self.fill_buf()?.read(buf)?;
+        self.consume(read);
+        Ok(read)
+    }
+}
+
+impl BufRead for Chunks {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
+        while self.is_empty() {
+            // The other end goes away when all is said.
+            let Ok(item) = self.receiver.recv() else { break };
+            (self.present, self.read) = (item?, 0);
+        }
+        Ok(self.present.get(self.read..).unwrap_or_default())
+    }
+
+    fn consume(&mut self, amount: usize) {
+        self.read = self.read.saturating_add(amount).min(self.present.len());
+    }
+}
+
+/// A digest in the making.
+pub(in crate::oci) enum Check {
+    Sha256(sha2::Sha256),
+    Sha512(sha2::Sha512),
+}
+
+impl Check {
+    /// # Errors
+    /// [`Error::Algorithm`].
+    pub(in crate::oci) fn new(digest: &Digest) -> Result<Self, Error> {
+        match digest.algorithm().as_ref() {
+            "sha256" => Ok(Self::Sha256(sha2::Sha256::new())),
+            "sha512" => Ok(Self::Sha512(sha2::Sha512::new())),
+            _ => Err(Error::Algorithm(digest.to_string())),
+        }
+    }
+
+    pub(in crate::oci) fn update(&mut self, bytes: &[u8]) {
+        match self {
+            Self::Sha256(state) => state.update(bytes),
+            Self::Sha512(state) => state.update(bytes),
+        }
+    }
+
+    /// # Errors
+    /// [`Error::Digest`].
+    pub(in crate::oci) fn finish(self, digest: &Digest) -> Result<(), Error> {
+        let found = match self {
+            Self::Sha256(state) => hex(&state.finalize()),
+            Self::Sha512(state) => hex(&state.finalize()),
+        };
+        if found == digest.digest() {
+            return Ok(());
+        }
+        Err(Error::Digest { expected: digest.to_string(), found: format!("{}:{found}", digest.algorithm()) })
+    }
+}
+
+/// Bytes as digests have them.
+pub(in crate::oci) fn hex(bytes: &[u8]) -> String {
+    bytes
+        .iter()
+        .flat_map(|byte| [byte >> 4, byte & 0xf])
+        .map(|nibble| char::from(b"0123456789abcdef"[usize::from(nibble)]))
+        .collect()
+}

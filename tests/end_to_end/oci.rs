@@ -1,0 +1,181 @@
+use crate::support::environment::{TestEnvironment, as_user_and_as_root};
+use crate::support::image::make_system;
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+/// What makes the images of these tests.
+const MAKER: &str = include_str!("../support/oci_layout.py");
+
+/// Makes `layout`, `oci.tar` and `docker.tar` of the same image in the working directory.
+fn make(environment: &TestEnvironment) {
+    let root = tempfile::tempdir().unwrap();
+    make_system(root.path(), &[]);
+    let mut python = Command::new("python3");
+    let made = python.args(["-c", MAKER]).args([root.path(), &environment.work()]).output().unwrap();
+    assert!(made.status.success(), "{made:?}");
+}
+
+/// What is in the working directory.
+fn names(environment: &TestEnvironment) -> Vec<String> {
+    let entries = fs::read_dir(environment.work()).unwrap();
+    let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+/// Cuts the largest blob of the layout short.
+fn damage(layout: &Path) {
+    let blobs = fs::read_dir(layout.join("blobs/sha256")).unwrap().map(|entry| entry.unwrap().path());
+    let largest = blobs.max_by_key(|path| path.metadata().unwrap().len()).unwrap();
+    let bytes = fs::read(&largest).unwrap();
+    fs::write(&largest, &bytes[..bytes.len() - 1000]).unwrap();
+}
+
+#[test]
+fn a_layout_becomes_an_image_of_its_merged_layers() {
+    as_user_and_as_root(|environment| {
+        make(environment);
+
+        environment.siphon(&["build", "out.sif", "oci:layout:made"]).stdout();
+
+        let line = "cat /layers/replaced /opaque/above /linked; ls /layers /opaque; stat -c '%a %h' /owned";
+        let output = environment.siphon(&["exec", "out.sif", "sh", "-c", line]).stdout();
+        assert_eq!(output, "above\nabove\nowned\n/layers:\nreplaced\n\n/opaque:\nabove\n4755 2");
+        let listed = environment.siphon(&["ls", "-l", "out.sif", "/owned"]).stdout();
+        assert!(listed.contains("1234") && listed.contains("4321"), "{listed}");
+    });
+}
+
+#[test]
+fn an_image_is_run_as_its_configuration_says() {
+    let environment = TestEnvironment::new();
+    make(&environment);
+    environment.siphon(&["build", "out.sif", "oci:layout"]).stdout();
+
+    assert_eq!(environment.siphon(&["run", "out.sif"]).stdout(), "entry point: its own words");
+    assert_eq!(environment.siphon(&["run", "out.sif", "mine"]).stdout(), "entry point: mine");
+    let line = "printf '%s' \"$FROM_IMAGE\"";
+    assert_eq!(environment.siphon(&["exec", "out.sif", "sh", "-c", line]).stdout(), "some words");
+    let labels = environment.siphon(&["inspect", "out.sif"]).stdout();
+    assert!(labels.contains("maker: somebody") && labels.contains("deffile.bootstrap: oci"), "{labels}");
+    let objects = environment.siphon(&["sif", "list", "out.sif"]).stdout();
+    assert_eq!(objects.matches("JSON.Generic").count(), 2, "{objects}");
+    assert!(objects.contains("FS (Squashfs/*System/amd64)"), "{objects}");
+    assert_eq!(
+        environment.siphon(&["exec", "out.sif", "readlink", "/singularity"]).stdout(),
+        ".singularity.d/runscript"
+    );
+}
+
+#[test]
+fn an_oci_image_is_run_by_its_name_and_converted_once() {
+    let environment = TestEnvironment::new();
+    make(&environment);
+
+    let first = environment.siphon(&["exec", "oci:layout", "cat", "/layers/replaced"]).run();
+    let second = environment.siphon(&["run", "oci:layout:made", "again"]).run();
+
+    assert_eq!((first.code, first.stdout.trim()), (0, "above"), "{first}");
+    assert!(first.stderr.contains("INFO:    Converting OCI blobs to SIF format"), "{first}");
+    assert_eq!((second.code, second.stdout.trim()), (0, "entry point: again"), "{second}");
+    assert!(!second.stderr.contains("Converting"), "{second}");
+}
+
+#[test]
+fn converted_images_are_listed_and_cleaned_with_the_cache() {
+    let environment = TestEnvironment::new();
+    make(&environment);
+    environment.siphon(&["exec", "oci:layout", "true"]).stdout();
+
+    let before = environment.siphon(&["cache", "list", "--type", "oci"]).stdout();
+    let cleaned = environment.siphon(&["cache", "clean", "--force", "--type", "oci"]).run();
+    let after = environment.siphon(&["cache", "list", "--type", "oci"]).stdout();
+
+    assert!(before.contains("There are 1 container file(s)"), "{before}");
+    assert!(cleaned.stderr.contains("Removing oci cache entry: sha256-"), "{cleaned}");
+    assert!(after.contains("There are 0 container file(s)"), "{after}");
+}
+
+#[test]
+fn archives_hold_the_same_image_as_the_layout() {
+    let environment = TestEnvironment::new();
+    make(&environment);
+    environment.shell("gzip -k docker.tar").stdout();
+
+    let build = |target: &str, source: &str| {
+        let built = environment.siphon(&["build", target, source]).env("SOURCE_DATE_EPOCH", "1700000000");
+        built.stdout();
+        let line = format!("siphon ls -lR {target} / | grep -v singularity.d");
+        environment.shell(&line).stdout()
+    };
+
+    let layout = build("a.sif", "oci:layout");
+    for (target, source) in [
+        ("b.sif", "oci-archive:oci.tar"),
+        ("c.sif", "oci-archive:oci.tar:made"),
+        ("d.sif", "docker-archive:docker.tar"),
+        ("e.sif", "docker-archive:docker.tar.gz:made"),
+        ("f.sif", "docker-archive:docker-links.tar"),
+    ] {
+        assert_eq!(build(target, source), layout, "{source}");
+    }
+}
+
+#[test]
+fn a_reproducible_image_has_the_same_bytes_each_time() {
+    let environment = TestEnvironment::new();
+    make(&environment);
+    let build = |target: &str| {
+        environment.siphon(&["build", target, "oci:layout"]).env("SOURCE_DATE_EPOCH", "1700000000").stdout();
+        fs::read(environment.work().join(target)).unwrap()
+    };
+
+    assert!(build("a.sif") == build("b.sif"));
+}
+
+#[test]
+fn a_sandbox_over_an_oci_image_takes_writes() {
+    let environment = TestEnvironment::new();
+    make(&environment);
+
+    environment.siphon(&["build", "--sandbox", "box", "oci:layout"]).stdout();
+
+    let line = "echo new > /layers/new; cat /layers/replaced /layers/new";
+    assert_eq!(environment.siphon(&["exec", "--writable", "box", "sh", "-c", line]).stdout(), "above\nnew");
+}
+
+#[test]
+fn a_layer_that_is_damaged_leaves_nothing_behind() {
+    let environment = TestEnvironment::new();
+    make(&environment);
+    damage(&environment.work().join("layout"));
+    environment.write("out.sif", "what was there");
+    let before = names(&environment);
+
+    let finished = environment.siphon(&["build", "--force", "out.sif", "oci:layout"]).run();
+
+    assert_eq!(finished.code, 255, "{finished}");
+    assert!(finished.stderr.contains("bytes, and has "), "{finished}");
+    assert_eq!(names(&environment), before);
+    assert_eq!(fs::read_to_string(environment.work().join("out.sif")).unwrap(), "what was there");
+}
+
+#[test]
+fn what_is_no_image_is_said() {
+    let environment = TestEnvironment::new();
+    make(&environment);
+    environment.write("text", &"no archive\n".repeat(100));
+
+    for (source, message) in [
+        ("oci:nowhere", "nowhere/index.json: No such file or directory"),
+        ("oci:layout:other", "there is no image named \"other\", only made"),
+        ("oci-archive:text", "no valid tar header"),
+        ("docker-archive:oci.tar", "the archive has no manifest.json"),
+        ("docker-archive:docker.tar:other", "one has to be named: made:latest"),
+    ] {
+        let finished = environment.siphon(&["build", "out.sif", source]).run();
+        assert_eq!(finished.code, 255, "{finished}");
+        assert!(finished.stderr.contains(message), "{source}: {finished}");
+    }
+}
