@@ -3,7 +3,7 @@
 //! A whiteout hides what lower layers have, never what its own layer does, wherever in the layer it stands: so a layer's
 //! whiteouts are applied first, and its entries after them. An entry replaces what has its name; only a directory that
 //! meets a directory keeps what is in it. A path that leads through a symbolic link is followed within the image, as
-//! unpackers do. Hard links are resolved once all of their layer is there, since some formats reorder files.
+//! unpackers do. A hard link to what is not there yet waits until its layer is there, since some formats reorder files.
 
 use super::decoded::{Decoded, LayerId};
 use super::error::Error;
@@ -114,7 +114,7 @@ impl Merge {
         }
         let mut links = Vec::new();
         for (at, entry) in index.entries().enumerate() {
-            if self.add_entry(&entry, number)?.is_none() {
+            if self.add_entry(&entry, number)?.is_none() && !self.add_link(&entry)? {
                 links.push(at);
             }
         }
@@ -176,7 +176,7 @@ impl Merge {
         Ok(Some(()))
     }
 
-    /// Adds the hard links of a layer. A link to a link that comes later has to wait for that.
+    /// Adds the hard links of a layer whose targets came after them. A link to such a link has to wait for that.
     fn add_links(&mut self, layer: &LayerIndex, mut links: Vec<usize>) -> Result<(), Error> {
         let entries: HashMap<usize, Entry<'_>> = match links.is_empty() {
             true => HashMap::new(),

@@ -133,7 +133,11 @@ fn xattrs(entry: &Table<'_>) -> Result<Vec<u8>, Error> {
     for number in 0..records.len() {
         let record = records.table(number)?;
         if let Some(name) = record.bytes(0)?.unwrap_or_default().strip_prefix(XATTR_PREFIX) {
-            XattrList::push(&mut xattrs, name, record.bytes(1)?.unwrap_or_default())?;
+            let value = record.bytes(1)?.unwrap_or_default();
+            // As in a tar.
+            if !value.is_empty() {
+                XattrList::push(&mut xattrs, name, value)?;
+            }
         }
     }
     Ok(xattrs)

@@ -44,6 +44,10 @@ impl Overrides {
             digits.ok_or(Error::damaged("PAX header", at, "a value is no number"))
         };
         if let Some(name) = key.strip_prefix(XATTR_PREFIX) {
+            // Go takes an attribute without a value for none, and with it all that unpacks images.
+            if value.is_empty() {
+                return Ok(());
+            }
             return XattrList::push(&mut self.xattrs, name, value);
         }
         if key.starts_with(b"GNU.sparse.") {
