@@ -11,11 +11,15 @@ mod support;
 use layers::{FORMS, Random, TarEntry, gzip_member, stack, tar};
 use sha2::{Digest, Sha256};
 use siphon_image::oci::lazy::tree::LayeredTree;
+use siphon_image::oci::lazy::zstd_chunked::{self, Annotations};
+use siphon_image::oci::lazy::{Decoded, Layer, Merge};
+use siphon_image::read_at::ReadAt;
 use siphon_image::tree::{Kind, NodeId, Tree};
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::path::Path;
 use std::process::Command;
+use std::sync::Arc;
 use support::compare::{Expect, assert_same};
 
 /// Stacks to make.
@@ -170,8 +174,8 @@ fn seed() -> u64 {
     seed
 }
 
-/// Writes an OCI layout with these layers and unpacks it with umoci below `dir`.
-fn unpack(dir: &Path, layers: &[Vec<TarEntry>]) -> std::path::PathBuf {
+/// Writes an OCI layout with these layers, gzipped, below `dir`.
+fn write_layout(dir: &Path, layers: &[Vec<TarEntry>]) -> std::path::PathBuf {
     let layout = dir.join("layout");
     let blobs = layout.join("blobs/sha256");
     std::fs::create_dir_all(&blobs).unwrap();
@@ -203,6 +207,12 @@ fn unpack(dir: &Path, layers: &[Vec<TarEntry>]) -> std::path::PathBuf {
     );
     std::fs::write(layout.join("index.json"), index).unwrap();
     std::fs::write(layout.join("oci-layout"), "{\"imageLayoutVersion\":\"1.0.0\"}").unwrap();
+    layout
+}
+
+/// Unpacks these layers with umoci below `dir`.
+fn unpack(dir: &Path, layers: &[Vec<TarEntry>]) -> std::path::PathBuf {
+    let layout = write_layout(dir, layers);
     let bundle = dir.join("bundle");
     let output =
         Command::new("umoci").args(["unpack", "--image"]).arg(format!("{}:x", layout.display())).arg(&bundle).output();
@@ -372,4 +382,50 @@ fn small_files_are_followed_by_their_neighbours_in_the_layer() {
     assert_eq!(tree.files_after(node("z"), 5, 100), [(node("a"), 2), (node("b"), 3)]);
     assert_eq!(tree.files_after(node("z"), 1, 2), [(node("a"), 2)]);
     assert_eq!(tree.files_after(node("b"), 5, 100), []);
+}
+
+/// Layers of an image that skopeo has put into `layout`, as zstd:chunked, with what their annotations say.
+fn open_chunked(layout: &Path, decoded: &Arc<Decoded>) -> LayeredTree {
+    let json = |path: &Path| -> serde_json::Value { serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap() };
+    let blob = |descriptor: &serde_json::Value| {
+        let digest = descriptor["digest"].as_str().unwrap();
+        layout.join("blobs/sha256").join(digest.strip_prefix("sha256:").unwrap())
+    };
+    let manifest = json(&blob(&json(&layout.join("index.json"))["manifests"][0]));
+    let mut merge = Merge::new(decoded.clone());
+    for layer in manifest["layers"].as_array().unwrap() {
+        let annotations = Annotations::new(|name| layer["annotations"][name].as_str()).unwrap();
+        assert!(annotations.is_given(), "{layer}");
+        let bytes: Arc<dyn ReadAt> = Arc::new(std::fs::read(blob(layer)).unwrap());
+        let by_footer = zstd_chunked::open(&bytes, &Annotations::default()).unwrap();
+        let toc = zstd_chunked::open(&bytes, &annotations).unwrap();
+        assert_eq!(toc.index.chunks(), by_footer.index.chunks());
+        merge.add(toc.index, Layer::ZstdChunks(bytes)).unwrap();
+    }
+    merge.finish().unwrap()
+}
+
+#[test]
+fn stacks_that_skopeo_has_made_zstd_chunked_are_read() {
+    if !Command::new("skopeo").arg("--version").output().is_ok_and(|output| output.status.success()) {
+        println!("skipped: skopeo is missing");
+        return;
+    }
+    let seed = seed();
+    for number in 0..5 {
+        let layers = Generator::layers(seed.wrapping_add(number));
+        let dir = tempfile::tempdir().unwrap();
+        let layout = write_layout(dir.path(), &layers);
+        let out = dir.path().join("out");
+        let output = Command::new("skopeo")
+            .args(["copy", "--insecure-policy", "--dest-compress-format", "zstd:chunked"])
+            .args([format!("oci:{}:x", layout.display()), format!("oci:{}:x", out.display())])
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+
+        let tree = open_chunked(&out, &Decoded::new(1 << 20));
+
+        assert_equal(&stack("tar", &layers), &tree, "zstd:chunked by skopeo");
+    }
 }

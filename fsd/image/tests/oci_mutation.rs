@@ -74,7 +74,7 @@ fn targets() -> Vec<(&'static str, Vec<u8>, Reader)> {
     saved::write(&indexed, &mut kept).unwrap();
     let mut writer = seekable::Writer::new(Vec::new()).unwrap();
     writer.push(&plain).unwrap();
-    vec![
+    let targets: [(&'static str, Vec<u8>, Reader); 7] = [
         ("tar", plain, |bytes, _| {
             let bytes = shared(&bytes);
             read_tree(lazy::tar::index(&bytes)?, Layer::Tar(bytes), Decoded::new(1 << 20))
@@ -106,7 +106,8 @@ fn targets() -> Vec<(&'static str, Vec<u8>, Reader)> {
             let reader: Arc<dyn ReadAt> = Arc::new(seekable::SeekableLayer::open(shared(&bytes), decoded.clone())?);
             read_tree(lazy::tar::index(&reader)?, Layer::Tar(reader), decoded)
         }),
-    ]
+    ];
+    targets.into()
 }
 
 /// Damages one to six places, at the end as often as anywhere: that is where most forms have their tables.

@@ -84,7 +84,7 @@ pub struct Entry<'a> {
     pub size: u64,
     /// Target of a symbolic or hard link.
     pub link: &'a [u8],
-    /// Extended attributes, as [`XattrList`] has them.
+    /// Extended attributes one after the other: lengths of name and value, as u16 and u32, then both.
     pub xattrs: &'a [u8],
     /// Where its content lies, if it has any.
     pub content: Content,

@@ -259,6 +259,8 @@ impl Builder {
         if !is_hole && offset >= self.end {
             return Err(damaged("a chunk begins after the end of the layer"));
         }
+        // A hole is stored as well, but need not be read.
+        self.borders.extend((is_hole && offset > 0).then_some(offset));
         if !is_hole {
             Error::bounded("a chunk", bytes.saturating_add(inner), MAX_CHUNK_BYTES)?;
             self.borders.push(offset);
