@@ -4,12 +4,13 @@
 //! the environment or a clock, and any byte sequence gives an error or a tree: images are hostile input.
 //!
 //! ```text
-//! read_at, tree  <-  squashfs, sif, directory, oci  <-  open
+//! read_at, tree, cache  <-  squashfs, sif, directory, oci  <-  open
 //! tree, elf, ld_cache  <-  libraries
 //! ```
 
 #![forbid(unsafe_code)]
 
+mod cache;
 pub mod directory;
 pub mod elf;
 pub mod ext;

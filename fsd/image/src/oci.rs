@@ -6,5 +6,6 @@ pub mod config;
 pub mod layers;
 pub mod layout;
 pub mod select;
+pub mod lazy;
 
 pub use oci_spec::image::{Descriptor, Digest, ImageIndex, ImageManifest, MediaType};

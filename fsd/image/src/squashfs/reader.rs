@@ -10,7 +10,6 @@
 //! ```
 
 mod blocks;
-mod cache;
 mod codec;
 mod directory;
 mod error;
@@ -26,13 +25,13 @@ pub use self::error::{Error, Part};
 pub use self::layout::Layout;
 
 use self::blocks::Blocks;
-use self::cache::Cache;
 use self::codec::{Codec, Decoder};
 use self::inode::{Body, Inode};
 use self::metadata::{Metadata, Position, Region};
 use self::storage::Storage;
 use self::tables::IndexedTable;
 use self::xattr::Xattrs;
+use crate::cache::Cache;
 use crate::read_at::ReadAt;
 use crate::squashfs::format::Superblock;
 use crate::tree::{self, Activity, Attr, Entry, Kind, NodeId, Statistics, Timestamp, Tree, Xattr};

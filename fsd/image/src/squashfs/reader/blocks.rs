@@ -9,8 +9,8 @@
 //! The inode lists only the stored size of each block, so that the place of a block is the sum of all sizes before it.
 //! [`BlockList`] remembers that sum for each 512th block, and where in the list the next sizes are.
 
+use crate::cache::{Cache, Lookup, Lookups, Turn};
 use crate::squashfs::format::DATA_UNCOMPRESSED;
-use crate::squashfs::reader::cache::{Cache, Lookup, Lookups, Turn};
 use crate::squashfs::reader::codec::Decoder;
 use crate::squashfs::reader::error::{Error, Part};
 use crate::squashfs::reader::frames::{Frame, Frames};

@@ -7,8 +7,8 @@
 //!
 //! A position in a table is the byte offset of a block's header and an offset into what the block decodes to.
 
+use crate::cache::{Cache, Lookups};
 use crate::squashfs::format::{METADATA_BLOCK_BYTES, METADATA_UNCOMPRESSED};
-use crate::squashfs::reader::cache::{Cache, Lookups};
 use crate::squashfs::reader::codec::Decoder;
 use crate::squashfs::reader::error::{Error, Part};
 use crate::squashfs::reader::storage::{Storage, Use};

@@ -22,7 +22,7 @@ const MAX_SHARDS: u64 = 16;
 const MIN_VALUES_PER_SHARD: u64 = 8;
 
 /// A map from `K` to shared values, bounded by the sum of their weights.
-pub(super) struct Cache<K, V, E> {
+pub(crate) struct Cache<K, V, E> {
     shards: Box<[Mutex<Shard<K, V, E>>]>,
     hasher: RandomState,
     shard_bytes: u64,
@@ -33,13 +33,13 @@ pub(super) struct Cache<K, V, E> {
 
 /// How often a cache was asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Lookups {
+pub(crate) struct Lookups {
     /// The value was there.
-    pub(super) hits: u64,
+    pub(crate) hits: u64,
     /// It was not, and who asked had to make it.
-    pub(super) misses: u64,
+    pub(crate) misses: u64,
     /// Another thread was just making it.
-    pub(super) waits: u64,
+    pub(crate) waits: u64,
 }
 
 struct Shard<K, V, E> {
@@ -69,7 +69,7 @@ enum FlightState<V, E> {
 }
 
 /// What a look-up leads to.
-pub(super) enum Lookup<'a, K: Hash + Eq + Copy, V, E: Clone> {
+pub(crate) enum Lookup<'a, K: Hash + Eq + Copy, V, E: Clone> {
     /// The value is there.
     Hit(Arc<V>),
     /// The caller has to make the value and to hand it to [`Turn::land`].
@@ -77,7 +77,7 @@ pub(super) enum Lookup<'a, K: Hash + Eq + Copy, V, E: Clone> {
 }
 
 /// The duty to make one value. If it is dropped unfulfilled, one of those who wait takes it over.
-pub(super) struct Turn<'a, K: Hash + Eq + Copy, V, E: Clone> {
+pub(crate) struct Turn<'a, K: Hash + Eq + Copy, V, E: Clone> {
     cache: &'a Cache<K, V, E>,
     key: K,
     flight: Arc<Flight<V, E>>,
@@ -85,7 +85,7 @@ pub(super) struct Turn<'a, K: Hash + Eq + Copy, V, E: Clone> {
 
 impl<K: Hash + Eq + Copy, V, E: Clone> Cache<K, V, E> {
     /// A cache for `max_bytes` of values that weigh at most `max_value_bytes` each, as a rule.
-    pub(super) fn new(max_bytes: u64, max_value_bytes: u64) -> Self {
+    pub(crate) fn new(max_bytes: u64, max_value_bytes: u64) -> Self {
         let room = max_bytes / max_value_bytes.saturating_mul(MIN_VALUES_PER_SHARD).max(1);
         let shards = room.clamp(1, MAX_SHARDS);
         let shard = |_| Mutex::new(Shard { kept: LruCache::unbounded(), kept_bytes: 0, flights: HashMap::new() });
@@ -103,7 +103,7 @@ impl<K: Hash + Eq + Copy, V, E: Clone> Cache<K, V, E> {
     ///
     /// # Errors
     /// What `make` says, here or in the thread that this one waited for.
-    pub(super) fn get_or_make(&self, key: K, make: impl FnOnce() -> Result<(V, u64), E>) -> Result<Arc<V>, E> {
+    pub(crate) fn get_or_make(&self, key: K, make: impl FnOnce() -> Result<(V, u64), E>) -> Result<Arc<V>, E> {
         match self.look_up(key)? {
             Lookup::Hit(value) => Ok(value),
             Lookup::Turn(turn) => match make() {
@@ -117,7 +117,7 @@ impl<K: Hash + Eq + Copy, V, E: Clone> Cache<K, V, E> {
     ///
     /// # Errors
     /// The error of the thread that this one waited for.
-    pub(super) fn look_up(&self, key: K) -> Result<Lookup<'_, K, V, E>, E> {
+    pub(crate) fn look_up(&self, key: K) -> Result<Lookup<'_, K, V, E>, E> {
         loop {
             let mut shard = self.shard(key).lock();
             if let Some(kept) = shard.kept.get(&key) {
@@ -140,13 +140,13 @@ impl<K: Hash + Eq + Copy, V, E: Clone> Cache<K, V, E> {
     }
 
     /// Whether the value is there or is just being made.
-    pub(super) fn contains(&self, key: K) -> bool {
+    pub(crate) fn contains(&self, key: K) -> bool {
         let shard = self.shard(key).lock();
         shard.kept.contains(&key) || shard.flights.contains_key(&key)
     }
 
     /// Forgets the value for `key`, which nobody is expected to want again.
-    pub(super) fn remove(&self, key: K) {
+    pub(crate) fn remove(&self, key: K) {
         let mut shard = self.shard(key).lock();
         if let Some(kept) = shard.kept.pop(&key) {
             shard.kept_bytes -= kept.weight_bytes;
@@ -154,7 +154,7 @@ impl<K: Hash + Eq + Copy, V, E: Clone> Cache<K, V, E> {
     }
 
     /// How often something was looked up, by what came of it.
-    pub(super) fn lookups(&self) -> Lookups {
+    pub(crate) fn lookups(&self) -> Lookups {
         let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         Lookups { hits: get(&self.hits), misses: get(&self.misses), waits: get(&self.waits) }
     }
@@ -188,7 +188,7 @@ impl<V, E: Clone> Flight<V, E> {
 
 impl<K: Hash + Eq + Copy, V, E: Clone> Turn<'_, K, V, E> {
     /// Keeps `value`, hands it to those who wait, and returns it.
-    pub(super) fn land(self, value: V, weight_bytes: u64) -> Arc<V> {
+    pub(crate) fn land(self, value: V, weight_bytes: u64) -> Arc<V> {
         let value = Arc::new(value);
         let mut shard = self.cache.shard(self.key).lock();
         shard.keep(self.key, value.clone(), weight_bytes, self.cache.shard_bytes);
@@ -198,13 +198,13 @@ impl<K: Hash + Eq + Copy, V, E: Clone> Turn<'_, K, V, E> {
     }
 
     /// Hands `error` to those who wait, and returns it.
-    pub(super) fn fail(self, error: E) -> E {
+    pub(crate) fn fail(self, error: E) -> E {
         self.flight.end(FlightState::Landed(Err(error.clone())));
         error
     }
 
     /// Whether other threads wait for this value.
-    pub(super) fn is_awaited(&self) -> bool {
+    pub(crate) fn is_awaited(&self) -> bool {
         matches!(*self.flight.state.lock(), FlightState::Flying { waiters } if waiters > 0)
     }
 }
