@@ -10,6 +10,7 @@
 pub mod blob;
 pub mod cache;
 pub mod control;
+pub mod credentials;
 pub mod daemon;
 pub mod errno;
 pub mod fs;
