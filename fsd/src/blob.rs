@@ -22,12 +22,16 @@ use ahead::Streams;
 /// 8 MiB, the bound of one request: what is fetched at once is in memory at once, for each reader.
 const MAX_RUN: u32 = 32;
 
+/// What opening a remote object is to bring: exactly the first chunk.
+pub const FIRST_BYTES: u32 = CHUNK_BYTES as u32;
+
 /// One version of a remote object, fetched as it is read.
 #[derive(Debug)]
 pub struct Blob {
     remote: Remote,
     object: Object,
     identity: String,
+    digest: Option<String>,
     streams: Mutex<Streams>,
     bytes_from_cache: AtomicU64,
     bytes_read: AtomicU64,
@@ -74,16 +78,25 @@ impl Blob {
     /// The same as [`Blob::open`].
     pub fn open_with(url: &str, cache_dir: &Path, patience: Patience) -> Result<Self, BlobError> {
         // The directory first: its errors are found without the network.
+        Cache::open(cache_dir)?;
+        Self::over(Remote::open_with(url, FIRST_BYTES, patience).map_err(Arc::new)?, cache_dir)
+    }
+
+    /// An object that is open, with its chunks under `cache_dir`.
+    ///
+    /// # Errors
+    /// If the cache directory cannot be used.
+    pub fn over(remote: Remote, cache_dir: &Path) -> Result<Self, BlobError> {
         let cache = Cache::open(cache_dir)?;
-        let first_bytes = u32::try_from(CHUNK_BYTES).expect("a chunk is far shorter than 4 GiB");
-        let remote = Remote::open_with(url, first_bytes, patience).map_err(Arc::new)?;
         let identity = remote.identity();
         let description =
             Description { url: remote.name().to_owned(), len_bytes: remote.len_bytes(), validator: remote.validator() };
         let object = cache.object(&identity, &description)?;
-        keep_first_chunk(&object, &remote)?;
+        if remote.is_opened() {
+            keep_first_chunk(&object, &remote)?;
+        }
         let (streams, counter) = (Mutex::default(), AtomicU64::default);
-        Ok(Self { remote, object, identity, streams, bytes_from_cache: counter(), bytes_read: counter() })
+        Ok(Self { remote, object, identity, digest: None, streams, bytes_from_cache: counter(), bytes_read: counter() })
     }
 
     /// What this version of the object is known by: 64 hex digits. Equal ones mean equal bytes.
@@ -94,6 +107,16 @@ impl Blob {
     /// The URL without credentials, query and fragment: fit for logs.
     pub fn name(&self) -> &str {
         self.remote.name()
+    }
+
+    /// The same object, whose bytes as a whole have to have `digest`. Who reads only some of them cannot tell.
+    pub fn with_digest(self, digest: Option<String>) -> Self {
+        Self { digest, ..self }
+    }
+
+    /// The digest that the bytes have to have, where it is known.
+    pub fn digest(&self) -> Option<&str> {
+        self.digest.as_deref()
     }
 
     /// What was done so far.

@@ -1,6 +1,7 @@
 //! Serves a container image as a filesystem: where it comes from, how it is mounted, and the process that does it.
 //!
 //! ```text
+//! credentials, stream <- source
 //! source <- cache <- blob <- locator <- layers <- daemon <- (command line)
 //!           storage, memory <-'                      |
 //!        storage <- metrics <- fs <- fuse <-----------'
@@ -20,6 +21,8 @@ pub mod layers;
 pub mod locator;
 pub mod memory;
 pub mod metrics;
+pub mod oras;
 pub mod source;
 pub mod storage;
+pub mod stream;
 pub mod sys;

@@ -82,7 +82,7 @@ pub(super) fn prepare(
         settings.writes = Writes::Overlay;
     }
     let mut host = gather(settings, environment)?;
-    if !matches!(locator, Locator::Url(_)) {
+    if !matches!(locator, Locator::Url(_) | Locator::Elsewhere(_)) {
         settings.image = host.cleaned(Path::new(&settings.image)).display().to_string();
     }
     let (scope, idle) = sharing(settings, common);
@@ -217,6 +217,8 @@ fn layer(settings: &RunSettings, locator: &Locator, layers: &Layers) -> anyhow::
             Ok(_) | Err(layers::Error::Kind { .. }) => Err(PlanError::ReadOnlyImage { image: image() }.into()),
             Err(error) => Err(error.into()),
         },
-        (Writes::Sandbox, Locator::Url(_)) => Err(PlanError::ReadOnlyImage { image: image() }.into()),
+        (Writes::Sandbox, Locator::Url(_) | Locator::Elsewhere(_)) => {
+            Err(PlanError::ReadOnlyImage { image: image() }.into())
+        }
     }
 }
