@@ -1,6 +1,7 @@
 //! Packs a tree into an image: under a temporary name beside the target, synced, then renamed, so that a crash leaves
 //! the old image or the new one.
 
+pub mod elsewhere;
 mod provenance;
 
 use crate::host::{cache_dir, subordinate_ids};
@@ -54,9 +55,10 @@ pub fn image(
     if target.is_dir() {
         bail!("{} is a directory; name the image file to make", target.display());
     }
-    let owners = own_what_is_ours();
     let context = || format!("could not open image {source}");
-    let locator = Locator::parse(source).with_context(context)?;
+    let usable = elsewhere::usable(source, common, report).with_context(context)?;
+    let owners = own_what_is_ours();
+    let locator = Locator::parse(&usable).with_context(context)?;
     let opened = locator::open(&locator, &cache_dir(common), common.cache_bytes).with_context(context)?;
     let mut tree = opened.tree()?;
     if let Some(directory) = overlay {
@@ -133,10 +135,7 @@ impl Made<'_> {
             .prefix(".siphon-")
             .tempfile_in(directory)
             .with_context(|| format!("cannot write to {}", directory.display()))?;
-        let interrupted = Arc::new(AtomicBool::new(false));
-        for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM, signal_hook::consts::SIGHUP] {
-            signal_hook::flag::register(signal, interrupted.clone())?;
-        }
+        let interrupted = interruption()?;
         let (bytes, mode) = if is_bare(target) {
             (self.pack(temporary.as_file(), 0, &interrupted)?.image_bytes, 0o666)
         } else {
@@ -229,6 +228,15 @@ fn pack(
         let summary = packing.join().map_err(|_| anyhow::anyhow!("the thread that packs the image panicked"))?;
         summary.map_err(anyhow::Error::from)
     })
+}
+
+/// Set once the user or the system wants this process to end.
+fn interruption() -> std::io::Result<Arc<AtomicBool>> {
+    let interrupted = Arc::new(AtomicBool::new(false));
+    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM, signal_hook::consts::SIGHUP] {
+        signal_hook::flag::register(signal, interrupted.clone())?;
+    }
+    Ok(interrupted)
 }
 
 fn umask() -> u32 {

@@ -31,7 +31,6 @@ pub struct Blob {
     remote: Remote,
     object: Object,
     identity: String,
-    digest: Option<String>,
     streams: Mutex<Streams>,
     bytes_from_cache: AtomicU64,
     bytes_read: AtomicU64,
@@ -96,7 +95,7 @@ impl Blob {
             keep_first_chunk(&object, &remote)?;
         }
         let (streams, counter) = (Mutex::default(), AtomicU64::default);
-        Ok(Self { remote, object, identity, digest: None, streams, bytes_from_cache: counter(), bytes_read: counter() })
+        Ok(Self { remote, object, identity, streams, bytes_from_cache: counter(), bytes_read: counter() })
     }
 
     /// What this version of the object is known by: 64 hex digits. Equal ones mean equal bytes.
@@ -107,16 +106,6 @@ impl Blob {
     /// The URL without credentials, query and fragment: fit for logs.
     pub fn name(&self) -> &str {
         self.remote.name()
-    }
-
-    /// The same object, whose bytes as a whole have to have `digest`. Who reads only some of them cannot tell.
-    pub fn with_digest(self, digest: Option<String>) -> Self {
-        Self { digest, ..self }
-    }
-
-    /// The digest that the bytes have to have, where it is known.
-    pub fn digest(&self) -> Option<&str> {
-        self.digest.as_deref()
     }
 
     /// What was done so far.

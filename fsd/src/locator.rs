@@ -3,7 +3,7 @@
 use crate::blob::{Blob, BlobCounters, BlobError, FIRST_BYTES};
 use crate::memory::default_cache_bytes;
 use crate::oras;
-use crate::source::library_image;
+use crate::source::{Remote, library_image};
 use crate::storage::{Storage, StorageUse};
 use siphon_image::open::{self, Image};
 use siphon_image::read_at::{FileAt, ReadAt};
@@ -300,36 +300,36 @@ fn open_url(url: &str, cache_dir: &Path, cache_bytes: Option<u64>) -> Result<Ope
 
 fn open_elsewhere(reference: &Reference, cache_dir: &Path, cache_bytes: Option<u64>) -> Result<Opened, Error> {
     let name = reference.to_string();
-    let blob = Arc::new(elsewhere(reference, None, cache_dir)?);
+    let (remote, _) = elsewhere(reference, None)?;
+    let blob = Blob::over(remote, cache_dir).map_err(|source| Error::Url { url: name.clone(), source })?;
+    let blob = Arc::new(blob);
     let identity = blob.identity().to_owned();
     opened(name, blob.clone(), identity, Some(blob), cache_bytes)
 }
 
-/// The image file that `reference` names in a registry or a library, fetched as it is read and kept under `cache_dir`.
-/// `arch` is for machines of which, as Go names them; this one's if `None`. The digest that its bytes have to have comes
-/// with it in [`Blob::digest`].
+/// The image file that `reference` names in a registry, in a library or on a web server, and the digest that its bytes have
+/// to have where that is known: who reads only some of them cannot tell. `arch` is for machines of which, as Go names
+/// them; this one's if `None`.
 ///
 /// # Errors
 /// If there is none, or it is of another kind.
-pub fn elsewhere(reference: &Reference, arch: Option<&str>, cache_dir: &Path) -> Result<Blob, Error> {
-    let name = reference.to_string();
-    let failed = |source: oras::Error| Error::Elsewhere { name: name.clone(), source };
-    let (remote, digest) = match reference {
-        Reference::Oras(repository) => oras::image(repository).map_err(failed)?,
+pub fn elsewhere(reference: &Reference, arch: Option<&str>) -> Result<(Remote, Option<String>), Error> {
+    let name = || reference.to_string();
+    let failed = |source: oras::Error| Error::Elsewhere { name: name(), source };
+    match reference {
+        Reference::Oras(repository) => oras::image(repository).map_err(failed),
         Reference::Library(library) => {
             let arch = arch.unwrap_or_else(|| this_arch());
             let image = library_image(library, arch, FIRST_BYTES).map_err(|error| failed(error.into()))?;
-            (image.remote, image.digest)
+            Ok((image.remote, image.digest))
         }
-        Reference::Docker(_) => return Err(Error::Unmade { name }),
-        Reference::Shub(_) => return Err(Error::Gone { name }),
+        Reference::Docker(_) => Err(Error::Unmade { name: name() }),
+        Reference::Shub(_) => Err(Error::Gone { name: name() }),
         Reference::Web(url) => {
-            let blob = Blob::open(url, cache_dir);
-            return blob.map_err(|source| Error::Url { url: url.clone(), source });
+            let remote = Remote::open(url, FIRST_BYTES).map_err(Arc::new);
+            Ok((remote.map_err(|source| Error::Url { url: url.clone(), source: source.into() })?, None))
         }
-    };
-    let blob = Blob::over(remote, cache_dir).map_err(|source| Error::Url { url: name, source })?;
-    Ok(blob.with_digest(digest))
+    }
 }
 
 /// This machine's architecture, as Go names it.

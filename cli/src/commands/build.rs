@@ -26,13 +26,15 @@ pub fn build(args: &BuildArgs, common: &Common, environment: &Environment, repor
         }
         remove(&args.target)?;
     }
-    sandbox(&args.source, &args.target, common)?;
+    sandbox(&args.source, &args.target, common, report)?;
     report.info(format_args!("Build complete: {}", args.target.display()));
     Ok(())
 }
 
 /// A sandbox is its layer: an empty directory that remembers the image below it.
-fn sandbox(source: &str, target: &Path, common: &Common) -> anyhow::Result<()> {
+pub(super) fn sandbox(source: &str, target: &Path, common: &Common, report: Report) -> anyhow::Result<()> {
+    let context = || format!("could not open image {source}");
+    let source = &*build::elsewhere::usable(source, common, report).with_context(context)?;
     let locator = Locator::parse(source).with_context(|| format!("could not open image {source}"))?;
     if let Locator::Sandbox(path) = &locator {
         bail!(
@@ -40,7 +42,7 @@ fn sandbox(source: &str, target: &Path, common: &Common) -> anyhow::Result<()> {
             path.display()
         );
     }
-    let opened = super::open_image(source, common)?;
+    let opened = super::open_image(source, common, report)?;
     let base = Base { version: Base::VERSION, image: locator.to_string(), identity: opened.identity };
     Upper::create(target, &base).with_context(|| format!("cannot make the sandbox {}", target.display()))?;
     Ok(())

@@ -2,6 +2,7 @@
 
 use super::instance::enter::{INSTANCE, enter};
 use super::layers::{Layers, find};
+use crate::build::elsewhere::usable;
 use crate::host::{cache_dir, check_limits, gather, runtime_dir, subordinate_ids};
 use crate::plan::{HostFacts, Plan, PlanError, SourceKind, home, plan};
 use crate::report::Report;
@@ -74,8 +75,9 @@ pub(super) fn prepare(
     environment: Environment,
     report: Report,
 ) -> anyhow::Result<Prepared> {
-    let locator =
-        Locator::parse(&settings.image).with_context(|| format!("could not open image {}", settings.image))?;
+    let context = || format!("could not open image {}", settings.image);
+    let usable = usable(&settings.image, common, report).with_context(context)?;
+    let locator = Locator::parse(&usable).with_context(context)?;
     let layers = find(&settings.overlays, report)?;
     let layer = layer(settings, &locator, &layers)?;
     if layers.written.is_some() {

@@ -2,5 +2,6 @@
 
 pub mod blobs;
 pub mod config;
+pub mod platform;
 
 pub use oci_spec::image::{Descriptor, Digest, ImageIndex, ImageManifest, MediaType};
