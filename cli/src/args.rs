@@ -11,6 +11,7 @@ mod instance;
 mod layer;
 mod layers;
 mod pin;
+mod registry;
 mod run;
 mod sif;
 
@@ -24,6 +25,7 @@ pub use instance::{InstanceListArgs, InstanceStartArgs, InstanceStatsArgs, Insta
 pub use layer::{DiffArgs, LayerResetArgs, LayerVerb};
 pub use layers::{OverlayCreateArgs, OverlayVerb};
 pub use pin::PinArgs;
+pub use registry::{LoginArgs, LogoutArgs, PullArgs, PushArgs, RegistryFlags, RegistryListArgs, RegistryVerb, TagArgs};
 pub use run::{ContainFlags, ExecArgs, NamespaceFlags, OtherFlags, RunArgs, RunFlags, ShellArgs, TestArgs};
 pub use sif::{SifAddArgs, SifObjectArgs, SifVerb};
 
@@ -93,6 +95,33 @@ impl Verb {
                 args.image_name_and_args.first()
             }
             _ => None,
+        }
+    }
+
+    /// What the command line says of registries.
+    pub fn registries(&self) -> RegistryFlags {
+        let other = match self {
+            Self::Pull(args) => return args.registry.clone(),
+            Self::Push(args) => return args.registry.clone(),
+            Self::Tag(args) => return args.registry.clone(),
+            Self::Registry { verb: RegistryVerb::Login(args) } => {
+                return RegistryFlags { no_https: args.no_https, ..RegistryFlags::default() };
+            }
+            Self::Exec(args) => &args.flags.other,
+            Self::Shell(args) => &args.flags.other,
+            Self::Run(args) => &args.flags.other,
+            Self::Test(args) => &args.flags.other,
+            Self::Instance { verb: InstanceVerb::Start(args) | InstanceVerb::Run(args) } => &args.flags.other,
+            _ => return RegistryFlags::default(),
+        };
+        RegistryFlags {
+            authfile: other.authfile.as_ref().map(PathBuf::from),
+            docker_login: other.docker_login,
+            docker_host: None,
+            docker_username: other.docker_username.clone(),
+            docker_password: other.docker_password.clone(),
+            no_https: other.no_https,
+            library: None,
         }
     }
 
@@ -188,6 +217,18 @@ pub enum Verb {
     Build(BuildArgs),
     /// Turn a sandbox (image plus changes) into a new read-only image
     Commit(CommitArgs),
+    /// Fetch an image into a file
+    Pull(PullArgs),
+    /// Send an image file to a registry
+    Push(PushArgs),
+    /// Give an image in a registry a further tag
+    Tag(TagArgs),
+    /// Log in to registries
+    Registry {
+        /// What to do
+        #[command(subcommand)]
+        verb: RegistryVerb,
+    },
     /// List what a sandbox changes of its image, or what differs between two images
     Diff(DiffArgs),
     /// Work on the layer of a sandbox

@@ -2,6 +2,7 @@
 //! the old image or the new one.
 
 pub mod convert;
+pub mod elsewhere;
 mod provenance;
 pub mod publish;
 pub mod sources;
@@ -57,8 +58,8 @@ pub fn image(
     if target.is_dir() {
         bail!("{} is a directory; name the image file to make", target.display());
     }
-    let owners = own_what_is_ours();
     let context = || format!("could not open image {source}");
+    let owners = own_what_is_ours();
     let locator = Locator::parse(source).with_context(context)?;
     let opened = locator::open(&locator, &cache_dir(common), common.cache_bytes).with_context(context)?;
     let mut tree = opened.tree()?;

@@ -168,6 +168,14 @@ fn of_this_host(state: &Path) -> PathBuf {
 
 /// Where remote bytes are kept: as set, else `~/.cache/siphon`, else beside the sockets.
 pub fn cache_dir(common: &Common) -> PathBuf {
-    let home = || Some(User::from_uid(Uid::effective()).ok()??.dir.join(".cache/siphon"));
-    common.cache_dir.clone().or_else(home).unwrap_or_else(|| runtime_dir(common).join("cache"))
+    common
+        .cache_dir
+        .clone()
+        .or_else(|| Some(home()?.join(".cache/siphon")))
+        .unwrap_or_else(|| runtime_dir(common).join("cache"))
+}
+
+/// The user's own directory.
+pub fn home() -> Option<PathBuf> {
+    Some(User::from_uid(Uid::effective()).ok()??.dir)
 }

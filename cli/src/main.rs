@@ -14,6 +14,7 @@ mod host;
 mod inspection;
 mod instance;
 mod plan;
+mod registries;
 mod report;
 mod runtime;
 mod settings;
@@ -22,7 +23,7 @@ use args::{Cli, OverlayVerb, Verb};
 use clap::CommandFactory;
 use commands::doctor::Unfit;
 use report::{EXIT_FATAL, EXIT_UNFIT, EXIT_USAGE, Report};
-use settings::{Common, Environment, RunSettings, SettingsError};
+use settings::{Common, Environment, RegistrySettings, RunSettings, SettingsError};
 use siphon_fsd::daemon::DaemonError;
 use std::process::ExitCode;
 
@@ -53,6 +54,8 @@ fn main() -> ExitCode {
 fn run(verb: Verb, limited: bool, environment: Environment, report: Report) -> anyhow::Result<()> {
     let common = Common { limited, ..Common::resolve(verb.daemon(), &environment)? };
     commands::cache::keep_limit(&common, report);
+    let registries = RegistrySettings::resolve(&verb.registries(), &environment, host::home().as_deref());
+    registries::apply(registries, report)?;
     let become_program = |mut settings: RunSettings, environment| {
         settings.quiet = report.is_quiet();
         commands::run::run(settings, &common, environment, report)
@@ -65,6 +68,10 @@ fn run(verb: Verb, limited: bool, environment: Environment, report: Report) -> a
         Verb::RunHelp(args) => commands::run_help::run_help(&args, &common, report),
         Verb::Build(args) => commands::build::build(&args, &common, &environment, report),
         Verb::Commit(args) => commands::commit::commit(&args, &common, &environment, report),
+        Verb::Pull(args) => commands::pull::pull(&args, &common, &environment, report),
+        Verb::Push(args) => commands::push::push(&args, report),
+        Verb::Tag(args) => commands::push::tag(&args, report),
+        Verb::Registry { verb } => commands::registry::registry(&verb, &environment, report),
         Verb::Diff(args) => commands::diff::diff(&args, &common, report),
         Verb::Layer { verb } => commands::layer::layer(&verb, &common, report),
         Verb::Mount(args) => commands::mount::mount(&args, &common, report),

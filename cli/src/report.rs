@@ -9,7 +9,8 @@ pub use progress::Bar;
 pub use text::{columns, human_bytes, json_with_tabs, utc};
 
 use crate::settings::Verbosity;
-use std::io::{BufRead, ErrorKind, Write};
+use rustix::termios::{LocalModes, OptionalActions, tcgetattr, tcsetattr};
+use std::io::{BufRead, ErrorKind, Read, Write};
 use tracing::level_filters::LevelFilter;
 
 /// Exit code of a command line that cannot be understood, as singularity's.
@@ -91,6 +92,51 @@ impl Report {
             0 => Err(ErrorKind::UnexpectedEof.into()),
             _ => Ok(answer.trim().eq_ignore_ascii_case("y")),
         }
+    }
+
+    /// Asks for a line.
+    ///
+    /// # Errors
+    /// `UnexpectedEof` if nobody answers; whatever else keeps the question or the answer from coming through.
+    pub fn ask(self, question: &str) -> std::io::Result<String> {
+        eprint!("{question}");
+        let mut answer = String::new();
+        match std::io::stdin().lock().read_line(&mut answer)? {
+            0 => Err(ErrorKind::UnexpectedEof.into()),
+            _ => Ok(answer.trim_end_matches(['\r', '\n']).to_owned()),
+        }
+    }
+
+    /// Asks for a line that does not appear on the terminal.
+    ///
+    /// # Errors
+    /// As [`Report::ask`].
+    pub fn ask_secret(self, question: &str) -> std::io::Result<String> {
+        let input = std::io::stdin();
+        let before = tcgetattr(&input).ok();
+        if let Some(mut silent) = before.clone() {
+            silent.local_modes.remove(LocalModes::ECHO);
+            tcsetattr(&input, OptionalActions::Flush, &silent)?;
+        }
+        let answer = self.ask(question);
+        if let Some(before) = before {
+            tcsetattr(&input, OptionalActions::Flush, &before)?;
+            eprintln!();
+        }
+        answer
+    }
+
+    /// All of standard input, of at most `most` bytes, without the last line's end.
+    ///
+    /// # Errors
+    /// If it cannot be read, is longer or is no text.
+    pub fn password_from_input(self, most: usize) -> std::io::Result<String> {
+        let mut text = String::new();
+        std::io::stdin().lock().take(most as u64 + 1).read_to_string(&mut text)?;
+        if text.len() > most {
+            return Err(std::io::Error::new(ErrorKind::InvalidInput, "it is too long for a password"));
+        }
+        Ok(text.trim_end_matches(['\r', '\n']).to_owned())
     }
 
     /// Raw bytes of the result.

@@ -14,6 +14,8 @@ mod mount_spec;
 mod namespaces;
 mod other;
 mod overlays;
+mod registries;
+mod registries_conf;
 mod run;
 mod size;
 mod variables;
@@ -28,6 +30,8 @@ pub use gpu::GpuSettings;
 pub use image_file::{Compression, ImageSettings};
 pub use namespaces::{Namespaces, Processes};
 pub use overlays::OverlaySpec;
+pub use registries::{RegistrySettings, credentials_file};
+pub use registries_conf::RegistriesConf;
 #[cfg(test)]
 pub use run::Home;
 pub use run::{Action, Fakeroot, RunSettings, Writes};

@@ -30,8 +30,8 @@ use workers::Workers;
 /// 8 MiB, the bound of one request: what is fetched at once is in memory at once, for each reader.
 const MAX_RUN: u32 = (8 << 20) / CHUNK_BYTES as u32;
 
-/// What opening brings: the header and descriptors of a SIF, and often the superblock of what is in it.
-const FIRST_BYTES: u32 = CHUNK_BYTES as u32;
+/// What opening a remote object is to bring: the header and descriptors of a SIF, and often the superblock of what is in it.
+pub const FIRST_BYTES: u32 = CHUNK_BYTES as u32;
 
 /// How often a chunk is fetched that does not stay on disk.
 const MAX_STORE_ATTEMPTS: usize = 3;
@@ -123,14 +123,29 @@ impl Blob {
                 (named(&remote), Some(remote))
             }
         };
-        let object = cache.object(&named.key, &named.description)?;
-        if let Some(remote) = &remote {
-            keep_first_chunks(&object, remote);
-            if let Err(error) = cache.remember(url, &named) {
-                tracing::debug!(%error, "cannot remember what a URL leads to");
-            }
+        if remote.is_some()
+            && let Err(error) = cache.remember(url, &named)
+        {
+            tracing::debug!(%error, "cannot remember what a URL leads to");
         }
-        let connection = Connection::new(url, patience, named.clone(), remote);
+        Self::connected(Connection::new(url, patience, named, remote), cache)
+    }
+
+    /// An object that is open, with its chunks under `cache_dir`.
+    ///
+    /// # Errors
+    /// If the cache directory cannot be used.
+    pub fn over(remote: Remote, cache_dir: &Path) -> Result<Self, BlobError> {
+        let (cache, url) = (Cache::open(cache_dir)?, remote.name().to_owned());
+        Self::connected(Connection::new(&url, Patience::default(), named(&remote), Some(remote)), cache)
+    }
+
+    fn connected(connection: Connection, cache: Cache) -> Result<Self, BlobError> {
+        let named = connection.named().clone();
+        let object = cache.object(&named.key, &named.description)?;
+        if let Some(remote) = connection.connected().filter(|remote| remote.is_opened()) {
+            keep_first_chunks(&object, &remote);
+        }
         let core = Arc::new(Core { connection, object });
         let (workers, readers, counter) = (Workers::new(core.clone()), Mutex::default(), AtomicU64::default);
         let (identity, bytes_from_cache, bytes_read) = (named.key, counter(), counter());

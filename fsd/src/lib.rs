@@ -1,6 +1,7 @@
 //! Serves a container image as a filesystem: where it comes from, how it is mounted, and the process that does it.
 //!
 //! ```text
+//! credentials, stream <- source
 //! source <- cache <- blob <- locator <- layers <- daemon <- (command line)
 //!           storage, memory <-'                      |
 //!        storage <- metrics <- fs <- fuse <-----------'
@@ -10,6 +11,7 @@
 pub mod blob;
 pub mod cache;
 pub mod control;
+pub mod credentials;
 pub mod daemon;
 pub mod errno;
 pub mod fs;
@@ -19,7 +21,9 @@ pub mod layers;
 pub mod locator;
 pub mod memory;
 pub mod metrics;
+pub mod oras;
 pub mod prefetch;
 pub mod source;
 pub mod storage;
+pub mod stream;
 pub mod sys;

@@ -1,11 +1,14 @@
 //! Names of images, as users write them, and the way from a name to a file tree.
 
-use crate::blob::{Blob, BlobCounters, BlobError};
+use crate::blob::{Blob, BlobCounters, BlobError, FIRST_BYTES};
 use crate::memory::default_cache_bytes;
+use crate::oras;
 use crate::prefetch::Prefetch;
+use crate::source::{Remote, library_image};
 use crate::storage::{Storage, StorageUse};
 use siphon_image::open::{self, Image};
 use siphon_image::read_at::{FileAt, ReadAt};
+use siphon_image::reference::{self, Reference};
 use siphon_image::squashfs::reader::Options;
 use siphon_image::tree::{self, Tree};
 use siphon_overlay::upper::{Base, PRIVATE_NAME, Upper};
@@ -32,6 +35,8 @@ pub enum Locator {
     Sandbox(PathBuf),
     /// An image file on a web server.
     Url(String),
+    /// An image file in a registry or a library.
+    Elsewhere(Reference),
 }
 
 /// An image could not be found or opened.
@@ -60,6 +65,36 @@ pub enum Error {
         /// What happened.
         #[source]
         source: BlobError,
+    },
+    /// The name is one of an image elsewhere, and wrong.
+    #[error("cannot understand the name {name}")]
+    Name {
+        /// The name.
+        name: String,
+        /// What is wrong with it.
+        #[source]
+        source: reference::Error,
+    },
+    /// What is there is no image file, and cannot be read as it is.
+    #[error("{name} is no image file; make one of it first: siphon pull {name}")]
+    Unmade {
+        /// The reference.
+        name: String,
+    },
+    /// Nothing answers for it any more.
+    #[error("{name} cannot be had: Singularity Hub is gone, and there is no other server for shub://")]
+    Gone {
+        /// The reference.
+        name: String,
+    },
+    /// The registry or the library did not give it.
+    #[error("cannot open {name}")]
+    Elsewhere {
+        /// The reference.
+        name: String,
+        /// What happened.
+        #[source]
+        source: oras::Error,
     },
     /// Its content is not an image.
     #[error("cannot read the image {image}")]
@@ -180,8 +215,13 @@ impl Locator {
     /// # Errors
     /// [`Error::Path`] or [`Error::Kind`].
     pub fn parse(name: &str) -> Result<Self, Error> {
-        if name.starts_with("http://") || name.starts_with("https://") {
-            return Ok(Self::Url(name.to_owned()));
+        let wrong = |source| Error::Name { name: name.to_owned(), source };
+        match Reference::parse(name).map_err(wrong)? {
+            None => {}
+            Some(found @ (Reference::Oras(_) | Reference::Library(_))) => return Ok(Self::Elsewhere(found)),
+            Some(found @ Reference::Docker(_)) => return Err(Error::Unmade { name: found.to_string() }),
+            Some(Reference::Shub(_)) => return Err(Error::Gone { name: name.to_owned() }),
+            Some(Reference::Web(url)) => return Ok(Self::Url(url)),
         }
         let failed = |source| Error::Path { path: name.into(), source };
         let path = fs::canonicalize(name).map_err(failed)?;
@@ -202,6 +242,7 @@ impl Locator {
     pub fn identity(&self) -> Result<String, Error> {
         let path = match self {
             Self::Url(url) => return Ok(url.clone()),
+            Self::Elsewhere(reference) => return Ok(reference.to_string()),
             Self::File(path) | Self::Directory(path) | Self::Sandbox(path) => path,
         };
         let data = fs::metadata(path).map_err(|source| Error::Path { path: path.clone(), source })?;
@@ -215,6 +256,7 @@ impl fmt::Display for Locator {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Url(url) => f.write_str(url),
+            Self::Elsewhere(reference) => reference.fmt(f),
             Self::File(path) | Self::Directory(path) | Self::Sandbox(path) => path.display().fmt(f),
         }
     }
@@ -230,6 +272,7 @@ pub fn open(locator: &Locator, cache_dir: &Path, cache_bytes: Option<u64>) -> Re
         Locator::File(path) => open_file(path, cache_bytes),
         Locator::Directory(path) => open_directory(path),
         Locator::Url(url) => open_url(url, cache_dir, cache_bytes),
+        Locator::Elsewhere(reference) => open_elsewhere(reference, cache_dir, cache_bytes),
         Locator::Sandbox(path) => open_sandbox(path, cache_dir, cache_bytes),
     }
 }
@@ -260,6 +303,52 @@ fn open_url(url: &str, cache_dir: &Path, cache_bytes: Option<u64>) -> Result<Ope
     let identity = blob.identity().to_owned();
     let remote = Arc::new(Prefetch::new(blob));
     opened(url.to_owned(), remote.clone(), identity, Some(remote), cache_bytes)
+}
+
+fn open_elsewhere(reference: &Reference, cache_dir: &Path, cache_bytes: Option<u64>) -> Result<Opened, Error> {
+    let name = reference.to_string();
+    let (remote, _) = elsewhere(reference, None)?;
+    let blob = Blob::over(remote, cache_dir).map_err(|source| Error::Url { url: name.clone(), source })?;
+    let blob = Arc::new(blob);
+    let identity = blob.identity().to_owned();
+    let remote = Arc::new(Prefetch::new(blob));
+    opened(name, remote.clone(), identity, Some(remote), cache_bytes)
+}
+
+/// The image file that `reference` names in a registry, in a library or on a web server, and the digest that its bytes have
+/// to have where that is known: who reads only some of them cannot tell. `arch` is for machines of which, as Go names
+/// them; this one's if `None`.
+///
+/// # Errors
+/// If there is none, or it is of another kind.
+pub fn elsewhere(reference: &Reference, arch: Option<&str>) -> Result<(Remote, Option<String>), Error> {
+    let name = || reference.to_string();
+    let failed = |source: oras::Error| Error::Elsewhere { name: name(), source };
+    match reference {
+        Reference::Oras(repository) => oras::image(repository).map_err(failed),
+        Reference::Library(library) => {
+            let arch = arch.unwrap_or_else(|| this_arch());
+            let image = library_image(library, arch, FIRST_BYTES).map_err(|error| failed(error.into()))?;
+            Ok((image.remote, image.digest))
+        }
+        Reference::Docker(_) => Err(Error::Unmade { name: name() }),
+        Reference::Shub(_) => Err(Error::Gone { name: name() }),
+        Reference::Web(url) => {
+            let remote = Remote::open(url, FIRST_BYTES).map_err(Arc::new);
+            Ok((remote.map_err(|source| Error::Url { url: url.clone(), source: source.into() })?, None))
+        }
+    }
+}
+
+/// This machine's architecture, as Go names it.
+pub fn this_arch() -> &'static str {
+    match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        "x86" => "386",
+        "powerpc64" => "ppc64le",
+        arch => arch,
+    }
 }
 
 fn opened(

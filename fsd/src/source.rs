@@ -16,25 +16,38 @@
 //! This is the only module that knows of the async runtime and the HTTP client. Its functions block; do not call them
 //! on a thread of an async runtime. Nothing here keeps bytes: see [`crate::cache`] for that.
 
+mod access;
 mod answer;
 mod engine;
 mod error;
+mod library;
+mod origin;
 mod patience;
+mod registry;
+mod setup;
+mod upload;
+mod whole;
 
 use std::fmt::Write;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
 
-use reqwest::{Response, StatusCode, Url, header};
+use reqwest::{Method, Response, StatusCode, header};
 use sha2::{Digest, Sha256};
-use tokio::time::timeout;
+use siphon_image::read_at::ReadAt;
+use std::io;
 
 use answer::{Part, Validator};
 use engine::{Engine, engine};
+use origin::{Failure, Origin};
 use patience::Tries;
 
 pub use error::{SourceError, TransportError};
+pub use library::{LibraryImage, library_image};
 pub use patience::Patience;
+pub use registry::{Manifest, Served, log_in, sha256 as digest};
+pub use setup::{Mirror, Registries, Rule, configure, registries};
+pub use upload::{Chunked, Uploaded};
+pub use whole::Whole;
 
 /// One version of one object on a server.
 pub struct Remote {
@@ -43,16 +56,6 @@ pub struct Remote {
     len_bytes: u64,
     validator: Validator,
     first_bytes: Vec<u8>,
-}
-
-/// Where the object is, and what was asked of it.
-struct Origin {
-    url: Url,
-    name: String,
-    patience: Patience,
-    requests: AtomicU64,
-    retries: AtomicU64,
-    bytes: AtomicU64,
 }
 
 impl std::fmt::Debug for Remote {
@@ -73,34 +76,6 @@ pub struct Traffic {
     pub bytes: u64,
 }
 
-/// Why one attempt gave less than was asked.
-enum Failure {
-    /// Another attempt would meet the same.
-    Lasting(SourceError),
-    /// Another attempt may succeed, after the pause the server asked for.
-    Passing { error: Passing, pause: Option<Duration> },
-}
-
-enum Passing {
-    Transport(TransportError),
-    Status(StatusCode),
-}
-
-impl Passing {
-    fn into_error(self, name: String, attempts: u32) -> SourceError {
-        match self {
-            Self::Transport(cause) => SourceError::Unreachable { name, attempts, cause },
-            Self::Status(status) => SourceError::Status { name, status: status.as_u16(), attempts },
-        }
-    }
-}
-
-impl From<TransportError> for Failure {
-    fn from(error: TransportError) -> Self {
-        Self::Passing { error: Passing::Transport(error), pause: None }
-    }
-}
-
 impl Remote {
     /// Opens the object at `url` and keeps its first `first_bytes` bytes, or all of a shorter one.
     ///
@@ -116,6 +91,10 @@ impl Remote {
     /// The same as [`Remote::open`].
     pub fn open_with(url: &str, first_bytes: u32, patience: Patience) -> Result<Self, SourceError> {
         let origin = Origin::new(url, patience)?;
+        Self::open_at(origin, first_bytes)
+    }
+
+    fn open_at(origin: Origin, first_bytes: u32) -> Result<Self, SourceError> {
         let engine = engine()?;
         engine.runtime.block_on(origin.open(engine, u64::from(first_bytes.max(1))))
     }
@@ -125,6 +104,12 @@ impl Remote {
     pub fn with_patience(mut self, patience: Patience) -> Self {
         self.origin.patience = patience;
         self
+    }
+
+    /// The object that is known by its digest and of `len_bytes`: nothing has to be asked to open it.
+    fn known(origin: Origin, digest: &str, len_bytes: u64) -> Result<Self, SourceError> {
+        let validator = Validator::Digest(digest.to_owned());
+        Ok(Self { origin, engine: engine()?, len_bytes, validator, first_bytes: Vec::new() })
     }
 
     /// The length in bytes.
@@ -150,6 +135,11 @@ impl Remote {
     /// What this version of the object is known by: the hex SHA-256 of its URL (without credentials), its validator
     /// and its length. Where the server offers no validator, the first bytes stand in for it.
     pub fn identity(&self) -> String {
+        if let Validator::Digest(digest) = &self.validator {
+            // The same bytes are kept once, from whichever registry they come.
+            let hex = digest.strip_prefix("sha256:").filter(|hex| hex.len() == 64);
+            return hex.map_or_else(|| registry::sha256(digest.as_bytes()).split_off(7), str::to_owned);
+        }
         let mut url = self.origin.url.clone();
         url.set_fragment(None);
         // Neither can fail: a URL with a host takes an empty user and no password.
@@ -189,6 +179,11 @@ impl Remote {
         self.fetch_with(offset, buf, &mut |_| {})
     }
 
+    /// Whether opening brought the first bytes.
+    pub fn is_opened(&self) -> bool {
+        !self.first_bytes.is_empty()
+    }
+
     /// As [`Remote::fetch`], and hands what of `buf` is filled to `arrived` each time that more is, on this thread.
     ///
     /// # Errors
@@ -224,7 +219,7 @@ impl Remote {
         arrived: &mut dyn FnMut(&[u8]),
     ) -> Result<(), Failure> {
         let asked = Part { start: offset + *done as u64, end: offset + buf.len() as u64, total: self.len_bytes };
-        let mut response = self.origin.send(self.engine, asked.start, asked.end, &self.validator).await?;
+        let mut response = self.origin.range(self.engine, asked.start, asked.end, &self.validator).await?;
         self.check(&response, asked).map_err(Failure::Lasting)?;
         while *done < buf.len() {
             let Some(bytes) = self.origin.next_bytes(&mut response).await? else {
@@ -245,6 +240,9 @@ impl Remote {
         let changed = |detail| Err(SourceError::Changed { name: self.origin.name.clone(), detail });
         match response.status() {
             StatusCode::PARTIAL_CONTENT => {}
+            StatusCode::OK if matches!(self.validator, Validator::Digest(_)) => {
+                return Err(SourceError::NoRanges { name: self.origin.name.clone() });
+            }
             StatusCode::OK => return changed("the server answered with a whole object"),
             StatusCode::PRECONDITION_FAILED => return changed("the server no longer has the version in use"),
             StatusCode::RANGE_NOT_SATISFIABLE => return changed("it is shorter now"),
@@ -261,30 +259,27 @@ impl Remote {
     }
 }
 
-impl Origin {
-    fn new(url: &str, patience: Patience) -> Result<Self, SourceError> {
-        let url = Url::parse(url).map_err(|error| SourceError::Url { reason: error.to_string() })?;
-        if !matches!(url.scheme(), "http" | "https") {
-            return Err(SourceError::Url { reason: format!("scheme {} is not http or https", url.scheme()) });
-        }
-        let name = redacted(&url);
-        let counter = || AtomicU64::new(0);
-        Ok(Self { url, name, patience, requests: counter(), retries: counter(), bytes: counter() })
+impl ReadAt for Remote {
+    fn len(&self) -> u64 {
+        self.len_bytes
     }
 
+    fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        let end = offset.checked_add(buf.len() as u64).filter(|end| *end <= self.len_bytes);
+        end.ok_or(io::ErrorKind::UnexpectedEof)?;
+        self.fetch(offset, buf).map_err(io::Error::other)
+    }
+}
+
+impl Origin {
     async fn open(self, engine: &'static Engine, most: u64) -> Result<Remote, SourceError> {
-        let mut tries = Tries::new(self.patience, self.patience.open_attempts);
-        let (total, validator, first_bytes) = loop {
-            match self.within_attempt(self.open_once(engine, most)).await {
-                Ok(opened) => break opened,
-                Err(failure) => self.pause_or_fail(&mut tries, failure).await?,
-            }
-        };
+        let opened = self.persist(self.patience.open_attempts, async || self.open_once(engine, most).await).await;
+        let (total, validator, first_bytes) = opened?;
         Ok(Remote { origin: self, engine, len_bytes: total, validator, first_bytes })
     }
 
     async fn open_once(&self, engine: &Engine, most: u64) -> Result<(u64, Validator, Vec<u8>), Failure> {
-        let mut response = self.send(engine, 0, most, &Validator::Length).await?;
+        let mut response = self.range(engine, 0, most, &Validator::Length).await?;
         let part = self.check_opened(&response, most).map_err(Failure::Lasting)?;
         let validator = Validator::from_headers(response.headers());
         let mut bytes = Vec::new();
@@ -319,96 +314,9 @@ impl Origin {
     }
 
     /// Asks for the bytes `start..end` and waits for the head of the answer.
-    async fn send(&self, engine: &Engine, start: u64, end: u64, version: &Validator) -> Result<Response, Failure> {
-        self.requests.fetch_add(1, Ordering::Relaxed);
-        // The client takes the credentials out of the URL into a header, and drops that when redirected elsewhere.
-        let request = engine.client.get(self.url.clone()).header(header::RANGE, format!("bytes={start}-{}", end - 1));
-        let sent = timeout(self.patience.stall, version.condition(request).send()).await;
-        let response = sent.map_err(|_| self.stalled())?.map_err(|error| self.not_sent(error))?;
-        if answer::is_passing(response.status()) {
-            let pause = answer::retry_after(response.headers());
-            return Err(Failure::Passing { error: Passing::Status(response.status()), pause });
-        }
-        Ok(response)
-    }
-
-    async fn next_bytes(
-        &self,
-        response: &mut Response,
-    ) -> Result<Option<impl std::ops::Deref<Target = [u8]>>, Failure> {
-        let bytes = timeout(self.patience.stall, response.chunk()).await.map_err(|_| self.stalled())?;
-        let bytes = bytes.map_err(TransportError::from)?;
-        self.bytes.fetch_add(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64), Ordering::Relaxed);
-        Ok(bytes)
-    }
-
-    async fn within_attempt<T>(&self, attempt: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
-        let late = |_| Err(TransportError::Stalled(self.patience.attempt).into());
-        timeout(self.patience.attempt, attempt).await.unwrap_or_else(late)
-    }
-
-    /// Sleeps before the next attempt, or returns the error if there is to be none.
-    async fn pause_or_fail(&self, tries: &mut Tries, failure: Failure) -> Result<(), SourceError> {
-        tries.made += 1;
-        let (error, asked) = match failure {
-            Failure::Lasting(error) => return Err(error),
-            Failure::Passing { error, pause } => (error, pause),
-        };
-        let Some(pause) = tries.next_pause(asked) else {
-            return Err(error.into_error(self.name.clone(), tries.made));
-        };
-        self.retries.fetch_add(1, Ordering::Relaxed);
-        tokio::time::sleep(pause).await;
-        Ok(())
-    }
-
-    fn not_sent(&self, error: reqwest::Error) -> Failure {
-        if error.is_builder() || error.is_redirect() {
-            let (name, cause) = (self.name.clone(), error.into());
-            return Failure::Lasting(SourceError::Unreachable { name, attempts: 1, cause });
-        }
-        TransportError::from(error).into()
-    }
-
-    fn stalled(&self) -> Failure {
-        TransportError::Stalled(self.patience.stall).into()
-    }
-
-    fn refused(&self, status: StatusCode) -> SourceError {
-        let (name, code) = (self.name.clone(), status.as_u16());
-        match status {
-            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => SourceError::Denied { name, status: code },
-            StatusCode::NOT_FOUND | StatusCode::GONE => SourceError::NotFound { name, status: code },
-            _ => SourceError::Status { name, status: code, attempts: 1 },
-        }
-    }
-
-    fn untrusted(&self, detail: &'static str) -> SourceError {
-        SourceError::Protocol { name: self.name.clone(), detail }
-    }
-}
-
-/// `url` without what may be secret.
-fn redacted(url: &Url) -> String {
-    let port = url.port().map(|port| format!(":{port}")).unwrap_or_default();
-    format!("{}://{}{port}{}", url.scheme(), url.host_str().unwrap_or_default(), url.path())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn names_and_errors_carry_no_secret() {
-        let origin = Origin::new("https://me:pass@host:8443/a/b.sif?sig=secret#frag", Patience::default()).unwrap();
-
-        assert_eq!(origin.name, "https://host:8443/a/b.sif");
-    }
-
-    #[test]
-    fn only_http_urls_are_taken() {
-        for bad in ["ftp://host/x", "/some/file", "http://", "file:///x"] {
-            assert!(matches!(Origin::new(bad, Patience::default()), Err(SourceError::Url { .. })), "{bad}");
-        }
+    async fn range(&self, engine: &Engine, start: u64, end: u64, version: &Validator) -> Result<Response, Failure> {
+        let range = format!("bytes={start}-{}", end - 1);
+        let shape = |request: reqwest::RequestBuilder| version.condition(request.header(header::RANGE, &range));
+        self.send(engine, Method::GET, shape).await
     }
 }

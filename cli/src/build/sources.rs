@@ -1,19 +1,26 @@
 //! OCI images by the names that apptainer has for them: `oci:DIRECTORY[:NAME]`, `oci-archive:FILE[:NAME]`,
-//! `docker-archive:FILE[:NAME]`.
+//! `docker-archive:FILE[:NAME]`, `docker://REPOSITORY[:TAG]`.
 
 use super::convert::{Origin, convert};
+use super::publish::publish;
 use crate::host::cache_dir;
 use crate::report::Report;
 use crate::settings::{Common, ImageSettings};
 use anyhow::{Context, bail};
+use siphon_fsd::source::Served;
+use siphon_image::oci::Digest;
 use siphon_image::oci::archive::Archive;
 use siphon_image::oci::blobs::Blobs;
 use siphon_image::oci::layout::Layout;
-use siphon_image::oci::select::{ImageFacts, Wanted, read_image, select};
+use siphon_image::oci::select::{ImageFacts, Wanted, read_found, read_image, select};
+use siphon_image::reference::{Reference, Repository};
+use std::borrow::Cow;
 use std::fs::{DirBuilder, File};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 /// An image whose manifest and configuration were read, and where its layers come from.
 #[derive(Debug, Clone)]
@@ -37,7 +44,7 @@ pub fn platform(arch: Option<&str>, variant: Option<&str>) -> anyhow::Result<Wan
     let known = siphon_image::sif::Arch::from_name(name).map(siphon_image::sif::Arch::name);
     match (arch, known) {
         (Some(arch), None) => bail!("the architecture {arch} is not known; amd64, arm64 and ppc64le are some that are"),
-        (_, known) => Ok(Wanted { arch: known.unwrap_or(name).to_owned(), variant: variant.map(str::to_owned) }),
+        (_, known) => Ok(Wanted::new(known.unwrap_or(name), variant)),
     }
 }
 
@@ -46,6 +53,11 @@ pub fn platform(arch: Option<&str>, variant: Option<&str>) -> anyhow::Result<Wan
 /// # Errors
 /// If there is no such image, or what describes it is damaged.
 pub fn open(name: &str, wanted: &Wanted) -> anyhow::Result<Option<OciImage>> {
+    if let Ok(Some(Reference::Docker(repository))) = Reference::parse(name) {
+        let (facts, blobs) = open_registry(&repository, wanted).with_context(|| format!("cannot open {name}"))?;
+        let origin = Origin { bootstrap: "docker".to_owned(), from: repository.to_string() };
+        return Ok(Some(OciImage { facts, blobs, origin }));
+    }
     let Some((scheme, from)) = name.split_once(':').filter(|(scheme, _)| SCHEMES.contains(scheme)) else {
         return Ok(None);
     };
@@ -63,22 +75,68 @@ pub fn open(name: &str, wanted: &Wanted) -> anyhow::Result<Option<OciImage>> {
 /// # Errors
 /// If it cannot be converted or kept.
 pub fn cached(image: &OciImage, common: &Common, report: Report) -> anyhow::Result<PathBuf> {
-    let directory = cache_dir(common).join(CONVERTED);
-    let digest = &image.facts.digest;
-    let target = directory.join(format!("{}-{}.sif", digest.algorithm(), digest.digest()));
+    let target = place(image, common);
     if target.is_file() {
         report.info("Using cached SIF image");
         return Ok(target);
     }
+    let directory = target.parent().unwrap_or(Path::new("."));
     let context = || format!("cannot make {}", directory.display());
-    DirBuilder::new().recursive(true).mode(0o700).create(&directory).with_context(context)?;
+    DirBuilder::new().recursive(true).mode(0o700).create(directory).with_context(context)?;
     report.info("Converting OCI blobs to SIF format");
     let settings = ImageSettings { force: true, compression: None, compact_percent: 0, epoch_seconds: None };
     convert(&image.facts, image.blobs.clone(), &image.origin, &target, &settings, report)?;
     Ok(target)
 }
 
+/// Makes `target` of an OCI image, or copies it from the cache directory if it lies there.
+///
+/// # Errors
+/// If it cannot be converted or written.
+pub fn save(
+    image: &OciImage,
+    target: &Path,
+    uses_cache: bool,
+    settings: &ImageSettings,
+    common: &Common,
+    report: Report,
+) -> anyhow::Result<()> {
+    let made = place(image, common);
+    if uses_cache && settings.epoch_seconds.is_none() && made.is_file() {
+        report.info("Using cached SIF image");
+        let copy = |mut to: &File, _: &AtomicBool| Ok(std::io::copy(&mut File::open(&made)?, &mut to)?);
+        publish(target, 0o777, copy).with_context(|| format!("cannot make {}", target.display()))?;
+        return Ok(());
+    }
+    report.info("Converting OCI blobs to SIF format");
+    convert(&image.facts, image.blobs.clone(), &image.origin, target, settings, report)?;
+    Ok(())
+}
+
+fn place(image: &OciImage, common: &Common) -> PathBuf {
+    let digest = &image.facts.digest;
+    cache_dir(common).join(CONVERTED).join(format!("{}-{}.sif", digest.algorithm(), digest.digest()))
+}
+
+/// What to open for `image`, as it was typed: an OCI image becomes an image file in the cache, everything else stays as it
+/// is and is read where it is.
+///
+/// # Errors
+/// If there is no such OCI image, or no file can be made of it.
+pub fn usable<'a>(image: &'a str, common: &Common, report: Report) -> anyhow::Result<Cow<'a, str>> {
+    let Some(oci) = open(image, &platform(None, None)?)? else { return Ok(Cow::Borrowed(image)) };
+    let made = cached(&oci, common, report)?;
+    Ok(Cow::Owned(made.to_str().context("the cache directory's name is not UTF-8")?.to_owned()))
+}
+
 type Opened = (ImageFacts, Arc<dyn Blobs>);
+
+fn open_registry(repository: &Repository, wanted: &Wanted) -> anyhow::Result<Opened> {
+    let (served, found) = Served::find(repository)?;
+    let digest = Digest::from_str(&found.digest)?;
+    let facts = read_found(&served, digest, &found.media_type, found.bytes, wanted)?;
+    Ok((facts, Arc::new(served)))
+}
 
 fn open_layout(from: &str, wanted: &Wanted) -> anyhow::Result<Opened> {
     let (path, name) = path_and_name(from);

@@ -17,11 +17,10 @@ use std::path::Path;
 /// If the source cannot be opened, the target exists (without `--force`) or cannot be written.
 pub fn build(args: &BuildArgs, common: &Common, environment: &Environment, report: Report) -> anyhow::Result<()> {
     refuse_recipe(&args.source)?;
-    let wanted = sources::platform(args.arch.as_deref(), args.arch_variant.as_deref())?;
-    let oci = sources::open(&args.source, &wanted)?;
     if !args.sandbox {
+        let wanted = sources::platform(args.arch.as_deref(), args.arch_variant.as_deref())?;
         let settings = ImageSettings::resolve(&args.image, environment)?;
-        if let Some(image) = &oci {
+        if let Some(image) = &sources::open(&args.source, &wanted)? {
             return convert(image, &args.target, &settings, report);
         }
         return build::image(&args.source, args.overlay.as_deref(), &args.target, &settings, common, report);
@@ -32,11 +31,7 @@ pub fn build(args: &BuildArgs, common: &Common, environment: &Environment, repor
         }
         remove(&args.target)?;
     }
-    let source = match &oci {
-        Some(image) => sources::cached(image, common, report)?.display().to_string(),
-        None => args.source.clone(),
-    };
-    sandbox(&source, &args.target, common)?;
+    sandbox(&args.source, &args.target, common, report)?;
     report.info(format_args!("Build complete: {}", args.target.display()));
     Ok(())
 }
@@ -53,15 +48,17 @@ fn convert(image: &OciImage, target: &Path, settings: &ImageSettings, report: Re
 }
 
 /// A sandbox is its layer: an empty directory that remembers the image below it.
-fn sandbox(source: &str, target: &Path, common: &Common) -> anyhow::Result<()> {
-    let locator = Locator::parse(source).with_context(|| format!("could not open image {source}"))?;
+pub(super) fn sandbox(source: &str, target: &Path, common: &Common, report: Report) -> anyhow::Result<()> {
+    let context = || format!("could not open image {source}");
+    let source = &*sources::usable(source, common, report).with_context(context)?;
+    let locator = Locator::parse(source).with_context(context)?;
     if let Locator::Sandbox(path) = &locator {
         bail!(
             "{} is itself a sandbox; make an image of it first (siphon commit {0} IMAGE.sif) and a sandbox of that",
             path.display()
         );
     }
-    let opened = super::open_image(source, common)?;
+    let opened = super::open_image(source, common, report)?;
     let base = Base { version: Base::VERSION, image: locator.to_string(), identity: opened.identity };
     Upper::create(target, &base).with_context(|| format!("cannot make the sandbox {}", target.display()))?;
     Ok(())

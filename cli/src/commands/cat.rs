@@ -14,7 +14,7 @@ const PIECE_BYTES: usize = 1 << 20;
 /// # Errors
 /// If the image cannot be opened, or a path is missing or no file.
 pub fn cat(args: &CatArgs, common: &Common, report: Report) -> anyhow::Result<()> {
-    let tree = super::open_tree(&args.image, common)?;
+    let tree = super::open_tree(&args.image, common, report)?;
     let tree = tree.as_ref();
     let mut piece = vec![0; PIECE_BYTES];
     for path in &args.paths {

@@ -19,7 +19,7 @@ use std::os::unix::ffi::OsStrExt;
 /// If an image cannot be opened or read, or a lone one is no sandbox.
 pub fn diff(args: &DiffArgs, common: &Common, report: Report) -> anyhow::Result<()> {
     let owners = own_what_is_ours();
-    let old = super::open_image(&args.old, common)?;
+    let old = super::open_image(&args.old, common, report)?;
     let Some(new) = &args.new else {
         let Some(directory) = &old.upper_dir else {
             bail!("{} is no sandbox; name a second image to compare it with", args.old);
@@ -29,7 +29,7 @@ pub fn diff(args: &DiffArgs, common: &Common, report: Report) -> anyhow::Result<
         let view = view.with_context(context)?;
         return tell(Changes::of_layer(old.lower.as_ref(), &view, owners), args.json, report);
     };
-    let (old, new) = (old.tree()?, super::open_tree(new, common)?);
+    let (old, new) = (old.tree()?, super::open_tree(new, common, report)?);
     tell(Changes::between(old.as_ref(), new.as_ref(), owners), args.json, report)
 }
 

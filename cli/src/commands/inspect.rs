@@ -17,7 +17,7 @@ use siphon_image::open::{Facts, app_facts, facts};
 /// # Errors
 /// If the image cannot be opened.
 pub fn inspect(args: &InspectArgs, common: &Common, report: Report) -> anyhow::Result<()> {
-    let opened = super::open_image(&args.image, common)?;
+    let opened = super::open_image(&args.image, common, report)?;
     let tree = opened.tree()?;
     let facts = facts(tree.as_ref())?;
     if args.oci_config {

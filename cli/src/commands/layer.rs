@@ -37,7 +37,7 @@ fn reset(args: &LayerResetArgs, common: &Common, report: Report) -> anyhow::Resu
     daemon::release(directory, &runtime_dir(common));
     // Users inside may have directories in it that only they can empty. Threads for a remote image come after this.
     own_what_is_ours();
-    let opened = super::open_image(&args.sandbox, common)?;
+    let opened = super::open_image(&args.sandbox, common, report)?;
     let context = || format!("cannot change the layer of {}", args.sandbox);
     let upper = Upper::open(directory).with_context(context)?;
     match upper.lock_exclusive() {

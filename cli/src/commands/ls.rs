@@ -34,7 +34,7 @@ struct Line {
 /// # Errors
 /// If the image cannot be opened or a path does not exist in it.
 pub fn ls(args: &LsArgs, common: &Common, report: Report) -> anyhow::Result<()> {
-    let tree = super::open_tree(&args.image, common)?;
+    let tree = super::open_tree(&args.image, common, report)?;
     let tree = tree.as_ref();
     for path in &args.paths {
         let resolved = resolve(tree, path, !args.long).with_context(|| format!("cannot look up {}", path.display()))?;

@@ -3,6 +3,7 @@
 use super::layers::{self, Layers};
 use super::run::engine;
 use crate::args::MountArgs;
+use crate::build::sources::usable;
 use crate::host::{cache_dir, runtime_dir};
 use crate::report::Report;
 use crate::settings::{Common, OverlaySpec};
@@ -17,7 +18,8 @@ use std::path::{Path, PathBuf};
 /// If the image cannot be opened or the directory not be mounted on.
 pub fn mount(args: &MountArgs, common: &Common, report: Report) -> anyhow::Result<()> {
     let context = || format!("cannot mount {} on {}", args.image, args.directory.display());
-    let locator = Locator::parse(&args.image).with_context(context)?;
+    let usable = usable(&args.image, common, report).with_context(context)?;
+    let locator = Locator::parse(&usable).with_context(context)?;
     daemon::unmount_dead(&args.directory).with_context(context)?;
     let directory = args.directory.canonicalize().with_context(context)?;
     if !directory.is_dir() {
@@ -27,7 +29,7 @@ pub fn mount(args: &MountArgs, common: &Common, report: Report) -> anyhow::Resul
     let layers = layers::find(&specs, report)?;
     let image = match &locator {
         Locator::Directory(path) | Locator::Sandbox(path) => Some(path.as_path()),
-        Locator::File(_) | Locator::Url(_) => None,
+        Locator::File(_) | Locator::Url(_) | Locator::Elsewhere(_) => None,
     };
     refuse_nesting(image, &layers, &directory).with_context(context)?;
     let spec = Spec {

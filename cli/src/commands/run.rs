@@ -2,7 +2,7 @@
 
 use super::instance::enter::{INSTANCE, enter};
 use super::layers::{Layers, find};
-use crate::build::sources;
+use crate::build::sources::usable;
 use crate::host::{cache_dir, check_limits, gather, runtime_dir, subordinate_ids};
 use crate::plan::{HostFacts, Plan, PlanError, SourceKind, home, plan};
 use crate::report::Report;
@@ -75,19 +75,17 @@ pub(super) fn prepare(
     environment: Environment,
     report: Report,
 ) -> anyhow::Result<Prepared> {
-    let wanted = sources::platform(None, None)?;
-    if let Some(image) = sources::open(&settings.image, &wanted)? {
-        settings.image = sources::cached(&image, common, report)?.display().to_string();
-    }
-    let locator =
-        Locator::parse(&settings.image).with_context(|| format!("could not open image {}", settings.image))?;
+    let context = || format!("could not open image {}", settings.image);
+    let usable = usable(&settings.image, common, report).with_context(context)?;
+    let locator = Locator::parse(&usable).with_context(context)?;
+    settings.image = usable.into_owned();
     let layers = find(&settings.overlays, report)?;
     let layer = layer(settings, &locator, &layers)?;
     if layers.written.is_some() {
         settings.writes = Writes::Overlay;
     }
     let mut host = gather(settings, environment)?;
-    if !matches!(locator, Locator::Url(_)) {
+    if !matches!(locator, Locator::Url(_) | Locator::Elsewhere(_)) {
         settings.image = host.cleaned(Path::new(&settings.image)).display().to_string();
     }
     let (scope, idle) = sharing(settings, common);
@@ -222,6 +220,8 @@ fn layer(settings: &RunSettings, locator: &Locator, layers: &Layers) -> anyhow::
             Ok(_) | Err(layers::Error::Kind { .. }) => Err(PlanError::ReadOnlyImage { image: image() }.into()),
             Err(error) => Err(error.into()),
         },
-        (Writes::Sandbox, Locator::Url(_)) => Err(PlanError::ReadOnlyImage { image: image() }.into()),
+        (Writes::Sandbox, Locator::Url(_) | Locator::Elsewhere(_)) => {
+            Err(PlanError::ReadOnlyImage { image: image() }.into())
+        }
     }
 }

@@ -10,7 +10,7 @@ use siphon_image::open::{app_facts, facts};
 /// # Errors
 /// If the image cannot be opened.
 pub fn run_help(args: &RunHelpArgs, common: &Common, report: Report) -> anyhow::Result<()> {
-    let tree = super::open_tree(&args.image, common)?;
+    let tree = super::open_tree(&args.image, common, report)?;
     let help = match &args.app {
         Some(app) => app_facts(tree.as_ref(), app).helpfile,
         None => facts(tree.as_ref())?.helpfile,

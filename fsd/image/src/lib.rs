@@ -21,6 +21,7 @@ pub mod oci;
 pub mod open;
 pub mod path;
 pub mod read_at;
+pub mod reference;
 pub mod sif;
 pub mod squashfs;
 pub mod tree;

@@ -5,7 +5,7 @@ pub mod blobs;
 pub mod config;
 pub mod layers;
 pub mod layout;
-pub mod select;
 pub mod lazy;
+pub mod select;
 
 pub use oci_spec::image::{Descriptor, Digest, ImageIndex, ImageManifest, MediaType};

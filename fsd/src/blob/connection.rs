@@ -63,6 +63,19 @@ impl Connection {
         Self { url: url.to_owned(), patience, named, state: Mutex::new(state) }
     }
 
+    /// What was opened.
+    pub(super) fn named(&self) -> &Named {
+        &self.named
+    }
+
+    /// The object on its server, if that was asked before.
+    pub(super) fn connected(&self) -> Option<Arc<Remote>> {
+        match &*self.state.lock() {
+            State::Connected(remote) => Some(remote.clone()),
+            State::Apart(_) => None,
+        }
+    }
+
     /// The object on its server, which is asked now if it was not yet.
     ///
     /// # Errors

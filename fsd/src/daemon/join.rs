@@ -4,6 +4,7 @@ use super::state::{Lock, StateDirectory};
 use super::{DaemonError, Joined, Layer, LayerEngine, Placement, Spec};
 use crate::control::{self, Attached, Reply, Request};
 use crate::locator::Locator;
+use crate::source::registries;
 use crate::sys::processes::open_process;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde::{Deserialize, Serialize};
@@ -159,6 +160,7 @@ fn run(spec: &Spec, state: &StateDirectory, lock: &Lock, executable: &Path, log:
     let mut child = Command::new(executable)
         .args(arguments)
         .arg(&spec.image)
+        .envs(registries().variables())
         // Should this process be interrupted, the next one waits until the daemon is ready, and starts none beside it.
         .stdin(Stdio::from(lock.share().map_err(failed)?))
         .stdout(Stdio::piped())

@@ -12,6 +12,8 @@ pub(super) enum Validator {
     ETag(String),
     /// The Last-Modified date as the server wrote it.
     LastModified(String),
+    /// What was asked for is named by the digest of its bytes, so that there is one version.
+    Digest(String),
     /// The server offers neither: only the length (and what the opener makes of the first bytes) is known.
     Length,
 }
@@ -35,7 +37,7 @@ impl Validator {
         match self {
             Self::ETag(tag) => request.header(header::IF_MATCH, tag),
             Self::LastModified(date) => request.header(header::IF_UNMODIFIED_SINCE, date),
-            Self::Length => request,
+            Self::Length | Self::Digest(_) => request,
         }
     }
 
@@ -44,7 +46,7 @@ impl Validator {
         match self {
             Self::ETag(tag) => text(headers, header::ETAG) == Some(tag),
             Self::LastModified(date) => text(headers, header::LAST_MODIFIED) == Some(date),
-            Self::Length => true,
+            Self::Length | Self::Digest(_) => true,
         }
     }
 }
@@ -54,6 +56,7 @@ impl std::fmt::Display for Validator {
         match self {
             Self::ETag(tag) => write!(f, "etag {tag}"),
             Self::LastModified(date) => write!(f, "last-modified {date}"),
+            Self::Digest(digest) => write!(f, "{digest}"),
             Self::Length => write!(f, "length"),
         }
     }

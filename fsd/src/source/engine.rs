@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use reqwest::redirect::{Attempt, Policy};
-use reqwest::{Client, header};
+use reqwest::{Client, ClientBuilder, Url, header};
 use tokio::runtime::{Builder, Runtime};
 
 use super::error::{SourceError, TransportError};
@@ -23,7 +23,22 @@ const MAX_REDIRECTS: usize = 8;
 #[derive(Debug)]
 pub(super) struct Engine {
     pub(super) runtime: Runtime,
-    pub(super) client: Client,
+    client: Client,
+    /// For this machine itself, which no proxy reaches.
+    local_client: Client,
+}
+
+impl Engine {
+    /// The client that is to ask `url`.
+    pub(super) fn client(&self, url: &Url) -> &Client {
+        if url.host_str().is_some_and(is_local) { &self.local_client } else { &self.client }
+    }
+}
+
+/// Whether a host, as a URL has it, is this machine by name or by a loopback address.
+pub(super) fn is_local(host: &str) -> bool {
+    let address = host.trim_start_matches('[').trim_end_matches(']').parse::<std::net::IpAddr>();
+    host == "localhost" || address.is_ok_and(|address| address.is_loopback())
 }
 
 /// The engine of this process, started if it is not yet.
@@ -43,10 +58,10 @@ fn start() -> Result<Engine, TransportError> {
     let _ = rustls::crypto::ring::default_provider().install_default();
     let runtime =
         Builder::new_multi_thread().worker_threads(WORKER_THREADS).thread_name("siphon-net").enable_all().build()?;
-    Ok(Engine { runtime, client: client()? })
+    Ok(Engine { runtime, client: client().build()?, local_client: client().no_proxy().build()? })
 }
 
-fn client() -> Result<Client, reqwest::Error> {
+fn client() -> ClientBuilder {
     // Ranges are of the stored bytes, so no proxy may compress them on the way.
     let headers = [(header::ACCEPT_ENCODING, header::HeaderValue::from_static("identity"))].into_iter().collect();
     Client::builder()
@@ -56,7 +71,6 @@ fn client() -> Result<Client, reqwest::Error> {
         // The referer would carry the query of a signed URL to the host redirected to.
         .referer(false)
         .redirect(Policy::custom(follow))
-        .build()
 }
 
 fn follow(attempt: Attempt<'_>) -> reqwest::redirect::Action {

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::credentials::KeyringError;
+
 /// Why bytes of a remote object are not to be had.
 ///
 /// `name` is always the redacted URL: no credentials, no query string.
@@ -39,8 +41,70 @@ pub enum SourceError {
         /// The HTTP status.
         status: u16,
     },
+    /// The registry wants other credentials, or none will do: status 401 or 403.
+    #[error(
+        "{name} was refused with status {status}; check the name, or log in with \"siphon registry login {registry}\": a \
+         registry refuses what does not exist, too"
+    )]
+    Login {
+        /// What was asked for.
+        name: String,
+        /// The registry.
+        registry: String,
+        /// The HTTP status.
+        status: u16,
+    },
+    /// The credentials cannot be found out.
+    #[error(transparent)]
+    Keyring(#[from] KeyringError),
+    /// The configuration forbids it.
+    #[error("{name} is blocked by registries.conf")]
+    Blocked {
+        /// What was asked for.
+        name: String,
+    },
+    /// The bytes are not those that were named.
+    #[error(
+        "{name} was sent with the digest {found} where {expected} was asked for; its server or a proxy has damaged it"
+    )]
+    Digest {
+        /// What was asked for.
+        name: String,
+        /// The digest that it has to have.
+        expected: String,
+        /// The digest that it has.
+        found: String,
+    },
+    /// No library was named, and there is none by default.
+    #[error(
+        "there is no library to fetch {name} from: name its server (library://HOST/ENTITY/COLLECTION/CONTAINER:TAG, or \
+         --library URL)"
+    )]
+    NoLibrary {
+        /// What was asked for.
+        name: String,
+    },
+    /// The server took it not, and said why.
+    #[error("{name} was not taken (status {status}): {reason}")]
+    Rejected {
+        /// What was sent.
+        name: String,
+        /// The HTTP status.
+        status: u16,
+        /// What the server says.
+        reason: String,
+    },
+    /// What is to be sent cannot be read.
+    #[error("cannot read what is sent as {name}")]
+    Input {
+        /// What was to be sent.
+        name: String,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
     /// There is no such object: status 404 or 410.
-    #[error("{name} does not exist on its server (status {status}); check the URL")]
+    #[error("{name} does not exist on its server (status {status}); check the name")]
     NotFound {
         /// The redacted URL.
         name: String,

@@ -27,6 +27,16 @@ pub struct Wanted {
     pub variant: Option<String>,
 }
 
+impl Wanted {
+    /// A variant is written with or without its letter; an empty one is any.
+    pub fn new(arch: &str, variant: Option<&str>) -> Self {
+        let filled = variant.filter(|variant| !variant.is_empty());
+        let variant =
+            filled.map(|variant| if variant.starts_with('v') { variant.into() } else { format!("v{variant}") });
+        Self { arch: arch.to_owned(), variant }
+    }
+}
+
 /// Why no image could be chosen.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -207,24 +217,50 @@ pub fn read_blob(blobs: &dyn Blobs, blob: &Descriptor, max_bytes: usize) -> Resu
 /// # Errors
 /// See [`Error`].
 pub fn read_image(blobs: &dyn Blobs, image: &Descriptor, wanted: &Wanted) -> Result<ImageFacts, Error> {
-    let mut image = image.clone();
+    let json = read_one(blobs, image)?;
+    read_found(blobs, image.digest().clone(), &image.media_type().to_string(), json, wanted)
+}
+
+/// The same, where the manifest or index is there already: `json`, which has `digest`.
+///
+/// # Errors
+/// See [`Error`].
+pub fn read_found(
+    blobs: &dyn Blobs,
+    digest: Digest,
+    media_type: &str,
+    json: Vec<u8>,
+    wanted: &Wanted,
+) -> Result<ImageFacts, Error> {
+    let (mut digest, mut media_type, mut json) = (digest, media_type.to_owned(), json);
     for _ in 0..=MAX_NESTED {
-        let media_type = image.media_type().to_string();
-        let digest = image.digest().to_string();
-        if INDEX_TYPES.contains(&media_type.as_str()) {
-            let json = read_blob(blobs, &image, MAX_MANIFEST_BYTES)?;
-            let index: ImageIndex = serde_json::from_slice(&json).map_err(|source| Error::Json { digest, source })?;
-            image = select(&index, None, wanted)?;
-            continue;
+        let failed = |source| Error::Json { digest: digest.to_string(), source };
+        if MANIFEST_TYPES.contains(&media_type.as_str()) {
+            let manifest = serde_json::from_slice(&json).map_err(failed)?;
+            return read_manifest(blobs, digest, &manifest);
         }
-        if !MANIFEST_TYPES.contains(&media_type.as_str()) {
+        if !INDEX_TYPES.contains(&media_type.as_str()) {
             return Err(Error::MediaType(media_type));
         }
-        let json = read_blob(blobs, &image, MAX_MANIFEST_BYTES)?;
-        let manifest = serde_json::from_slice(&json).map_err(|source| Error::Json { digest, source })?;
-        return read_manifest(blobs, image.digest().clone(), &manifest);
+        let index: ImageIndex = serde_json::from_slice(&json).map_err(failed)?;
+        let image = select(&index, None, wanted)?;
+        json = read_one(blobs, &image)?;
+        (digest, media_type) = (image.digest().clone(), image.media_type().to_string());
     }
     Err(Error::Nested)
+}
+
+/// Whether a blob of this type is a manifest or an index, which registries keep apart from other blobs.
+pub fn is_manifest(media_type: &str) -> bool {
+    INDEX_TYPES.contains(&media_type) || MANIFEST_TYPES.contains(&media_type)
+}
+
+fn read_one(blobs: &dyn Blobs, image: &Descriptor) -> Result<Vec<u8>, Error> {
+    let media_type = image.media_type().to_string();
+    if !is_manifest(&media_type) {
+        return Err(Error::MediaType(media_type));
+    }
+    read_blob(blobs, image, MAX_MANIFEST_BYTES)
 }
 
 /// Reads the configuration of the image with this manifest, whose digest names it.

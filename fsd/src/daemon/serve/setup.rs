@@ -451,7 +451,7 @@ fn mount(spec: &Spec, mount: &FuseMount<'_>) -> Result<OwnedFd, DaemonError> {
 }
 
 fn worker_count(locator: &Locator) -> usize {
-    if matches!(locator, Locator::Url(_)) {
+    if matches!(locator, Locator::Url(_) | Locator::Elsewhere(_)) {
         return REMOTE_WORKERS;
     }
     let processors = std::thread::available_parallelism().map_or(MIN_WORKERS, usize::from);
