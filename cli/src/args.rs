@@ -11,6 +11,7 @@ mod instance;
 mod layer;
 mod layers;
 mod run;
+mod shorthands;
 mod sif;
 
 pub use cache::{CacheCleanArgs, CacheKind, CacheListArgs, CacheVerb};
