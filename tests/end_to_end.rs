@@ -28,6 +28,8 @@ mod end_to_end {
     mod errors;
     /// Running programs: environment, mounts, signals, terminals.
     mod exec;
+    /// Images that are ext3 file systems.
+    mod ext_image;
     /// Being root inside.
     mod fakeroot;
     /// Drivers of GPUs, and devices by CDI.

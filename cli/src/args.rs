@@ -13,6 +13,7 @@ mod layers;
 mod pin;
 mod registry;
 mod run;
+mod shorthands;
 mod sif;
 
 pub use cache::{CacheCleanArgs, CacheKind, CacheListArgs, CacheVerb};

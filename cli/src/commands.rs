@@ -12,6 +12,7 @@ pub mod inspect;
 pub mod instance;
 pub mod layer;
 mod layers;
+mod limits;
 pub mod ls;
 pub mod man;
 pub mod mount;

@@ -21,6 +21,9 @@ const DEFAULT_SOURCES: [&str; 4] = ["/etc/localtime", "/etc/hosts", "/tmp", "/va
 /// A variable is at most 128 KiB long (MAX_ARG_STRLEN of the kernel), and the file becomes one.
 const MAX_ENV_FILE_BYTES: u64 = 64 << 10;
 
+/// Limits are a few lines.
+const MAX_LIMITS_FILE_BYTES: u64 = 1 << 20;
+
 /// Looks at what `settings` make relevant.
 ///
 /// # Errors
@@ -97,28 +100,67 @@ fn groups(gid: Gid) -> anyhow::Result<Vec<(u32, String)>> {
     Ok(named.collect())
 }
 
-/// Whether limits would hold: without a cgroup of version 2 systemd takes those of a user and does nothing.
+/// Who limits runs here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Limiter {
+    /// The systemd of this user's session, or of the machine for root.
+    Systemd {
+        /// Whether it is this user's own.
+        as_user: bool,
+    },
+    /// Nobody but this program itself, as far as a cgroup is delegated to it.
+    Itself,
+}
+
+/// Finds out who is to limit a run.
+pub fn limiter(common: &Common, environment: &Environment) -> Limiter {
+    if !Path::new("/run/systemd/system").is_dir() {
+        return Limiter::Itself;
+    }
+    if geteuid().is_root() {
+        return Limiter::Systemd { as_user: false };
+    }
+    // A systemd with cgroups of version 1 takes the limits of a user and does nothing.
+    let is_unified = Path::new("/sys/fs/cgroup/cgroup.controllers").exists();
+    let bus = common.xdg_runtime_dir.as_ref().is_some_and(|directory| directory.join("bus").exists());
+    match is_unified && (bus || environment.get("DBUS_SESSION_BUS_ADDRESS").is_some()) {
+        true => Limiter::Systemd { as_user: true },
+        false => Limiter::Itself,
+    }
+}
+
+/// The controllers that systemd has delegated to this user; `None` if that cannot be told.
+pub fn delegated_controllers() -> Option<Vec<String>> {
+    let uid = geteuid();
+    let service = format!("/sys/fs/cgroup/user.slice/user-{uid}.slice/user@{uid}.service/cgroup.controllers");
+    let text = std::fs::read_to_string(service).ok()?;
+    Some(text.split_whitespace().map(str::to_owned).collect())
+}
+
+/// The text of a file of limits.
 ///
 /// # Errors
-/// What is missing, and what to do.
-pub fn check_limits(common: &Common, environment: &Environment) -> anyhow::Result<()> {
-    if geteuid().is_root() {
-        return Ok(());
+/// If it cannot be read, or is too long to be one.
+pub fn limits_file(path: &Path) -> anyhow::Result<String> {
+    let read = || {
+        let mut text = String::new();
+        std::fs::File::open(path)?.take(MAX_LIMITS_FILE_BYTES).read_to_string(&mut text)?;
+        Ok::<_, std::io::Error>(text)
+    };
+    read().with_context(|| format!("cannot read the limits in {}", path.display()))
+}
+
+/// The numbers of a block device, as cgroups name it.
+///
+/// # Errors
+/// If it is none.
+pub fn disk_numbers(path: &str) -> anyhow::Result<String> {
+    use std::os::unix::fs::FileTypeExt;
+    let found = std::fs::metadata(path).with_context(|| format!("cannot find the disk {path}"))?;
+    if !found.file_type().is_block_device() {
+        bail!("{path} is no disk");
     }
-    if !Path::new("/sys/fs/cgroup/cgroup.controllers").exists() {
-        bail!(
-            "cannot limit a run: rootless cgroups need cgroup v2 and systemd, and this machine has not got version 2 on \
-             /sys/fs/cgroup; its administrator can boot it with systemd.unified_cgroup_hierarchy=1"
-        );
-    }
-    let bus = common.xdg_runtime_dir.as_ref().is_some_and(|directory| directory.join("bus").exists());
-    if !bus && environment.get("DBUS_SESSION_BUS_ADDRESS").is_none() {
-        bail!(
-            "cannot limit a run: rootless cgroups need a session of systemd's for this user, and there is none \
-             (XDG_RUNTIME_DIR); log in by ssh or a desktop, or have it with \"loginctl enable-linger\""
-        );
-    }
-    Ok(())
+    Ok(format!("{}:{}", nix::sys::stat::major(found.rdev()), nix::sys::stat::minor(found.rdev())))
 }
 
 /// Where this user's daemons keep their sockets: as set, else `$XDG_RUNTIME_DIR/siphon` if that is ours, else

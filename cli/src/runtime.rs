@@ -4,6 +4,7 @@
 //! namespaces when it gets here, and takes a mount namespace of its own from them, so that nothing that it mounts is
 //! seen by others and all of it goes with the last process of the run.
 
+mod cgroups;
 mod instance;
 mod limits;
 mod mount;
@@ -11,6 +12,7 @@ mod namespaces;
 mod processes;
 mod signals;
 
+pub use cgroups::{CgroupFile, enter_cgroup};
 pub use instance::{Background, Logs, Part, become_program_inside, into_background, split};
 pub use limits::start_again;
 

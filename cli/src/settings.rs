@@ -28,6 +28,7 @@ pub use contain::Contain;
 pub use environment::Environment;
 pub use gpu::GpuSettings;
 pub use image_file::{Compression, ImageSettings};
+pub use limits::{Limit, Written, of_file as limits_of_file};
 pub use namespaces::{Namespaces, Processes};
 pub use overlays::OverlaySpec;
 pub use registries::{RegistrySettings, credentials_file};

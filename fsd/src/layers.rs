@@ -24,6 +24,8 @@ use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+/// `EROFS`, as a layer says that has no place to work in.
+const EROFS: i32 = rustix::io::Errno::ROFS.raw_os_error();
 /// Bytes of a file that are looked at to see what it is.
 const HEAD_BYTES: u64 = 2048;
 
@@ -85,6 +87,12 @@ pub enum Error {
     /// An ext3 file system that cannot be mounted.
     #[error(transparent)]
     Ext(#[from] ext::Error),
+    /// An ext3 image whose root directory belongs to others.
+    #[error("the root directory in {path} belongs to a user or group other than yours; write to it with --fakeroot")]
+    OthersRoot {
+        /// The file.
+        path: PathBuf,
+    },
     /// The layer itself.
     #[error("cannot use the layer {path}")]
     Layer {
@@ -205,6 +213,26 @@ impl Overlay {
         let upper = upper.map_err(failed)?;
         upper.lock_exclusive().map_err(failed)?;
         Ok(upper)
+    }
+
+    /// Mounts the ext3 image that this is and opens its root, to be written to as it is, by this process alone.
+    ///
+    /// # Errors
+    /// Any [`Error`].
+    pub fn open_as_root(&self, place: &Path, mounts: &mut Mounts) -> Result<Upper, Error> {
+        let &[Part::Ext { offset_bytes, size_bytes }] = self.parts.as_slice() else {
+            return Err(Error::Kind { path: self.path.clone() });
+        };
+        let image = ExtImage { path: &self.path, offset_bytes, size_bytes, write: true };
+        mounts.push(image.mount(place)?);
+        let failed = |source| Error::Layer { path: self.path.clone(), source };
+        let upper = Upper::open(&mounts.last().map_or_else(PathBuf::new, root_of)).map_err(failed)?;
+        match upper.lock_exclusive() {
+            Ok(()) => Ok(upper),
+            // The kernel lets nobody write where a user or group of no id in the namespace is the owner.
+            Err(error) if error.errno() == EROFS => Err(Error::OthersRoot { path: self.path.clone() }),
+            Err(error) => Err(failed(error)),
+        }
     }
 
     fn push_part(&self, part: Part, stack: &mut Stack, place: &Path, mounts: &mut Mounts) -> Result<(), Error> {

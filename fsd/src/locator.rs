@@ -6,7 +6,9 @@ use crate::oras;
 use crate::prefetch::Prefetch;
 use crate::source::{Remote, library_image};
 use crate::storage::{Storage, StorageUse};
-use siphon_image::open::{self, Image};
+use crate::sys::ext::{self, ExtImage};
+use siphon_image::ext::Ext;
+use siphon_image::open::{self, Format, Image};
 use siphon_image::read_at::{FileAt, ReadAt};
 use siphon_image::reference::{self, Reference};
 use siphon_image::squashfs::reader::Options;
@@ -96,6 +98,9 @@ pub enum Error {
         #[source]
         source: oras::Error,
     },
+    /// Someone writes to its ext3 file system.
+    #[error(transparent)]
+    InUse(#[from] ext::Error),
     /// Its content is not an image.
     #[error("cannot read the image {image}")]
     Format {
@@ -179,6 +184,17 @@ pub struct Opened {
     pub cache_bytes: u64,
     storage: Option<Arc<Storage>>,
     remote: Option<Arc<Prefetch>>,
+    /// Keeps others from writing to an ext3 file system, which is read as it lies in its file.
+    lock: Option<Arc<File>>,
+}
+
+/// The files that an image holds for others to use.
+#[derive(Debug)]
+pub struct Data {
+    /// The files.
+    pub image: Image,
+    /// As that of [`Opened`].
+    _lock: Option<Arc<File>>,
 }
 
 impl Opened {
@@ -196,6 +212,11 @@ impl Opened {
     /// What was asked of the image file; all zero for a directory.
     pub fn storage_use(&self) -> StorageUse {
         self.storage.as_ref().map(|storage| storage.usage()).unwrap_or_default()
+    }
+
+    /// Lets others write to an ext3 file system: what is here of it is not to be read any more.
+    pub fn unlock(&mut self) {
+        self.lock = None;
     }
 
     /// What was fetched, for a remote image.
@@ -282,11 +303,14 @@ pub fn open(locator: &Locator, cache_dir: &Path, cache_bytes: Option<u64>) -> Re
 ///
 /// # Errors
 /// Any [`Error`].
-pub fn open_data(path: &Path, id: Option<u32>, cache_bytes: Option<u64>) -> Result<Image, Error> {
+pub fn open_data(path: &Path, id: Option<u32>, cache_bytes: Option<u64>) -> Result<Data, Error> {
     let failed = |source| Error::Path { path: path.into(), source };
     let bytes = Arc::new(File::open(path).and_then(FileAt::new).map_err(failed)?);
     let options = Options { cache_bytes: cache_bytes.unwrap_or_else(default_cache_bytes) };
-    open::open_data(bytes, id, options).map_err(|source| Error::Format { image: path.display().to_string(), source })
+    let image = open::open_data(bytes, id, options)
+        .map_err(|source| Error::Format { image: path.display().to_string(), source })?;
+    let lock = lock_for_reading(path, &image)?;
+    Ok(Data { image, _lock: lock })
 }
 
 fn open_file(path: &Path, cache_bytes: Option<u64>) -> Result<Opened, Error> {
@@ -294,7 +318,19 @@ fn open_file(path: &Path, cache_bytes: Option<u64>) -> Result<Opened, Error> {
     let file = File::open(path).map_err(failed)?;
     let identity = content_identity(&file.metadata().map_err(failed)?);
     let bytes = Arc::new(FileAt::new(file).map_err(failed)?);
-    opened(path.display().to_string(), bytes, identity, None, cache_bytes)
+    let mut opened = opened(path.display().to_string(), bytes, identity, None, cache_bytes)?;
+    opened.lock = lock_for_reading(path, &opened.image)?;
+    Ok(opened)
+}
+
+/// An ext3 file system may be written to, and must not be while it is read.
+fn lock_for_reading(path: &Path, image: &Image) -> Result<Option<Arc<File>>, Error> {
+    if image.format != Format::Ext {
+        return Ok(None);
+    }
+    let size_bytes = fs::metadata(path).map_err(|source| Error::Path { path: path.into(), source })?.len();
+    let image = ExtImage { path, offset_bytes: 0, size_bytes, write: false };
+    Ok(Some(Arc::new(image.lock()?)))
 }
 
 fn open_url(url: &str, cache_dir: &Path, cache_bytes: Option<u64>) -> Result<Opened, Error> {
@@ -360,8 +396,14 @@ fn opened(
 ) -> Result<Opened, Error> {
     let storage = Arc::new(Storage::new(bytes));
     let cache_bytes = cache_bytes.unwrap_or_else(default_cache_bytes);
-    let image = open::open_with(storage.clone(), Options { cache_bytes })
+    let mut image = open::open_with(storage.clone(), Options { cache_bytes })
         .map_err(|source| Error::Format { image: name, source })?;
+    if image.format == Format::Ext
+        && let Ok(tree) = Ext::open(storage.clone())
+    {
+        // Who writes to it as it is has notes of its own there.
+        image.tree = Arc::new(tree.without(OsStr::new(PRIVATE_NAME)));
+    }
     Ok(Opened {
         lower: image.tree.clone(),
         upper_dir: None,
@@ -372,6 +414,7 @@ fn opened(
         cache_bytes,
         storage: Some(storage),
         remote,
+        lock: None,
     })
 }
 
@@ -389,6 +432,7 @@ fn open_directory(path: &Path) -> Result<Opened, Error> {
         cache_bytes: 0,
         storage: None,
         remote: None,
+        lock: None,
     })
 }
 

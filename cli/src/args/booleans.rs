@@ -16,7 +16,8 @@ use std::ffi::OsString;
 /// What clap says of it.
 pub(super) fn read(words: &[OsString]) -> Result<Cli, clap::Error> {
     use clap::Parser;
-    let error = match Cli::try_parse_from(words) {
+    let words = super::shorthands::spread(words);
+    let error = match Cli::try_parse_from(&words) {
         Err(error) if error.kind() == ErrorKind::TooManyValues => error,
         read => return read,
     };
@@ -90,6 +91,8 @@ mod tests {
         assert!(!args.flags.gpu.nv && !args.flags.namespaces.pid);
         assert_eq!(args.image_and_command, ["a.sif", "x", "--nv=false"]);
         assert_eq!(parsed("s exec --nv=false --cleanenv=1 --pid=F a.sif x").unwrap().switched_off, ["nv", "pid"]);
+        assert_eq!(parsed("s exec -e=false -pc=F a.sif x").unwrap().switched_off, ["cleanenv", "contain"]);
+        assert!(parsed("s exec -e=maybe a.sif x").is_err());
         assert!(parsed("s exec --nv=maybe a.sif x").is_err());
         assert!(parsed("s exec --nv a.sif x").unwrap().switched_off.is_empty());
     }

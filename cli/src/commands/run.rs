@@ -2,12 +2,13 @@
 
 use super::instance::enter::{INSTANCE, enter};
 use super::layers::{Layers, find};
+use super::limits::limit;
 use crate::build::sources::usable;
-use crate::host::{cache_dir, check_limits, gather, runtime_dir, subordinate_ids};
+use crate::host::{cache_dir, gather, runtime_dir, subordinate_ids};
 use crate::plan::{HostFacts, Plan, PlanError, SourceKind, home, plan};
 use crate::report::Report;
-use crate::runtime::{Place, apply, start_again};
-use crate::settings::{Common, EngineArg, Environment, ImageBind, RunSettings, Verbosity, Writes};
+use crate::runtime::{Place, apply};
+use crate::settings::{Common, EngineArg, Environment, ImageBind, RunSettings, Writes};
 use anyhow::{Context, bail};
 use siphon_fsd::daemon::{
     self, DataImage, DataPlace, Ids, Joined, Layer, LayerEngine, MountPointKind, Placement, Spec,
@@ -33,9 +34,7 @@ pub fn run(
     environment: Environment,
     report: Report,
 ) -> anyhow::Result<Infallible> {
-    if !settings.limits.is_empty() && !common.limited {
-        return limit(&settings, common, environment);
-    }
+    limit(&mut settings, common, &environment, report)?;
     if let Some(name) = settings.image.strip_prefix(INSTANCE) {
         let name = name.to_owned();
         return enter(&name, settings, common, environment);
@@ -43,19 +42,6 @@ pub fn run(
     let prepared = prepare(&mut settings, common, environment, report)?;
     let place = enter_daemon(&prepared)?;
     apply(&prepared.plan, place, report)
-}
-
-/// Starts again with the limits of the settings. Returns only if that fails.
-///
-/// # Errors
-/// What failed.
-pub(super) fn limit(settings: &RunSettings, common: &Common, environment: Environment) -> anyhow::Result<Infallible> {
-    check_limits(common, &environment)?;
-    // A daemon that others may join is not to be limited, nor counted, with the run that happens to start it.
-    if settings.writes != Writes::Temporary && !settings.image.starts_with(INSTANCE) {
-        prepare(&mut settings.clone(), common, environment, Report::new(Verbosity::Silent))?;
-    }
-    start_again(&settings.limits, !nix::unistd::geteuid().is_root())
 }
 
 /// A run that only has to be started.

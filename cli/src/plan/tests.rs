@@ -24,6 +24,7 @@ fn settings() -> RunSettings {
         variables: Variables::default(),
         less_for_root: Vec::new(),
         limits: Vec::new(),
+        limits_file: None,
         contain: Contain::default(),
         namespaces: Namespaces::default(),
         gpu: GpuSettings::default(),

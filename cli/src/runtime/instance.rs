@@ -52,22 +52,29 @@ pub fn into_background() -> anyhow::Result<Background> {
         ForkResult::Child => {
             setsid().context("cannot leave the terminal")?;
             drop(told);
-            close_inherited(&tell).context("cannot close what the caller had open")?;
+            close_above_standard(tell.as_raw_fd()).context("cannot close what the caller had open")?;
             Ok(Background::Keeper(tell))
         }
     }
 }
 
 /// A lock or a pipe of the caller that an instance held open would be held as long as it lives.
-fn close_inherited(kept: &PipeWriter) -> std::io::Result<()> {
+fn close_above_standard(kept: i32) -> std::io::Result<()> {
     let open: Vec<i32> = std::fs::read_dir("/proc/self/fd")?
         .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
-        .filter(|number| *number > nix::libc::STDERR_FILENO && *number != kept.as_raw_fd())
+        .filter(|number| *number > nix::libc::STDERR_FILENO && *number != kept)
         .collect();
     for number in open {
         // The number of the listing itself is among them and is closed by now.
         let _ = nix::unistd::close(number);
     }
+    Ok(())
+}
+
+/// Closes all that is open but `kept`.
+pub(super) fn close_all_but(kept: &PipeReader) -> std::io::Result<()> {
+    close_above_standard(kept.as_raw_fd())?;
+    close_standard();
     Ok(())
 }
 

@@ -19,6 +19,9 @@ pub fn start_again(properties: &[String], as_user: bool) -> anyhow::Result<Infal
     let executable = std::env::current_exe().context("cannot find the siphon program itself")?;
     let mut command = Command::new("systemd-run");
     command.args(["--scope", "--quiet", "--collect"]);
+    if expands_words() {
+        command.arg("--expand-environment=no");
+    }
     if as_user {
         command.arg("--user");
     }
@@ -28,10 +31,14 @@ pub fn start_again(properties: &[String], as_user: bool) -> anyhow::Result<Infal
     let words: Vec<OsString> = std::env::args_os().skip(1).collect();
     let error = command.arg("--").arg(executable).arg(LIMITED).args(words).exec();
     match error.kind() {
-        ErrorKind::NotFound => anyhow::bail!(
-            "cannot limit a run: cgroups are delegated by systemd, and this machine has no systemd-run; use the limits of \
-             your batch system"
-        ),
+        ErrorKind::NotFound => anyhow::bail!("cannot limit a run: this machine runs systemd and has no systemd-run"),
         _ => Err(error).context("cannot run systemd-run"),
     }
+}
+
+/// Whether `systemd-run` replaces `$X` in the words of a command unless it is told not to: from version 254 on.
+fn expands_words() -> bool {
+    let output = Command::new("systemd-run").arg("--version").output();
+    let text = output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
+    text.split_whitespace().nth(1).and_then(|version| version.parse::<u32>().ok()).is_some_and(|version| version >= 254)
 }

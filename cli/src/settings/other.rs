@@ -14,7 +14,6 @@ pub(super) struct Judged {
     pub(super) less_for_root: Vec<&'static str>,
 }
 
-const CGROUPS: &str = "use --memory, --cpus and the like, or systemd-run --user --scope -p PROPERTY=VALUE siphon ...";
 const OOM: &str = "has no effect: cgroup v2 knows no such thing";
 const SETUID: &str = "setuid programs of an image never count";
 const SECURITY: &str = "start siphon itself under the profile or the ids, such as with aa-exec or setpriv";
@@ -42,7 +41,6 @@ pub(super) fn judge(flags: &OtherFlags, image: &OsStr, environment: &Environment
         ("--fusemount", list(&flags.fusemount, "FUSESPEC"), FUSE),
         ("--dmtcp-launch", text(&flags.dmtcp_launch, "DMTCP_LAUNCH"), CHECKPOINT),
         ("--dmtcp-restart", text(&flags.dmtcp_restart, "DMTCP_RESTART"), CHECKPOINT),
-        ("--apply-cgroups", text(&flags.apply_cgroups, "APPLY_CGROUPS"), CGROUPS),
     ];
     if let Some((option, _, instead)) = refused.into_iter().find(|(_, given, _)| *given) {
         return Err(SettingsError::Unsupported { option: option.into(), instead });
@@ -86,11 +84,11 @@ mod tests {
 
     #[test]
     fn what_would_be_missed_is_refused_by_name_and_with_another_way() {
-        let file = OtherFlags { apply_cgroups: Some("x".into()), ..OtherFlags::default() };
+        let fuse = OtherFlags { fusemount: vec!["x".into()], ..OtherFlags::default() };
 
-        for refused in [judged(&file, &[]), judged(&OtherFlags::default(), &[("APPTAINER_APPLY_CGROUPS", "x")])] {
+        for refused in [judged(&fuse, &[]), judged(&OtherFlags::default(), &[("APPTAINER_FUSESPEC", "x")])] {
             let error = refused.unwrap_err().to_string();
-            assert!(error.starts_with("--apply-cgroups is not supported; ") && error.contains("--memory"), "{error}");
+            assert!(error.starts_with("--fusemount is not supported; ") && error.contains("bind"), "{error}");
         }
     }
 

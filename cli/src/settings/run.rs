@@ -1,8 +1,8 @@
 //! A run, as asked for.
 
 use super::{
-    Bind, Contain, Environment, GpuSettings, Namespaces, OverlaySpec, Processes, SettingsError, Variables, binds,
-    contain, limits, mount_spec, other, size,
+    Bind, Contain, Environment, GpuSettings, Limit, Namespaces, OverlaySpec, Processes, SettingsError, Variables,
+    binds, contain, limits, mount_spec, other, size,
 };
 use crate::args::{ExecArgs, InstanceStartArgs, RunArgs, RunFlags, ShellArgs, TestArgs};
 use std::collections::BTreeSet;
@@ -143,8 +143,10 @@ pub struct RunSettings {
     pub namespaces: Namespaces,
     /// Options that were asked for and that siphon does not have, which would take something away from root.
     pub less_for_root: Vec<&'static str>,
-    /// What it may use, as properties of a systemd scope.
-    pub limits: Vec<String>,
+    /// What it may use.
+    pub limits: Vec<Limit>,
+    /// A file of more of them.
+    pub limits_file: Option<PathBuf>,
     /// GPUs.
     pub gpu: GpuSettings,
     /// Whether the container's script leaves INFO messages out.
@@ -273,6 +275,12 @@ impl RunSettings {
             namespaces: Namespaces::resolve(flags.namespaces, environment)?,
             less_for_root: judged.less_for_root,
             limits: limits::resolve(&flags.other, environment)?,
+            limits_file: flags
+                .other
+                .apply_cgroups
+                .clone()
+                .or_else(|| environment.text(&["APPLY_CGROUPS"]))
+                .map(PathBuf::from),
             gpu: GpuSettings::resolve(flags.gpu, environment, &mut warnings),
             quiet: false,
             warnings,

@@ -1,16 +1,17 @@
 //! Looks at the first bytes of an image and opens it, and tells what the image says of itself.
 //!
 //! ```text
-//! SIF magic at byte 32              -> its primary partition, if that is squashfs
+//! SIF magic at byte 32              -> its primary partition, squashfs or ext3
 //! hsqs at byte 0                    -> squashfs
 //! #!... run-singularity, then hsqs  -> squashfs behind the launcher line (.simg)
+//! ext magic at byte 1080            -> an ext2, ext3 or ext4 file system, with or without that line
 //! anything else                     -> an error that says what it is and what to do
 //! ```
 
 mod facts;
 
 use crate::directory::Directory;
-use crate::ext;
+use crate::ext::{self, Ext};
 use crate::oci::config::MAX_CONFIG_BYTES;
 use crate::read_at::{ReadAt, Window};
 use crate::sif::{self, DataType, Descriptor, FilesystemType, HEADER_BYTES, Partition, PartitionType, Sif};
@@ -53,6 +54,8 @@ pub enum Format {
     Squashfs,
     /// Squashfs behind a launcher line, as singularity 2.4 to 2.6 wrote it.
     Simg,
+    /// An ext2, ext3 or ext4 file system.
+    Ext,
     /// A directory.
     Directory,
 }
@@ -71,11 +74,9 @@ pub enum Error {
     /// None of the known formats.
     #[error("the image is neither SIF nor squashfs; convert it with \"apptainer build new.sif\"")]
     Unknown,
-    /// An ext2, ext3 or ext4 file system, alone or in a SIF.
-    #[error(
-        "the image is an ext3 file system, which only the kernel reads; convert it with \"apptainer build new.sif\""
-    )]
-    Ext3,
+    /// An ext2, ext3 or ext4 file system that cannot be read.
+    #[error("the ext3 file system of the image cannot be used")]
+    Ext(#[from] ext::Error),
     /// Its root file system is encrypted.
     #[error(
         "the root file system of the image is encrypted; run it with \"apptainer exec --passphrase\" or \"--pem-path\""
@@ -92,12 +93,6 @@ pub enum Error {
         "the root file system of the SIF image is {0:?}, not squashfs; convert it with \"apptainer build new.sif\""
     )]
     Filesystem(FilesystemType),
-    /// An ext2, ext3 or ext4 file system that is to be bound.
-    #[error(
-        "it is an ext3 file system, which only the kernel and fuse2fs read; mount it with fuse2fs (package fuse2fs) and \
-         bind the directory, or pack its files with mksquashfs"
-    )]
-    Ext3Data,
     /// A SIF without the file system that is to be bound.
     #[error("no data partition{} found in it", .0.map(|id| format!(" with the number {id}")).unwrap_or_default())]
     NoData(Option<u32>),
@@ -158,7 +153,15 @@ pub fn open_with(bytes: Arc<dyn ReadAt>, options: Options) -> Result<Image, Erro
         let tree = Arc::new(Squashfs::open_with(Arc::new(window), options)?);
         return Ok(Image { squashfs: Some(tree.clone()), tree, format: Format::Simg, sif: None });
     }
-    Err(refusal(&head, content))
+    if ext::is_ext(content) {
+        let window = Window::new(Arc::clone(&bytes), start as u64, bytes.len() - start as u64);
+        return open_ext(Arc::new(window.expect("the launcher line is within the bytes")), Format::Ext, None);
+    }
+    Err(refusal(&head))
+}
+
+fn open_ext(bytes: Arc<dyn ReadAt>, format: Format, sif: Option<Sif>) -> Result<Image, Error> {
+    Ok(Image { tree: Arc::new(Ext::open(bytes)?), squashfs: None, format, sif })
 }
 
 /// Opens the file system that `bytes` hold for others to use: the object `id` of a SIF, or the first of its data
@@ -172,10 +175,7 @@ pub fn open_data(bytes: Arc<dyn ReadAt>, id: Option<u32>, options: Options) -> R
         bytes.read_exact_at(&mut head, 0)?;
     }
     if !sif::is_sif(&head) {
-        return match open_with(bytes, options) {
-            Err(Error::Ext3) => Err(Error::Ext3Data),
-            opened => opened,
-        };
+        return open_with(bytes, options);
     }
     let sif = Sif::open(bytes)?;
     let is_wanted = |descriptor: &&Descriptor, partition: Partition| match id {
@@ -190,7 +190,7 @@ pub fn open_data(bytes: Arc<dyn ReadAt>, id: Option<u32>, options: Options) -> R
             let tree = Arc::new(Squashfs::open_with(Arc::new(sif.object(found)), options)?);
             Ok(Image { squashfs: Some(tree.clone()), tree, format: Format::Sif, sif: Some(sif) })
         }
-        FilesystemType::Ext3 => Err(Error::Ext3Data),
+        FilesystemType::Ext3 => open_ext(Arc::new(sif.object(found)), Format::Sif, Some(sif)),
         FilesystemType::EncryptedSquashfs | FilesystemType::GocryptfsSquashfs => Err(Error::Encrypted),
         other => Err(Error::Filesystem(other)),
     }
@@ -217,7 +217,7 @@ fn open_sif(bytes: Arc<dyn ReadAt>, options: Options) -> Result<Image, Error> {
             let tree = Arc::new(Squashfs::open_with(Arc::new(sif.object(primary)), options)?);
             Ok(Image { squashfs: Some(tree.clone()), tree, format: Format::Sif, sif: Some(sif) })
         }
-        Some(FilesystemType::Ext3) => Err(Error::Ext3),
+        Some(FilesystemType::Ext3) => open_ext(Arc::new(sif.object(primary)), Format::Sif, Some(sif)),
         Some(FilesystemType::EncryptedSquashfs | FilesystemType::GocryptfsSquashfs) => Err(Error::Encrypted),
         Some(other) => Err(Error::Filesystem(other)),
         None => Err(Error::NoRoot),
@@ -237,12 +237,9 @@ fn behind_launcher(head: &[u8]) -> (usize, &[u8]) {
 }
 
 /// Why there is nothing to open.
-fn refusal(head: &[u8], content: &[u8]) -> Error {
+fn refusal(head: &[u8]) -> Error {
     if head.is_empty() {
         return Error::Empty;
-    }
-    if ext::is_ext(content) {
-        return Error::Ext3;
     }
     // UTF-8 may be cut in the middle of a character at the end of the head.
     let is_text = std::str::from_utf8(head).map_or_else(|error| error.error_len().is_none(), |_| true);
@@ -267,8 +264,8 @@ mod tests {
         assert!(matches!(refused(b""), Error::Empty));
         assert!(matches!(refused(b"Bootstrap: docker\nFrom: debian\n"), Error::Text));
         assert!(matches!(refused("é".repeat(1500)[..].as_bytes()), Error::Text));
-        assert!(matches!(refused(&ext3), Error::Ext3));
-        assert!(matches!(refused(&launched), Error::Ext3));
+        assert!(matches!(refused(&ext3), Error::Ext(ext::Error::Superblock { .. })));
+        assert!(matches!(refused(&launched), Error::Ext(ext::Error::Superblock { .. })));
         assert!(matches!(refused(&[0x1f, 0x8b, 8, 0, 0, 0]), Error::Unknown));
         assert!(matches!(refused(&[0xff; 5000]), Error::Unknown));
     }

@@ -185,6 +185,28 @@ fn sif_target(dir: &Path, squashfs: &[u8]) -> Target {
     Target { name: "sif".to_owned(), image, hot, read: read_image }
 }
 
+/// Small ext3 and ext4 file systems: superblock, group descriptors and the blocks after them are the places to damage.
+fn ext_targets(dir: &Path) -> Vec<Target> {
+    let source = dir.join("ext source");
+    std::fs::create_dir_all(source.join("a/b/c")).unwrap();
+    for (name, bytes) in [("short", 10), ("a/long", 400_000), ("a/b/c/file", 5000)] {
+        std::fs::write(source.join(name), sample::noise(bytes, 7)).unwrap();
+    }
+    std::os::unix::fs::symlink("../short", source.join("a/link")).unwrap();
+    std::os::unix::fs::symlink("x".repeat(100), source.join("a/long link")).unwrap();
+    let target = |kind: &str| {
+        let path = dir.join(kind);
+        std::fs::File::create(&path).unwrap().set_len(1 << 20).unwrap();
+        let mut command = std::process::Command::new("mke2fs");
+        let search = format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap());
+        let options = ["-q", "-F", "-t", kind, "-b", "1024", "-N", "64", "-O", "^has_journal,^resize_inode", "-d"];
+        support::run(command.env("PATH", search).args(options).args([&source, &path]));
+        let image = std::fs::read(path).unwrap();
+        Target { name: kind.to_owned(), image, hot: vec![1024..2048, 2048..2176, 2048..40 << 10], read: read_image }
+    };
+    ["ext3", "ext4"].map(target).into()
+}
+
 /// Opens `bytes` as whatever they are, as a run does, and reads all that it can reach.
 fn read_image(bytes: Vec<u8>, _random: &mut Random) {
     let bytes: Arc<dyn ReadAt> = Arc::new(bytes);
@@ -316,6 +338,7 @@ fn no_damage_makes_a_reader_panic_hang_or_take_memory() {
     let mut targets = squashfs_targets(dir.path());
     targets.push(sif_target(dir.path(), &targets[0].image));
     targets.extend(oci_targets());
+    targets.extend(ext_targets(dir.path()));
     let (seed, budget, started) = (seed(), budget(), Instant::now());
     let mut cases = 0;
 

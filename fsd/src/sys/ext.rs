@@ -120,14 +120,20 @@ impl ExtImage<'_> {
         if !by_kernel {
             self.mount_by_fuse2fs(&file, place)?;
         }
-        let root = File::open(place);
+        // Until it is asked, the kernel takes the root of a FUSE filesystem for root's, who may not exist here, and lets
+        // nobody write to it.
+        let root = File::open(place).and_then(|root| root.metadata().map(|_| root));
         let detached = detach(place);
         let failed = |source| Error::Place { path: place.into(), source };
         detached.map_err(failed)?;
         Ok(ExtMount { root: root.map_err(failed)?, _file: file })
     }
 
-    fn lock(&self) -> Result<File, Error> {
+    /// Locks it as it is locked while it is mounted: for as long as the file is open.
+    ///
+    /// # Errors
+    /// [`Error::Open`] or [`Error::Locked`].
+    pub fn lock(&self) -> Result<File, Error> {
         let failed = |source| Error::Open { path: self.path.into(), source };
         let file = OpenOptions::new().read(true).write(self.write).open(self.path).map_err(failed)?;
         let kind = if self.write { libc::F_WRLCK } else { libc::F_RDLCK };

@@ -5,7 +5,8 @@
 
 use super::enter::INSTANCE;
 use crate::args::InstanceStartArgs;
-use crate::commands::run::{Prepared, enter_daemon, limit, prepare};
+use crate::commands::limits::limit;
+use crate::commands::run::{Prepared, enter_daemon, prepare};
 use crate::host::instances_dir;
 use crate::instance::{Process, Record, Registry, RegistryError, is_valid_name};
 use crate::plan::gpu::library_path;
@@ -46,9 +47,7 @@ pub(super) fn start(
     if !is_valid_name(&name) {
         return Err(RegistryError::Name(name).into());
     }
-    if !settings.limits.is_empty() && !common.limited {
-        match limit(&settings, common, environment)? {}
-    }
+    limit(&mut settings, common, &environment, report)?;
     match into_background()? {
         Background::Caller(told) => {
             let pid = wait(told)?;

@@ -8,11 +8,11 @@ use crate::daemon::DaemonError;
 use crate::errno::chain;
 use crate::fs::{FileSystem, Options, Owners, Xattrs};
 use crate::fuse::Mounted;
-use crate::locator::{self, Locator};
+use crate::locator::{self, Data, Locator};
 use crate::metrics::Counters;
 use crate::sys::mounts::{self, FuseMount};
 use parking_lot::Mutex;
-use siphon_image::open::{Format, Image};
+use siphon_image::open::Format;
 use siphon_image::path;
 use siphon_image::tree::Kind;
 use siphon_overlay::view::View;
@@ -40,7 +40,7 @@ pub(super) struct Images {
 struct DataMount {
     /// Path, version and object of the image.
     name: (String, String, Option<u32>),
-    image: Image,
+    data: Data,
     place: PathBuf,
     session: Option<JoinHandle<()>>,
 }
@@ -65,7 +65,8 @@ impl Images {
                 mounted.len() - 1
             }
         };
-        let DataMount { image: Image { tree, format, .. }, place, .. } = &mounted[index];
+        let DataMount { data, place, .. } = &mounted[index];
+        let (tree, format) = (&data.image.tree, data.image.format);
         let failed = |source| locator::Error::Tree { image: image.path.display().to_string(), source };
         let found = path::resolve(tree.as_ref(), &image.inside, true).map_err(failed)?;
         let missing = || DaemonError::NotInside { image: image.path.clone(), inside: image.inside.clone() };
@@ -75,20 +76,20 @@ impl Images {
         };
         // The path has no link any more, so that none leads out of the image.
         let inside = found.path.strip_prefix("/").unwrap_or(&found.path);
-        Ok(DataPlace { path: place.join(inside), kind, is_partition: *format == Format::Sif })
+        Ok(DataPlace { path: place.join(inside), kind, is_partition: format == Format::Sif })
     }
 
     fn mount(&self, name: (String, String, Option<u32>), index: usize) -> Result<DataMount, DaemonError> {
         let failed = |step| move |source: io::Error| DaemonError::Process { step, source };
-        let image = locator::open_data(Path::new(&name.0), name.2, self.cache_bytes)?;
+        let data = locator::open_data(Path::new(&name.0), name.2, self.cache_bytes)?;
         let place = self.directory.join(index.to_string());
         DirBuilder::new()
             .mode(0o700)
             .recursive(true)
             .create(&place)
             .map_err(|source| DaemonError::State { path: place.clone(), source })?;
-        let view =
-            View::new(image.tree.clone(), None).map_err(|source| DaemonError::Layer { path: place.clone(), source })?;
+        let view = View::new(data.image.tree.clone(), None)
+            .map_err(|source| DaemonError::Layer { path: place.clone(), source })?;
         let options = Options { owners: self.owners, read_only: true, stable: true, xattrs: Xattrs::All };
         let filesystem = Arc::new(FileSystem::new(Arc::new(view), options, Arc::new(Counters::default())));
         let fuse_mount = FuseMount { source: &name.0, target: &place, read_only: true, setuid: false, devices: false };
@@ -103,7 +104,7 @@ impl Images {
             })
         });
         match session {
-            Ok(session) => Ok(DataMount { name, image, place, session: Some(session) }),
+            Ok(session) => Ok(DataMount { name, data, place, session: Some(session) }),
             Err(error) => {
                 // Nobody would answer.
                 let _ = mounts::detach(&place);

@@ -19,7 +19,7 @@ use crate::sys::mounts::{self, FuseMount, OverlayMount, mount_memory};
 use crate::sys::namespaces::{self, Mapped};
 use parking_lot::Mutex;
 use rustix::process::{Resource, Rlimit, getegid, geteuid, getrlimit, setrlimit};
-use siphon_image::open;
+use siphon_image::open::{self, Format};
 use siphon_image::tree::{EmptyTree, Tree};
 use siphon_overlay::stack::Stack;
 use siphon_overlay::upper::Upper;
@@ -80,7 +80,10 @@ pub(super) fn set_up(state: StateDirectory) -> Result<Server, DaemonError> {
     let helper = Helper::start(&spec, &state);
     let owners = owners(&spec, uid, gid).map_err(failed("read the map of ids"))?;
     let locator = Locator::parse(&spec.image)?;
-    let opened = locator::open(&locator, &spec.cache_dir, spec.cache_bytes)?;
+    let mut opened = locator::open(&locator, &spec.cache_dir, spec.cache_bytes)?;
+    if is_written_as_it_is(&spec, &locator, &opened) {
+        opened.unlock();
+    }
     let mut layered = layer(&spec, &locator, &opened, &state)?;
     let unreadable = |source| locator::Error::Tree { image: locator.to_string(), source };
     let view = layered.view.clone();
@@ -321,6 +324,11 @@ fn layer(spec: &Spec, locator: &Locator, opened: &Opened, state: &StateDirectory
                 Layered { is_stable: false, ..read_only(sandbox, reason, place)? }
             }
         },
+        Layer::Overlay(path) if is_written_as_it_is(spec, locator, opened) => {
+            let upper = Overlay::find(path)?.open_as_root(place, &mut mounts)?;
+            let parts = Err("an ext3 image is written to as it is".to_owned());
+            Layered { parts, ..writable(Arc::new(EmptyTree), upper, path)? }
+        }
         Layer::Overlay(path) => {
             let mut stack = below(spec, locator, opened, place, &mut mounts)?;
             let upper = Overlay::find(path)?.push_below(&mut stack, place, &mut mounts)?;
@@ -352,6 +360,15 @@ fn layer(spec: &Spec, locator: &Locator, opened: &Opened, state: &StateDirectory
         }
     };
     Ok(Layered { mounts: Arc::new(mounts), is_stable, parts, ..layered })
+}
+
+/// Whether writes go into the ext3 image itself, as into a plain directory.
+fn is_written_as_it_is(spec: &Spec, locator: &Locator, opened: &Opened) -> bool {
+    let image = match locator {
+        Locator::File(path) => Some(path.as_path()),
+        _ => None,
+    };
+    opened.image.format == Format::Ext && spec.layer.directory() == image && image.is_some()
 }
 
 fn overlays_are_stable(spec: &Spec) -> Result<bool, DaemonError> {
