@@ -173,3 +173,57 @@ fn the_kernels_engine_says_why_it_cannot_be_had() {
     assert!(plain.join("new").exists());
     assert!(misspelt.stderr.contains("auto, kernel, fuse"), "{misspelt}");
 }
+
+#[test]
+fn writing_to_a_file_takes_its_setuid_bit_whoever_merges() {
+    as_user_and_as_root(|environment| {
+        sandbox(environment);
+        for engine in ["fuse", "kernel"] {
+            // Each file is looked at first, so that its mode is in the kernel's memory.
+            let line = "cd /data; for change in 'echo x >> f' 'truncate -s 1 f' 'chown $(id -u):$(id -g) f' ': > f'; do
+                rm -f f; echo content > f; chmod 6755 f; stat -c %a f; eval $change; stat -c %a f; done";
+            let shown = run(environment, engine, line);
+            let modes: Vec<_> = shown.lines().collect();
+
+            // Root of the host keeps them when it writes, but not when it gives a file to someone.
+            let expected = if run(environment, engine, "id -u") == "0" {
+                ["6755", "6755", "6755", "6755", "6755", "755", "6755", "6755"]
+            } else {
+                ["6755", "755", "6755", "755", "6755", "755", "6755", "755"]
+            };
+            assert_eq!(modes, expected, "{engine}");
+        }
+    });
+}
+
+#[test]
+fn a_directory_of_120000_entries_is_listed_whole_and_emptied() {
+    as_user_and_as_root(|environment| {
+        sandbox(environment);
+        for engine in ["fuse", "kernel"] {
+            let line = "mkdir /data/many && cd /data/many && seq -f name-%.0f 1 120000 | xargs touch
+                ls -U | sort -u | wc -l; ls -U | wc -l
+                rm name-7 name-119999; mv name-8 moved; ls | grep -c .; ls | grep -cx 'name-7\\|name-8\\|moved'
+                cd /; rm -r /data/many; ls /data | grep -c many || true";
+
+            assert_eq!(run(environment, engine, line), "120000\n120000\n119998\n1\n0", "{engine}");
+        }
+    });
+}
+
+#[test]
+fn changes_within_the_mount_are_told_to_who_watches() {
+    as_user_and_as_root(|environment| {
+        sandbox(environment);
+        for engine in ["fuse", "kernel"] {
+            let line = "cd /data; inotifyd - /data:nymdc > /events & sleep 1
+                echo x > new; echo y >> greeting; mv new newer; rm newer; sleep 1; kill $!; cat /events";
+            let shown = run(environment, engine, line);
+
+            for event in ["n\t/data\tnew", "c\t/data\tgreeting", "m\t/data\tnew", "y\t/data\tnewer", "d\t/data\tnewer"]
+            {
+                assert!(shown.lines().any(|line| line == event), "{engine}: no {event:?} in {shown}");
+            }
+        }
+    });
+}

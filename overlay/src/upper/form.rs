@@ -133,10 +133,21 @@ impl Upper {
         self.is_mark(name) && name != OPAQUE_MARKER
     }
 
-    /// The name that the marker file `name` says is absent.
-    pub(crate) fn marked_name<'a>(&self, name: &'a OsStr) -> Option<&'a OsStr> {
-        let marked = name.as_bytes().strip_prefix(MARKER_PREFIX.as_bytes())?;
-        self.is_whiteout_marker(name).then(|| OsStr::from_bytes(marked))
+    /// The name that the marker file `name` in `directory` says is absent; `None` if it is none.
+    pub(crate) fn marked_name(&self, directory: BorrowedFd<'_>, name: &OsStr) -> io::Result<Option<OsString>> {
+        let Some(marked) = name.as_bytes().strip_prefix(MARKER_PREFIX.as_bytes()) else { return Ok(None) };
+        if !self.is_whiteout_marker(name) {
+            return Ok(None);
+        }
+        if !marked.starts_with(MARKER_PREFIX.as_bytes()) {
+            return Ok(Some(OsStr::from_bytes(marked).to_owned()));
+        }
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let mut held = [0; MAX_NAME_BYTES];
+        let length = rustix::io::pread(fs::openat(directory, name, flags, Mode::empty())?, &mut held[..], 0)?;
+        let long = OsStr::from_bytes(&held[..length]);
+        // Else it is that of a name which begins as markers do.
+        Ok(Some(if marker(long) == name { long.to_owned() } else { OsStr::from_bytes(marked).to_owned() }))
     }
 
     /// What the layer has at `name` in `directory`.

@@ -35,7 +35,16 @@ impl View {
         let (node, removed) = {
             let state = layer.state.read();
             match state.nodes.get(&ino) {
-                Some(node) if node.up => return self.attr_of(layer, &state, ino),
+                Some(node) if node.up => {
+                    let stat = state.spot(&layer.upper, ino)?.ok_or(Errno::STALE)?.stat()?;
+                    let mut attr = with_upper_links(&state, ino, host::attr_of(&stat));
+                    let content = node.lower.filter(|_| node.stub);
+                    drop(state);
+                    if let Some(content) = content {
+                        attr.blocks = self.lower.attr(content)?.blocks;
+                    }
+                    return Ok(attr);
+                }
                 Some(node) => (node.lower.ok_or(Errno::STALE)?, node.names.is_empty()),
                 None => (self.lower_of(ino)?, false),
             }
@@ -94,18 +103,20 @@ impl View {
     pub fn set_attr(&self, ino: Ino, change: &SetAttr) -> Result<Attr, Error> {
         self.copy_up(ino, change.size.map_or(ATTRIBUTES, Need::Content))?;
         let layer = self.layer()?;
+        // Who copies its content puts the former mode and times back.
+        let is_stub = layer.state.read().node(ino)?.stub;
+        let _content_waits = is_stub.then(|| layer.one_at_a_time(ino));
+        let (uid, gid) = (change.uid.map(Uid::from_raw), change.gid.map(Gid::from_raw));
         if let Some(size) = change.size {
             // Giving space back takes time, for which nobody else is to wait.
             let object = layer.state.read().object(&layer.upper, ino)?.ok_or(Errno::STALE)?;
-            if change.uid.is_some() || change.gid.is_some() {
-                Spot::Held(object.clone()).set_owner(change.uid.map(Uid::from_raw), change.gid.map(Gid::from_raw))?;
-            }
             resize(object.as_fd(), size)?;
         }
         let state = layer.state.read();
         let spot = state.spot(&layer.upper, ino)?.ok_or(Errno::STALE)?;
-        if change.size.is_none() && (change.uid.is_some() || change.gid.is_some()) {
-            spot.set_owner(change.uid.map(Uid::from_raw), change.gid.map(Gid::from_raw))?;
+        // Nothing at all is a change of owners to what they are, which takes setuid bits nevertheless.
+        if uid.is_some() || gid.is_some() || *change == SetAttr::default() {
+            spot.set_owner(uid, gid)?;
         }
         if let Some(mode) = change.mode {
             if state.node(ino)?.kind == Kind::Symlink {
@@ -117,7 +128,8 @@ impl View {
         if change.atime.is_some() || change.mtime.is_some() {
             spot.set_times(&Timestamps { last_access: time(change.atime), last_modification: time(change.mtime) })?;
         }
-        self.attr_of(layer, &state, ino)
+        drop(state);
+        self.attr(ino)
     }
 
     /// The target of a symbolic link.

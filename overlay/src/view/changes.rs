@@ -108,6 +108,7 @@ impl View {
         open: Option<OpenMode>,
     ) -> Result<(Ino, Attr, Option<OpenFile>), Error> {
         let layer = self.layer()?;
+        self.read_ahead_of_lock(layer, parent, name)?;
         let mut state = layer.state.write();
         if let Some(made) = self.make_at_once(layer, &mut state, (parent, name), new, open)? {
             return Ok(made);
@@ -125,6 +126,22 @@ impl View {
         done?;
         let (ino, attr) = self.enter_made(layer, &mut state, parent, name)?;
         Ok((ino, attr, None))
+    }
+
+    /// Has the image's tables in memory that the change of a name is about to need, so that an image that answers late
+    /// holds up nobody else.
+    pub(super) fn read_ahead_of_lock(&self, layer: &Layer, parent: Ino, name: &OsStr) -> Result<(), Error> {
+        let lower = match layer.state.read().nodes.get(&parent) {
+            Some(node) if node.kind == Kind::Directory => node.lower,
+            _ => None,
+        };
+        if let Some(directory) = lower
+            && name.len() <= MAX_NAME_BYTES
+            && let Some(node) = self.lower.lookup(directory, name)?
+        {
+            self.lower.attr(node)?;
+        }
+        Ok(())
     }
 
     /// Makes a new directory opaque where the image has one of that name.
@@ -213,6 +230,7 @@ impl View {
 
     fn remove(&self, parent: Ino, name: &OsStr, directory: bool) -> Result<(), Error> {
         let layer = self.layer()?;
+        self.read_ahead_of_lock(layer, parent, name)?;
         let mut state = layer.state.write();
         state.node(parent)?;
         let both = self.both(layer, &state, parent)?;
