@@ -1,7 +1,6 @@
 //! Attributes, xattrs, link targets.
 
 use super::copying::{ATTRIBUTES, Need};
-use super::spot::Spot;
 use super::state::{Found, State};
 use super::{Ino, Layer, SetAttr, SetTime, View};
 use crate::copy_up::{escaped, timespec, unescaped};

@@ -129,7 +129,7 @@ impl View {
 
     /// What lies at `name`; takes no lock.
     pub(super) fn find(&self, layer: &Layer, both: &Both, name: &OsStr) -> Result<Option<Found>, Error> {
-        self.find_unless(layer, both, name, Err)
+        self.find_unless(layer, both, name, |_| None)
     }
 
     /// As [`View::find`]: what was found before is not looked at for marks again.
@@ -149,7 +149,7 @@ impl View {
         layer: &Layer,
         both: &Both,
         name: &OsStr,
-        known: impl FnOnce(Stat) -> Result<Found, Stat>,
+        known: impl FnOnce(&Stat) -> Option<Found>,
     ) -> Result<Option<Found>, Error> {
         if name.len() > MAX_NAME_BYTES {
             return Err(Errno::NAMETOOLONG.into());
@@ -159,14 +159,17 @@ impl View {
         }
         let stat = match &both.upper {
             None => None,
-            Some(directory) => match layer.upper.node_at(directory.as_fd(), name)?.map(known) {
-                Some(Ok(found)) => return Ok(Some(found)),
-                found => match layer.upper.place_of(directory.as_fd(), name, found.and_then(Result::err))? {
+            Some(directory) => {
+                let node = layer.upper.node_at(directory.as_fd(), name)?;
+                if let Some(found) = node.as_ref().and_then(known) {
+                    return Ok(Some(found));
+                }
+                match layer.upper.place_of(directory.as_fd(), name, node)? {
                     Place::Whiteout => return Ok(None),
                     Place::Absent => None,
                     Place::Object(stat) => Some(stat),
-                },
-            },
+                }
+            }
         };
         let Some(stat) = stat else {
             return Ok(self.find_lower(both, name)?.map(Found::lower));

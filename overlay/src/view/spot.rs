@@ -51,14 +51,14 @@ impl State {
     }
 
     /// What a node of the layer is, if it is known to have no mark: it was looked at before, and is no copy.
-    pub(super) fn plain(&self, stat: Stat) -> Result<Found, Stat> {
-        let key = key_of(&stat);
-        let kind = host::kind_of(&stat);
+    pub(super) fn plain(&self, stat: &Stat) -> Option<Found> {
+        let key = key_of(stat);
+        let kind = host::kind_of(stat);
         match self.nodes.get(&Ino(UPPER_BIT.saturating_add(key.1))) {
             Some(node) if node.is_own(key, kind) => {
-                Ok(Found { kind, upper: Some(stat), lower: None, origin: None, stub: false })
+                Some(Found { kind, upper: Some(*stat), lower: None, origin: None, stub: false })
             }
-            _ => Err(stat),
+            _ => None,
         }
     }
 }
