@@ -208,6 +208,12 @@ impl FileSystem {
         !self.options.read_only && self.view.has_acls()
     }
 
+    /// Whether writes, cuts and changes of owners take setuid bits and capabilities by themselves, so that the kernel need
+    /// not ask for them before each write: the layer's filesystem sees to that, as this process has no right to keep them.
+    pub fn takes_privileges(&self) -> bool {
+        !self.options.read_only && matches!(self.options.owners, Owners::Squash { .. })
+    }
+
     /// Whether every change is refused.
     pub fn is_read_only(&self) -> bool {
         self.options.read_only

@@ -198,6 +198,9 @@ impl fuser::Filesystem for Adaptor {
         if self.filesystem.has_acls() {
             wanted |= ACLS & offered;
         }
+        if self.filesystem.takes_privileges() {
+            wanted |= InitFlags::FUSE_HANDLE_KILLPRIV_V2 & offered;
+        }
         let granted = config.add_capabilities(wanted);
         let background = config.set_max_background(MAX_BACKGROUND).map(drop);
         let write = config.set_max_write(MAX_WRITE_BYTES).map(drop);

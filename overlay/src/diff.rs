@@ -1,7 +1,7 @@
 //! What differs between two trees, told in path order.
 //!
 //! [`Changes::of_layer`] goes only where a layer has something, so that it takes as long as the layer is large, whatever
-//! the image. [`Changes::between`] compares any two trees. Either holds the listings of the directories on the way to where
+//! the image, unless the layer changed a file that has more names in the image: only a look at every name finds those. [`Changes::between`] compares any two trees. Either holds the listings of the directories on the way to where
 //! it is and the numbers of directories that it has been to; content is read in pieces, and only where sizes agree.
 //!
 //! Times are compared in whole seconds, as images have them, and those of directories not at all: they change with
@@ -75,6 +75,8 @@ pub struct Changes<'a> {
     new_seen: HashSet<NodeId>,
     content: content::Comparison,
     has_begun: bool,
+    /// Whether to look at every name, also where the layer has nothing.
+    is_thorough: bool,
 }
 
 /// The new tree.
@@ -121,6 +123,7 @@ impl<'a> Changes<'a> {
             new_seen: HashSet::new(),
             content: content::Comparison::default(),
             has_begun: false,
+            is_thorough: matches!(new, New::Layer(view) if view.has_changed_links()),
         }
     }
 
@@ -183,7 +186,7 @@ impl<'a> Changes<'a> {
             return Err(tree::Error::Damaged(reason.into()));
         }
         let mut pairs = BTreeMap::<_, Pair>::new();
-        if let (New::Layer(view), Some(old), Some(new)) = (self.new, old, new)
+        if let (New::Layer(view), Some(old), Some(new), false) = (self.new, old, new, self.is_thorough)
             && let Some(names) = view.names_apart(Ino(new.0), old)?
         {
             for name in names {

@@ -78,7 +78,8 @@ pub struct Upper {
     markers: AtomicBool,
     /// Whether files may be stubs; the same for all clones.
     stubs: Arc<AtomicBool>,
-    next_temporary: AtomicU64,
+    /// The same for all clones, which make their nodes in the same `work`.
+    next_temporary: Arc<AtomicU64>,
     has_xattrs: bool,
     has_acls: bool,
     /// Whether it may lie over any image: then nothing that is true of one image alone is noted in it, or believed.
@@ -168,7 +169,7 @@ impl Upper {
             form,
             markers: AtomicBool::new(markers),
             stubs: Arc::new(has_note(place, content::STUBS_NAME).into()),
-            next_temporary: AtomicU64::new(0),
+            next_temporary: Arc::default(),
         })
     }
 

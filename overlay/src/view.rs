@@ -27,8 +27,10 @@ mod differences;
 mod files;
 mod links;
 mod lookup;
+mod making;
 mod merged;
 mod rename;
+mod spot;
 mod state;
 
 use crate::error::Error;
@@ -141,6 +143,8 @@ pub struct View {
 struct Layer {
     upper: Upper,
     state: RwLock<State>,
+    /// The ids that new nodes get from this process.
+    own_ids: (u32, u32),
     /// By inode number: one thread at a time copies the content of one file up.
     copying: [Mutex<()>; COPYING],
 }
@@ -166,7 +170,9 @@ impl View {
             None => None,
             Some(upper) => {
                 let state = State::new(&upper, lower.root())?;
-                Some(Layer { upper, state: RwLock::new(state), copying: [const { Mutex::new(()) }; COPYING] })
+                let own_ids = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+                let copying = [const { Mutex::new(()) }; COPYING];
+                Some(Layer { upper, state: RwLock::new(state), own_ids, copying })
             }
         };
         Ok(Self { lower, layer })

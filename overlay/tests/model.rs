@@ -21,6 +21,7 @@ mod snapshot;
 use operation::Operation;
 use pair::Pair;
 use random::Random;
+use rustix::fs::RenameFlags;
 use std::path::{Path, PathBuf};
 
 const DEFAULT_SEQUENCES: u64 = 2000;
@@ -85,6 +86,34 @@ fn a_view_behaves_like_a_directory_where_there_are_no_xattrs() {
     assert_eq!(refused, Err(rustix::io::Errno::OPNOTSUPP));
 
     run_all(&mounted.0, number("SIPHON_MODEL_SEQUENCES", DEFAULT_SEQUENCES) / 5);
+
+    drop(mounted);
+}
+
+/// bindfs hands everything on but xattrs and the flags of `renameat2`, as networks' filesystems refuse them.
+#[test]
+fn a_view_behaves_like_a_directory_on_a_filesystem_that_refuses_xattrs_and_swaps() {
+    let (behind, place) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let bindfs = std::process::Command::new("bindfs")
+        .args(["--xattr-none", "-o", "attr_timeout=0,entry_timeout=0"])
+        .args([behind.path(), place.path()])
+        .status();
+    if !bindfs.is_ok_and(|status| status.success()) {
+        assert!(std::env::var_os("CI").is_none(), "cannot mount bindfs");
+        println!("skipped: cannot mount bindfs");
+        return;
+    }
+    let mounted = Mounted(place.path().to_owned());
+    for name in ["a", "b"] {
+        std::fs::write(mounted.0.join(name), name).unwrap();
+    }
+    let (from, to) = (mounted.0.join("a"), mounted.0.join("b"));
+    let swapped = rustix::fs::renameat_with(rustix::fs::CWD, &from, rustix::fs::CWD, &to, RenameFlags::EXCHANGE);
+    assert_eq!(swapped, Err(rustix::io::Errno::INVAL));
+    let refused = rustix::fs::setxattr(&from, "user.x", b"", rustix::fs::XattrFlags::empty());
+    assert_eq!(refused, Err(rustix::io::Errno::OPNOTSUPP));
+
+    run_all(&mounted.0, number("SIPHON_MODEL_SEQUENCES", DEFAULT_SEQUENCES) / 20);
 
     drop(mounted);
 }

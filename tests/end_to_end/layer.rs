@@ -173,3 +173,37 @@ fn the_kernels_engine_says_why_it_cannot_be_had() {
     assert!(plain.join("new").exists());
     assert!(misspelt.stderr.contains("auto, kernel, fuse"), "{misspelt}");
 }
+
+#[test]
+fn writing_to_a_file_takes_its_setuid_bit_whoever_merges() {
+    as_user_and_as_root(|environment| {
+        sandbox(environment);
+        for engine in ["fuse", "kernel"] {
+            // Each file is looked at first, so that its mode is in the kernel's memory.
+            let line = "cd /data; for change in 'echo x >> f' 'truncate -s 1 f' 'chown $(id -u):$(id -g) f' ': > f'; do
+                rm -f f; echo content > f; chmod 6755 f; stat -c %a f; eval $change; stat -c %a f; done";
+            let shown = run(environment, engine, line);
+            let modes: Vec<_> = shown.lines().collect();
+
+            // Root of the host keeps them when it writes, but not when it gives a file to someone.
+            let expected = if run(environment, engine, "id -u") == "0" {
+                ["6755", "6755", "6755", "6755", "6755", "755", "6755", "6755"]
+            } else {
+                ["6755", "755", "6755", "755", "6755", "755", "6755", "755"]
+            };
+            assert_eq!(modes, expected, "{engine}");
+        }
+    });
+}
+
+#[test]
+fn a_directory_of_more_than_100000_entries_is_listed_whole_and_emptied() {
+    let environment = TestEnvironment::new();
+    sandbox(&environment);
+    let line = "mkdir /data/many && cd /data/many && seq 1 101000 | sed 's/^/name-/' | xargs touch
+        ls | wc -l; ls | sort -u | wc -l
+        rm name-7 name-100999; mv name-8 moved; ls | grep -c .; ls | grep -cx 'name-7\\|name-8\\|moved'
+        cd /; rm -r /data/many; ls /data | grep -c many || true";
+
+    assert_eq!(run(&environment, "fuse", line), "101000\n101000\n100998\n1\n0");
+}

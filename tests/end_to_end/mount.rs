@@ -131,6 +131,39 @@ fn a_mount_with_an_overlay_is_writable_and_keeps_its_changes() {
     });
 }
 
+/// Watches a directory, has a shell change things in it, and prints what was told.
+const WATCH: &str = r#"
+import ctypes, os, struct, subprocess
+libc = ctypes.CDLL(None)
+watch = libc.inotify_init()
+assert libc.inotify_add_watch(watch, b"mounted", 0xfff) == 1
+subprocess.run("cd mounted && echo x > new && echo y >> file && mv new newer && rm newer", shell=True, check=True)
+told, at = os.read(watch, 1 << 16), 0
+while at < len(told):
+    _, mask, _, length = struct.unpack_from("iIII", told, at)
+    name = told[at + 16:at + 16 + length].rstrip(bytes(1)).decode()
+    kinds = {0x2: "modified", 0x8: "closed", 0x40: "from", 0x80: "to", 0x100: "created", 0x200: "deleted"}
+    at += 16 + length
+    if mask in kinds:
+        print(kinds[mask], name)
+"#;
+
+#[test]
+fn changes_within_a_mount_are_told_to_who_watches() {
+    as_user_and_as_root(|environment| {
+        make_disk(environment);
+        environment.siphon(&["mount", "--overlay", "overlay", "image", "mounted"]).stdout();
+        environment.write("watch.py", WATCH);
+
+        let told = environment.shell("python3 watch.py").stdout();
+        environment.siphon(&["umount", "mounted"]).stdout();
+
+        let expected =
+            "created new\nmodified new\nclosed new\nmodified file\nclosed file\nfrom new\nto newer\ndeleted newer";
+        assert_eq!(told, expected);
+    });
+}
+
 #[test]
 fn an_image_can_be_mounted_with_an_overlay() {
     as_user_and_as_root(|environment| {

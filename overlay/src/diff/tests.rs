@@ -191,3 +191,14 @@ fn what_lies_below_a_removed_directory_goes_back_with_that_only() {
     assert_eq!(reset(&t, "opt/old").unwrap(), Reset::Done);
     assert_eq!(t.changes(), [""; 0]);
 }
+
+#[test]
+fn all_names_of_a_hard_linked_file_are_told_when_one_was_written() {
+    let t = test();
+    let lower = t.upper.with_file_name("lower");
+    std::fs::hard_link(lower.join("opt/z"), lower.join("data/deep/other")).unwrap();
+    let t = Test { lower: Arc::new(Directory::open(&lower).unwrap()), ..t };
+    write(&t.view(), "opt/z", b"Z");
+
+    assert_eq!(t.changes(), ["C /data/deep/other", "C /opt/z"]);
+}

@@ -14,7 +14,7 @@
 //!
 //! A stub's length is its own. Where it is shorter than the image's file, a crash came between cutting and filling it.
 
-use super::Upper;
+use super::{Upper, form};
 use rustix::fs::{self, AtFlags, Mode, OFlags, XattrFlags};
 use rustix::io::Errno;
 use siphon_image::directory::host;
@@ -42,7 +42,7 @@ pub(crate) struct Origin {
 impl Upper {
     /// The marks on `name` in `directory`, a regular file or a directory.
     pub(crate) fn origin(&self, directory: BorrowedFd<'_>, name: &OsStr) -> io::Result<Origin> {
-        if !self.has_xattrs {
+        if !self.has_xattrs || !form::may_have_marks(directory, name)? {
             return Ok(Origin::default());
         }
         let is_stub = host::xattr_at(directory, name, OsStr::new(METACOPY))?.is_some();

@@ -34,6 +34,10 @@ const OPAQUE_MARKER: &str = ".wh..wh..opq";
 const ACL_OF_FILES: &str = "system.posix_acl_access";
 /// The last is that of fuse-overlayfs, which writes whiteouts as markers where it may make no devices.
 const OPAQUE: [&str; 3] = ["user.overlay.opaque", "trusted.overlay.opaque", "user.fuseoverlayfs.opaque"];
+/// What is in the names of all marks.
+const OVERLAY: &[u8] = b"overlay";
+/// The names of xattrs that nearly all nodes have fit into this.
+const LISTED_BYTES: usize = 512;
 const WHITEOUT: [&str; 2] = ["user.overlay.whiteout", "trusted.overlay.whiteout"];
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -110,7 +114,7 @@ fn digest(bytes: &[u8]) -> u64 {
 }
 
 impl Upper {
-    pub(super) fn uses_markers(&self) -> bool {
+    pub(crate) fn uses_markers(&self) -> bool {
         self.markers.load(Ordering::Relaxed)
     }
 
@@ -129,18 +133,39 @@ impl Upper {
         self.is_mark(name) && name != OPAQUE_MARKER
     }
 
-    /// The name that the marker file `name` says is absent.
-    pub(crate) fn marked_name<'a>(&self, name: &'a OsStr) -> Option<&'a OsStr> {
-        let marked = name.as_bytes().strip_prefix(MARKER_PREFIX.as_bytes())?;
-        self.is_whiteout_marker(name).then(|| OsStr::from_bytes(marked))
+    /// The name that the marker file `name` in `directory` says is absent; `None` if it is none.
+    pub(crate) fn marked_name(&self, directory: BorrowedFd<'_>, name: &OsStr) -> io::Result<Option<OsString>> {
+        let Some(marked) = name.as_bytes().strip_prefix(MARKER_PREFIX.as_bytes()) else { return Ok(None) };
+        if !self.is_whiteout_marker(name) {
+            return Ok(None);
+        }
+        if !marked.starts_with(MARKER_PREFIX.as_bytes()) {
+            return Ok(Some(OsStr::from_bytes(marked).to_owned()));
+        }
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let mut held = [0; MAX_NAME_BYTES];
+        let length = rustix::io::pread(fs::openat(directory, name, flags, Mode::empty())?, &mut held[..], 0)?;
+        let long = OsStr::from_bytes(&held[..length]);
+        // Else it is that of a name which begins as markers do.
+        Ok(Some(if marker(long) == name { long.to_owned() } else { OsStr::from_bytes(marked).to_owned() }))
     }
 
     /// What the layer has at `name` in `directory`.
     pub(crate) fn place(&self, directory: BorrowedFd<'_>, name: &OsStr) -> io::Result<Place> {
+        self.place_of(directory, name, self.node_at(directory, name)?)
+    }
+
+    /// The node at `name`, whatever it stands for.
+    pub(crate) fn node_at(&self, directory: BorrowedFd<'_>, name: &OsStr) -> io::Result<Option<Stat>> {
+        if self.is_mark(name) { Ok(None) } else { host::stat_at(directory, name) }
+    }
+
+    /// What the node at `name` in `directory`, which was just looked at, stands for.
+    pub(crate) fn place_of(&self, directory: BorrowedFd<'_>, name: &OsStr, node: Option<Stat>) -> io::Result<Place> {
         if self.is_mark(name) {
             return Ok(Place::Absent);
         }
-        match host::stat_at(directory, name)? {
+        match node {
             Some(stat) if is_whiteout(directory, name, &stat)? => Ok(Place::Whiteout),
             Some(stat) => Ok(Place::Object(stat)),
             None if self.is_marked(directory, name)? => Ok(Place::Whiteout),
@@ -150,6 +175,9 @@ impl Upper {
 
     /// Whether nothing of the lower shows in `directory`.
     pub(crate) fn is_opaque(&self, directory: BorrowedFd<'_>) -> io::Result<bool> {
+        if !self.uses_markers() && !may_have_marks(directory, OsStr::new("."))? {
+            return Ok(false);
+        }
         for name in OPAQUE {
             if host::xattr(directory, OsStr::new(name))?.is_some_and(|value| value == b"y") {
                 return Ok(true);
@@ -278,6 +306,9 @@ fn is_whiteout(directory: BorrowedFd<'_>, name: &OsStr, stat: &Stat) -> io::Resu
     match host::kind_of(stat) {
         Kind::CharDevice => Ok(stat.st_rdev == 0),
         Kind::File if stat.st_size == 0 => {
+            if !may_have_marks(directory, name)? {
+                return Ok(false);
+            }
             for xattr in WHITEOUT {
                 if host::xattr_at(directory, name, OsStr::new(xattr))?.is_some() {
                     return Ok(true);
@@ -286,6 +317,20 @@ fn is_whiteout(directory: BorrowedFd<'_>, name: &OsStr, stat: &Stat) -> io::Resu
             Ok(false)
         }
         _ => Ok(false),
+    }
+}
+
+/// Whether `name` in `directory`, not followed, has xattrs of an overlay's: one question for all that is asked otherwise.
+pub(super) fn may_have_marks(directory: BorrowedFd<'_>, name: &OsStr) -> io::Result<bool> {
+    let mut path = host::path_of(directory).into_bytes();
+    path.push(b'/');
+    path.extend_from_slice(name.as_bytes());
+    let mut names = [0; LISTED_BYTES];
+    match fs::llistxattr(&path, &mut names) {
+        Ok(length) => Ok(names[..length].windows(OVERLAY.len()).any(|part| part == OVERLAY)),
+        Err(Errno::NOENT) => Err(Errno::NOENT.into()),
+        // More than that, or a filesystem that does not list what it has.
+        Err(_) => Ok(true),
     }
 }
 

@@ -9,7 +9,7 @@ use siphon_image::directory::host;
 use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::AtomicBool;
 
 /// `FUSE_SUPER_MAGIC` of `linux/magic.h`.
 const FUSE_MAGIC: u64 = 0x6573_5546;
@@ -109,7 +109,7 @@ impl Upper {
             form: self.form,
             markers: AtomicBool::new(self.uses_markers()),
             stubs: self.stubs.clone(),
-            next_temporary: AtomicU64::new(self.next_temporary.load(Ordering::Relaxed)),
+            next_temporary: self.next_temporary.clone(),
         })
     }
 }

@@ -82,6 +82,19 @@ fn a_name_of_255_bytes_is_marked_apart_from_one_that_differs_at_its_end() {
 }
 
 #[test]
+fn a_marker_tells_whose_absence_it_marks_however_long_the_name() {
+    let (dir, upper) = layer(Form::Marker);
+    for name in ["x".to_owned(), ".wh.x".to_owned(), "n".repeat(251), "n".repeat(252), "n".repeat(255)] {
+        upper.whiteout(upper.root(), OsStr::new(&name)).unwrap();
+
+        let entries = std::fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name());
+        let told: Vec<_> = entries.filter_map(|entry| upper.marked_name(upper.root(), &entry).unwrap()).collect();
+        assert_eq!(told, [OsString::from(&name)]);
+        upper.unmark(upper.root(), OsStr::new(&name)).unwrap();
+    }
+}
+
+#[test]
 fn a_directory_that_replaces_another_by_markers_leaves_none_behind() {
     let (dir, upper) = layer(Form::Marker);
     std::fs::create_dir_all(dir.path().join("d/old")).unwrap();

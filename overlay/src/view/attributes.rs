@@ -6,13 +6,17 @@ use super::{Ino, Layer, SetAttr, SetTime, View};
 use crate::copy_up::{escaped, timespec, unescaped};
 use crate::error::Error;
 use crate::upper::Links;
-use rustix::fs::{self, AtFlags, Gid, Mode, OFlags, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT, Uid, XattrFlags};
+use rustix::fs::{self, Gid, Mode, OFlags, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT, Uid, XattrFlags};
 use rustix::io::Errno;
 use siphon_image::directory::host;
 use siphon_image::tree::{Attr, Kind, NodeId, Statistics};
 use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
+
+/// What a program's capabilities, and an ACL, are kept in.
+const CAPABILITY: &str = "security.capability";
+const ACCESS_ACL: &str = "system.posix_acl_access";
 
 /// Where a node's metadata is at present.
 enum Place {
@@ -30,7 +34,16 @@ impl View {
         let (node, removed) = {
             let state = layer.state.read();
             match state.nodes.get(&ino) {
-                Some(node) if node.up => return self.attr_of(layer, &state, ino),
+                Some(node) if node.up => {
+                    let stat = state.spot(&layer.upper, ino)?.ok_or(Errno::STALE)?.stat()?;
+                    let mut attr = with_upper_links(&state, ino, host::attr_of(&stat));
+                    let content = node.lower.filter(|_| node.stub);
+                    drop(state);
+                    if let Some(content) = content {
+                        attr.blocks = self.lower.attr(content)?.blocks;
+                    }
+                    return Ok(attr);
+                }
                 Some(node) => (node.lower.ok_or(Errno::STALE)?, node.names.is_empty()),
                 None => (self.lower_of(ino)?, false),
             }
@@ -41,8 +54,8 @@ impl View {
 
     /// The attributes of a node that the layer has.
     pub(super) fn attr_of(&self, layer: &Layer, state: &State, ino: Ino) -> Result<Attr, Error> {
-        let object = state.object(&layer.upper, ino)?.ok_or(Errno::STALE)?;
-        let mut attr = with_upper_links(state, ino, host::attr_of(&host::stat(object.as_fd())?));
+        let stat = state.spot(&layer.upper, ino)?.ok_or(Errno::STALE)?.stat()?;
+        let mut attr = with_upper_links(state, ino, host::attr_of(&stat));
         if let Some((true, Some(lower))) = state.nodes.get(&ino).map(|node| (node.stub, node.lower)) {
             attr.blocks = self.lower.attr(lower)?.blocks;
         }
@@ -87,25 +100,34 @@ impl View {
     /// # Errors
     /// `EROFS`, `EISDIR` or `EINVAL` for the size of something that is not a file, or what the layer's filesystem says.
     pub fn set_attr(&self, ino: Ino, change: &SetAttr) -> Result<Attr, Error> {
-        let object = self.writable(ino, change.size.map_or(ATTRIBUTES, Need::Content))?;
-        let object = object.as_fd();
-        if change.uid.is_some() || change.gid.is_some() {
-            let (uid, gid) = (change.uid.map(Uid::from_raw), change.gid.map(Gid::from_raw));
-            fs::chownat(object, "", uid, gid, AtFlags::EMPTY_PATH)?;
-        }
+        self.copy_up(ino, change.size.map_or(ATTRIBUTES, Need::Content))?;
+        let layer = self.layer()?;
+        // Who copies its content puts the former mode and times back.
+        let is_stub = layer.state.read().node(ino)?.stub;
+        let _content_waits = is_stub.then(|| layer.one_at_a_time(ino));
+        let (uid, gid) = (change.uid.map(Uid::from_raw), change.gid.map(Gid::from_raw));
         if let Some(size) = change.size {
-            resize(object, size)?;
+            // Giving space back takes time, for which nobody else is to wait.
+            let object = layer.state.read().object(&layer.upper, ino)?.ok_or(Errno::STALE)?;
+            resize(object.as_fd(), size)?;
+        }
+        let state = layer.state.read();
+        let spot = state.spot(&layer.upper, ino)?.ok_or(Errno::STALE)?;
+        // Nothing at all is a change of owners to what they are, which takes setuid bits nevertheless.
+        if uid.is_some() || gid.is_some() || *change == SetAttr::default() {
+            spot.set_owner(uid, gid)?;
         }
         if let Some(mode) = change.mode {
-            if host::kind_of(&host::stat(object)?) == Kind::Symlink {
+            if state.node(ino)?.kind == Kind::Symlink {
                 return Err(Errno::OPNOTSUPP.into());
             }
-            fs::chmod(host::path_of(object), Mode::from_raw_mode((mode & 0o7777).into()))?;
+            let object = state.object(&layer.upper, ino)?.ok_or(Errno::STALE)?;
+            fs::chmod(host::path_of(object.as_fd()), Mode::from_raw_mode((mode & 0o7777).into()))?;
         }
         if change.atime.is_some() || change.mtime.is_some() {
-            let times = Timestamps { last_access: time(change.atime), last_modification: time(change.mtime) };
-            fs::utimensat(fs::CWD, host::path_of(object), &times, AtFlags::empty())?;
+            spot.set_times(&Timestamps { last_access: time(change.atime), last_modification: time(change.mtime) })?;
         }
+        drop(state);
         self.attr(ino)
     }
 
@@ -128,12 +150,30 @@ impl View {
     /// # Errors
     /// What the layer or the image says.
     pub fn xattr(&self, ino: Ino, name: &OsStr) -> Result<Option<Vec<u8>>, Error> {
+        if let Some(known) = self.xattr_of_layer(ino, name)? {
+            return Ok(known);
+        }
         match self.place(ino)? {
             Place::Lower(node) => {
                 let found = self.lower.xattrs(node)?.into_iter().find(|(known, _)| known == name);
                 Ok(found.map(|(_, value)| value))
             }
             Place::Upper(object) => Ok(host::xattr(object.as_fd(), &escaped(name))?),
+        }
+    }
+
+    /// As [`View::xattr`], if the layer can tell at once.
+    fn xattr_of_layer(&self, ino: Ino, name: &OsStr) -> Result<Option<Option<Vec<u8>>>, Error> {
+        let Some(layer) = &self.layer else { return Ok(None) };
+        let state = layer.state.read();
+        match state.nodes.get(&ino) {
+            // The kernel asks before the first write to a file.
+            Some(node) if node.is_bare && (name == CAPABILITY || name == ACCESS_ACL) => Ok(Some(None)),
+            Some(node) if node.up => {
+                let spot = state.spot(&layer.upper, ino)?.ok_or(Errno::STALE)?;
+                Ok(Some(spot.xattr(&escaped(name))?))
+            }
+            _ => Ok(None),
         }
     }
 
@@ -160,7 +200,11 @@ impl View {
         self.layer()?;
         self.check_may_have(ino, name)?;
         let object = self.writable(ino, ATTRIBUTES)?;
-        Ok(fs::setxattr(host::path_of(object.as_fd()), escaped(name), value, flags)?)
+        let layer = self.layer()?;
+        layer.state.write().may_have_xattrs(ino);
+        fs::setxattr(host::path_of(object.as_fd()), escaped(name), value, flags)?;
+        layer.state.write().may_have_xattrs(ino);
+        Ok(())
     }
 
     /// Only files and directories have `user.` xattrs; nothing else is copied up to be told so.

@@ -2,7 +2,7 @@
 
 use super::copying::{ATTRIBUTES, stage_link};
 use super::lookup::{Both, MAX_NAME_BYTES};
-use super::state::{Found, State, key_of};
+use super::state::{DEFAULT_ACL, Found, State, key_of};
 use super::{Ino, Layer, OpenFile, OpenMode, Owner, Permissions, View};
 use crate::copy_up;
 use crate::error::Error;
@@ -15,16 +15,14 @@ use std::ffi::OsStr;
 use std::os::fd::{AsFd, BorrowedFd};
 
 const SET_GID: u16 = 0o2000;
-/// What a directory hands on to what is made in it.
-const DEFAULT_ACL: &str = "system.posix_acl_default";
 
-/// What to make in `work`.
-struct New<'a> {
-    kind: Kind,
-    permissions: Permissions,
-    rdev: u32,
-    target: &'a OsStr,
-    owner: Owner,
+/// What to make.
+pub(super) struct New<'a> {
+    pub(super) kind: Kind,
+    pub(super) permissions: Permissions,
+    pub(super) rdev: u32,
+    pub(super) target: &'a OsStr,
+    pub(super) owner: Owner,
 }
 
 impl View {
@@ -41,7 +39,10 @@ impl View {
         open: OpenMode,
     ) -> Result<(Ino, Attr, OpenFile), Error> {
         let new = New { kind: Kind::File, permissions, rdev: 0, target: OsStr::new(""), owner };
-        let (ino, attr) = self.make(parent, name, &new)?;
+        let (ino, attr, opened) = self.make_or_open(parent, name, &new, Some(open))?;
+        if let Some(file) = opened {
+            return Ok((ino, attr, file));
+        }
         match self.open_new(ino, open) {
             Ok(file) => Ok((ino, attr, file)),
             Err(error) => {
@@ -94,8 +95,24 @@ impl View {
     }
 
     fn make(&self, parent: Ino, name: &OsStr, new: &New<'_>) -> Result<(Ino, Attr), Error> {
+        let (ino, attr, _) = self.make_or_open(parent, name, new, None)?;
+        Ok((ino, attr))
+    }
+
+    /// Makes a node, and opens a file if that comes with it.
+    fn make_or_open(
+        &self,
+        parent: Ino,
+        name: &OsStr,
+        new: &New<'_>,
+        open: Option<OpenMode>,
+    ) -> Result<(Ino, Attr, Option<OpenFile>), Error> {
         let layer = self.layer()?;
+        self.read_ahead_of_lock(layer, parent, name)?;
         let mut state = layer.state.write();
+        if let Some(made) = self.make_at_once(layer, &mut state, (parent, name), new, open)? {
+            return Ok(made);
+        }
         let both = self.vacant(layer, &mut state, parent, name)?;
         let directory = self.upper_directory(layer, &state, parent)?;
         let staged = layer.upper.temporary();
@@ -107,7 +124,24 @@ impl View {
             let _ = layer.upper.discard(&staged);
         }
         done?;
-        self.enter_made(layer, &mut state, parent, name)
+        let (ino, attr) = self.enter_made(layer, &mut state, parent, name)?;
+        Ok((ino, attr, None))
+    }
+
+    /// Has the image's tables in memory that the change of a name is about to need, so that an image that answers late
+    /// holds up nobody else.
+    pub(super) fn read_ahead_of_lock(&self, layer: &Layer, parent: Ino, name: &OsStr) -> Result<(), Error> {
+        let lower = match layer.state.read().nodes.get(&parent) {
+            Some(node) if node.kind == Kind::Directory => node.lower,
+            _ => None,
+        };
+        if let Some(directory) = lower
+            && name.len() <= MAX_NAME_BYTES
+            && let Some(node) = self.lower.lookup(directory, name)?
+        {
+            self.lower.attr(node)?;
+        }
+        Ok(())
     }
 
     /// Makes a new directory opaque where the image has one of that name.
@@ -196,10 +230,11 @@ impl View {
 
     fn remove(&self, parent: Ino, name: &OsStr, directory: bool) -> Result<(), Error> {
         let layer = self.layer()?;
+        self.read_ahead_of_lock(layer, parent, name)?;
         let mut state = layer.state.write();
         state.node(parent)?;
         let both = self.both(layer, &state, parent)?;
-        let found = self.find(layer, &both, name)?.ok_or(Errno::NOENT)?;
+        let found = self.find_known(layer, &state, &both, name)?.ok_or(Errno::NOENT)?;
         match (found.kind == Kind::Directory, directory) {
             (true, false) => return Err(Errno::ISDIR.into()),
             (false, true) => return Err(Errno::NOTDIR.into()),
@@ -216,7 +251,8 @@ impl View {
         let opened = self.upper_directory(layer, &state, parent)?;
         if covered {
             layer.upper.whiteout(opened.as_fd(), name)?;
-        } else {
+        } else if !directory || fs::unlinkat(&opened, name, AtFlags::REMOVEDIR).is_err() {
+            // Whiteouts may be in it.
             layer.upper.remove(opened.as_fd(), name)?;
         }
         self.unlinked(layer, &mut state, ino, (parent, name), &found)

@@ -5,6 +5,7 @@ use super::{COPYING, Ino, Layer, View, lower_node};
 use crate::copy_up::{self, Content, Staged};
 use crate::error::Error;
 use crate::upper::Place;
+use parking_lot::MutexGuard;
 use rustix::fs::{self, AtFlags, OFlags};
 use rustix::io::Errno;
 use siphon_image::directory::host;
@@ -29,8 +30,7 @@ impl View {
     /// Makes sure that the layer has what is needed of `ino`. Content is copied without a lock that others need.
     pub(super) fn copy_up(&self, ino: Ino, need: Need) -> Result<(), Error> {
         let layer = self.layer()?;
-        let stripe = usize::try_from(ino.0 % COPYING as u64).unwrap_or(0);
-        let _one_at_a_time = layer.copying[stripe].lock();
+        let _one_at_a_time = layer.one_at_a_time(ino);
         let (lower, path) = {
             let state = layer.state.read();
             let node = state.node(ino)?;
@@ -310,6 +310,13 @@ impl View {
         }
         state.node_mut(ino)?.refs -= 1;
         Ok(())
+    }
+}
+
+impl Layer {
+    /// Excludes others who copy the content of `ino`.
+    pub(super) fn one_at_a_time(&self, ino: Ino) -> MutexGuard<'_, ()> {
+        self.copying[usize::try_from(ino.0 % COPYING as u64).unwrap_or(0)].lock()
     }
 }
 

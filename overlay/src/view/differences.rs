@@ -26,12 +26,15 @@ impl View {
         let mut names = BTreeSet::new();
         let Some(directory) = &both.upper else { return Ok(Some(names)) };
         for found in host::list(directory.as_fd())? {
-            match layer.upper.marked_name(&found.name) {
-                Some(name) => names.insert(name.to_owned()),
-                None => names.insert(found.name),
-            };
+            names.insert(layer.upper.marked_name(directory.as_fd(), &found.name)?.unwrap_or(found.name));
         }
         Ok(Some(names))
+    }
+
+    /// Whether files may be other ones than the tree below has at names of which the layer knows nothing: links of files
+    /// that it has under other names.
+    pub(crate) fn has_changed_links(&self) -> bool {
+        self.layer.as_ref().is_some_and(|layer| layer.upper.holds_links())
     }
 
     /// The node of the tree below whose content `ino` has, if the layer has not its own.

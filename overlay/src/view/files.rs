@@ -1,6 +1,7 @@
 //! Open files.
 
 use super::copying::{Need, WHOLE};
+use super::spot::Spot;
 use super::{Ino, Layer, OpenFile, OpenMode, View};
 use crate::error::Error;
 use rustix::fs::{self, FallocateFlags, OFlags, SeekFrom};
@@ -9,7 +10,7 @@ use siphon_image::directory::host;
 use siphon_image::tree::Kind;
 use std::fs::File;
 use std::ops::Range;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
@@ -63,8 +64,8 @@ impl View {
         file.copied = Some(node.copied.get_or_insert_with(|| AtomicBool::new(node.up && !node.stub).into()).clone());
         file.lower = node.lower;
         let has_content = !node.stub;
-        if let (Some(object), true) = (state.object(&layer.upper, ino)?, has_content) {
-            let opened = open_object(object.as_fd(), writable, mode.append)?;
+        if let (Some(spot), true) = (state.spot(&layer.upper, ino)?, has_content) {
+            let opened = open_at(&spot, writable, mode.append)?;
             if mode.truncate {
                 fs::ftruncate(&opened, 0)?;
             }
@@ -80,8 +81,9 @@ impl View {
         }
         match (&self.layer, &file.copied) {
             (Some(layer), Some(copied)) if copied.load(Ordering::Acquire) => {
-                let object = layer.state.read().object(&layer.upper, file.ino)?.ok_or(Errno::STALE)?;
-                let opened = open_object(object.as_fd(), false, false)?;
+                let state = layer.state.read();
+                let opened = open_at(&state.spot(&layer.upper, file.ino)?.ok_or(Errno::STALE)?, false, false)?;
+                drop(state);
                 Ok(Some(file.upper.get_or_init(|| opened)))
             }
             _ => Ok(None),
@@ -250,15 +252,15 @@ fn written(file: &OpenFile) -> Result<&File, Error> {
     file.upper.get().filter(|_| file.writable).ok_or_else(|| Errno::BADF.into())
 }
 
-fn open_object(object: BorrowedFd<'_>, writable: bool, append: bool) -> Result<File, Error> {
+fn open_at(spot: &Spot, writable: bool, append: bool) -> Result<File, Error> {
     let append = if append { OFlags::APPEND } else { OFlags::empty() };
     if !writable {
-        return Ok(host::reopen(object, OFlags::RDONLY)?.into());
+        return Ok(spot.open(OFlags::RDONLY)?.into());
     }
-    match host::reopen(object, OFlags::RDWR | append) {
+    match spot.open(OFlags::RDWR | append) {
         // The process that serves the view may be one that may write it but not read it.
         Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
-            Ok(host::reopen(object, OFlags::WRONLY | append)?.into())
+            Ok(spot.open(OFlags::WRONLY | append)?.into())
         }
         other => Ok(other?.into()),
     }

@@ -4,6 +4,7 @@ use super::state::{Found, Key, State, key_of};
 use super::{Ino, Layer, View};
 use crate::error::Error;
 use crate::upper::{Origin, PRIVATE_NAME, Place};
+use rustix::fs::Stat;
 use rustix::io::Errno;
 use siphon_image::directory::host;
 use siphon_image::tree::{Attr, Entry, Kind, NodeId};
@@ -54,6 +55,9 @@ impl View {
                 (self.both(layer, &state, parent)?, state.epoch)
             };
             let found = self.find(layer, &both, name)?;
+            if found.is_none() && layer.state.read().epoch == epoch {
+                return Err(Errno::NOENT.into());
+            }
             let mut state = layer.state.write();
             if state.epoch == epoch {
                 return self.enter(layer, &mut state, parent, name, found);
@@ -125,6 +129,28 @@ impl View {
 
     /// What lies at `name`; takes no lock.
     pub(super) fn find(&self, layer: &Layer, both: &Both, name: &OsStr) -> Result<Option<Found>, Error> {
+        self.find_unless(layer, both, name, |_| None)
+    }
+
+    /// As [`View::find`]: what was found before is not looked at for marks again.
+    pub(super) fn find_known(
+        &self,
+        layer: &Layer,
+        state: &State,
+        both: &Both,
+        name: &OsStr,
+    ) -> Result<Option<Found>, Error> {
+        self.find_unless(layer, both, name, |stat| state.plain(stat))
+    }
+
+    /// What lies at `name`, without a look for marks at what is `known`.
+    fn find_unless(
+        &self,
+        layer: &Layer,
+        both: &Both,
+        name: &OsStr,
+        known: impl FnOnce(&Stat) -> Option<Found>,
+    ) -> Result<Option<Found>, Error> {
         if name.len() > MAX_NAME_BYTES {
             return Err(Errno::NAMETOOLONG.into());
         }
@@ -133,11 +159,17 @@ impl View {
         }
         let stat = match &both.upper {
             None => None,
-            Some(directory) => match layer.upper.place(directory.as_fd(), name)? {
-                Place::Whiteout => return Ok(None),
-                Place::Absent => None,
-                Place::Object(stat) => Some(stat),
-            },
+            Some(directory) => {
+                let node = layer.upper.node_at(directory.as_fd(), name)?;
+                if let Some(found) = node.as_ref().and_then(known) {
+                    return Ok(Some(found));
+                }
+                match layer.upper.place_of(directory.as_fd(), name, node)? {
+                    Place::Whiteout => return Ok(None),
+                    Place::Absent => None,
+                    Place::Object(stat) => Some(stat),
+                }
+            }
         };
         let Some(stat) = stat else {
             return Ok(self.find_lower(both, name)?.map(Found::lower));

@@ -43,6 +43,8 @@ impl View {
             self.both(layer, &state, to)?;
         }
         let (old, new) = ((from, name), (to, new_name));
+        self.read_ahead_of_lock(layer, from, name)?;
+        self.read_ahead_of_lock(layer, to, new_name)?;
         // What is large is brought up before names are locked, and not for a rename that cannot be.
         self.checked(layer, &mut layer.state.write(), old, new, mode)?;
         self.prepare(old)?;

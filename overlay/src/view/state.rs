@@ -10,7 +10,7 @@ use siphon_image::directory::host;
 use siphon_image::tree::{Attr, Kind, NodeId};
 use std::collections::{HashMap, HashSet};
 use std::ffi::{OsStr, OsString};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -27,13 +27,16 @@ pub(super) fn key_of(stat: &Stat) -> Key {
     (stat.st_dev, stat.st_ino)
 }
 
+/// What a directory hands on to what is made in it.
+pub(super) const DEFAULT_ACL: &str = "system.posix_acl_default";
+
 /// Most directories that are kept open. When there are as many, all are closed: those in use come back at once.
 const MAX_OPEN: usize = 256;
 
 #[derive(Debug)]
 pub(super) struct State {
-    /// Directories of the layer, each with what it was opened as. An open one's number is nobody else's.
-    open: Mutex<HashMap<Ino, (Key, Arc<OwnedFd>)>>,
+    /// Directories of the layer. An open one's number is nobody else's.
+    open: Mutex<HashMap<Ino, OpenDirectory>>,
     pub(super) nodes: HashMap<Ino, Node>,
     /// Numbers of nodes that the layer has and that are not told by their inode numbers there, for as long as it has them.
     by_upper: HashMap<Key, Ino>,
@@ -50,6 +53,16 @@ pub(super) struct State {
     pub(super) epoch: u64,
     /// Counts directories that ceased to be merged, whose whiteouts then go.
     pub(super) closed: u64,
+}
+
+/// A directory of the layer that is kept open.
+#[derive(Debug)]
+struct OpenDirectory {
+    /// What it was opened as.
+    key: Key,
+    object: Arc<OwnedFd>,
+    /// Whether what is made in it gets an ACL from it, if that is known.
+    hands_acl_on: Option<bool>,
 }
 
 #[derive(Debug)]
@@ -73,6 +86,8 @@ pub(super) struct Node {
     /// Told to open files when the content moves to the layer.
     pub(super) copied: Option<Arc<AtomicBool>>,
     key: Option<Key>,
+    /// Whether it was made without capabilities and ACLs a moment ago, and has got none since.
+    pub(super) is_bare: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -191,35 +206,13 @@ impl State {
         Ok(found)
     }
 
-    /// The layer's node of `ino`; `None` if the layer has none.
-    pub(super) fn object(&self, upper: &Upper, ino: Ino) -> Result<Option<Arc<OwnedFd>>, Error> {
-        let node = self.node(ino)?;
-        if !node.up {
-            return Ok(None);
-        }
-        if ino == Ino::ROOT {
-            return Ok(Some(self.directory(upper, ino)?));
-        }
-        if let Some(name) = node.names.iter().find(|name| name.up) {
-            if node.kind == Kind::Directory {
-                return Ok(Some(self.directory(upper, ino)?));
-            }
-            let parent = self.directory(upper, name.parent)?;
-            return Ok(Some(Arc::new(host::open_object(parent.as_fd(), &name.name)?)));
-        }
-        match &node.orphan {
-            Some(orphan) => Ok(Some(orphan.clone())),
-            None => Ok(Some(Arc::new(upper.held(lower_node(ino))?))),
-        }
-    }
-
     /// The layer's directory `ino`, which the layer has. It is kept open for the next operation in it.
     pub(super) fn directory(&self, upper: &Upper, ino: Ino) -> Result<Arc<OwnedFd>, Error> {
         let key = self.node(ino)?.key;
-        if let (Some((of, open)), Some(key)) = (self.open.lock().get(&ino), key)
-            && *of == key
+        if let (Some(open), Some(key)) = (self.open.lock().get(&ino), key)
+            && open.key == key
         {
-            return Ok(open.clone());
+            return Ok(open.object.clone());
         }
         let opened = Arc::new(upper.directory(&self.path(ino)?)?);
         if let Some(key) = key {
@@ -227,9 +220,24 @@ impl State {
             if open.len() >= MAX_OPEN {
                 open.clear();
             }
-            open.insert(ino, (key, opened.clone()));
+            open.insert(ino, OpenDirectory { key, object: opened.clone(), hands_acl_on: None });
         }
         Ok(opened)
+    }
+
+    /// Whether what is made in `ino`, which is open as `directory`, gets an ACL from it.
+    pub(super) fn hands_acl_on(&self, upper: &Upper, ino: Ino, directory: BorrowedFd<'_>) -> Result<bool, Error> {
+        if !upper.has_acls() {
+            return Ok(false);
+        }
+        if let Some(known) = self.open.lock().get(&ino).and_then(|open| open.hands_acl_on) {
+            return Ok(known);
+        }
+        let has = host::xattr(directory, OsStr::new(DEFAULT_ACL))?.is_some();
+        if let Some(open) = self.open.lock().get_mut(&ino) {
+            open.hands_acl_on = Some(has);
+        }
+        Ok(has)
     }
 
     /// The number of a node of the layer: that of the image's node that it is a copy of or merged with, unless something
@@ -329,6 +337,14 @@ impl State {
         node.stub = false;
         if let Some(copied) = &node.copied {
             copied.store(true, Ordering::Release);
+        }
+    }
+
+    /// Notes that `ino` gets an xattr, a directory perhaps an ACL that it hands on.
+    pub(super) fn may_have_xattrs(&mut self, ino: Ino) {
+        self.open.lock().remove(&ino);
+        if let Some(node) = self.nodes.get_mut(&ino) {
+            node.is_bare = false;
         }
     }
 
@@ -480,7 +496,13 @@ impl Node {
             children: 0,
             copied: None,
             key: None,
+            is_bare: false,
         }
+    }
+
+    /// Whether this is the layer's node `key` of this kind, and nothing of the image is in it.
+    pub(super) fn is_own(&self, key: Key, kind: Kind) -> bool {
+        self.key == Some(key) && self.kind == kind && self.lower.is_none() && !self.stub
     }
 
     fn is_unused(&self) -> bool {
