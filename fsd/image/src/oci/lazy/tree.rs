@@ -384,7 +384,7 @@ mod tests {
             layer.push(&entry).unwrap();
         }
         let mut merge = Merge::new(Decoded::new(1 << 20));
-        merge.add(layer, Layer::GzipChunks(Arc::new(Vec::new()))).unwrap();
+        merge.add(layer, Layer::GzipChunks(Arc::new(Vec::<u8>::new()))).unwrap();
 
         let tree = merge.finish().unwrap();
 
