@@ -139,7 +139,8 @@ impl LayerIndex {
     }
 
     /// The chunks alone, which are all that reading needs once the entries are merged.
-    pub fn into_chunks(self) -> Vec<Chunk> {
+    pub fn into_chunks(mut self) -> Vec<Chunk> {
+        self.chunks.shrink_to_fit();
         self.chunks
     }
 

@@ -164,12 +164,15 @@ mod tests {
         for rest in 1..8 {
             let bits = Bits::of_length(rest);
             assert_eq!(bits.count % 8, rest);
-            let mut end = bits;
-            end.put(u128::from(LAST_BLOCK), 10);
-            let stream = &end.value.to_le_bytes()[..usize::try_from(end.count.div_ceil(8)).unwrap()];
+            let mut stream = bits.value.to_le_bytes().to_vec();
+            stream.extend([0; 2]);
+            // The end of a stream, right behind: its first two bits are set.
+            for place in [bits.count, bits.count + 1] {
+                stream[usize::try_from(place / 8).unwrap()] |= 1 << (place % 8);
+            }
 
-            assert_eq!(Decompressor::new().deflate_decompress(stream, &mut []), Ok(0), "{rest} bits");
-            assert_eq!(decompress_to_vec(stream).unwrap(), b"", "{rest} bits");
+            assert_eq!(Decompressor::new().deflate_decompress(&stream, &mut []), Ok(0), "{rest} bits");
+            assert_eq!(decompress_to_vec(&stream).unwrap(), b"", "{rest} bits");
         }
     }
 }
