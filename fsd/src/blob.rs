@@ -343,7 +343,14 @@ impl ReadAt for Blob {
             return Ok(());
         }
         let chunks = chunk_of(offset)..chunk_of(offset + buf.len() as u64 - 1) + 1;
-        if !self.foreseen.load(Ordering::Relaxed) {
+        if self.foreseen.load(Ordering::Relaxed) {
+            // What is to be fetched soon with others is fetched with them now, rather than alone and then once more around.
+            if self.core.object.is_absent(chunks.start)
+                && let Some(range) = self.workers.take_waiting(chunks.start)
+            {
+                self.fetch_now(range);
+            }
+        } else {
             let due = self.readers.lock().read(chunks);
             self.workers.fetch_ahead((!due.is_empty()).then_some(due));
         }

@@ -26,6 +26,11 @@ const MAX_DYNAMIC_BYTES: u64 = 64 << 10;
 /// Symbol tables and strings are fetched up to this length each.
 const MAX_TABLE_BYTES: u64 = 64 << 20;
 
+/// Entries of the dynamic section that are addresses of tables: DT_PLTGOT, DT_HASH, DT_STRTAB, DT_SYMTAB, DT_RELA, DT_INIT,
+/// DT_FINI, DT_JMPREL, DT_INIT_ARRAY, DT_FINI_ARRAY, DT_RELR, DT_GNU_HASH, DT_VERSYM, DT_VERDEF and DT_VERNEED.
+const ADDRESSES: [u64; 15] =
+    [3, 4, 5, 6, 7, 12, 13, 23, 25, 26, 36, 0x6fff_fef5, 0x6fff_fff0, 0x6fff_fffc, 0x6fff_fffe];
+
 const PAGE_BYTES: u64 = 4096;
 /// Pages that lie between two relocated ones and are fetched with them, in bytes.
 const MAX_GAP_BYTES: u64 = 64 << 10;
@@ -108,17 +113,16 @@ impl Loadable {
         let packed = table(36, 35, MAX_RELOCATIONS_BYTES);
         // DT_STRTAB and DT_STRSZ.
         let strings = table(5, 10, MAX_TABLE_BYTES);
-        // DT_SYMTAB has no length: linkers put the strings right behind it. DT_GNU_HASH and DT_VERSYM have none either, and
-        // lie around them.
-        let symbols = value(6).zip(value(5)).filter(|(symbols, strings)| symbols < strings);
-        let symbols = symbols.filter(|(symbols, strings)| strings - symbols <= MAX_TABLE_BYTES);
-        let symbols = symbols.and_then(|(symbols, strings)| self.in_file(symbols, strings - symbols));
-        let around = value(0x6fff_fef5).and_then(|hash| self.in_file(hash, 1));
-        Tables {
-            relocations: relocations.collect(),
-            packed,
-            symbols: [around, symbols, strings].into_iter().flatten().collect(),
-        }
+        // DT_GNU_HASH, DT_VERSYM and DT_SYMTAB have no length: each ends where the next table begins. Which that is differs,
+        // as programs that change libraries move some of them to the end.
+        let tables: Vec<u64> = ADDRESSES.into_iter().filter_map(value).collect();
+        let up_to_next = |tag: u64| {
+            let address = value(tag)?;
+            let next = tables.iter().filter(|other| **other > address).min();
+            self.in_file_up_to(address, next.map_or(MAX_TABLE_BYTES, |next| (next - address).min(MAX_TABLE_BYTES)))
+        };
+        let symbols = [0x6fff_fef5, 0x6fff_fff0, 6].into_iter().filter_map(up_to_next).chain(strings).collect();
+        Tables { relocations: relocations.collect(), packed, symbols }
     }
 
     /// Which parts of the file these relocations change, with what lies between them. `packed` says which kind it is.
@@ -148,6 +152,13 @@ impl Loadable {
         let segment = self.segments.iter().find(holds)?;
         let start = segment.offset.checked_add(address - segment.address)?;
         Some(start..start.checked_add(bytes)?)
+    }
+
+    /// Where in the file what begins at `address` is, `bytes` bytes or as many as are in the same segment.
+    fn in_file_up_to(&self, address: u64, bytes: u64) -> Option<Range<u64>> {
+        let holds = |segment: &&Segment| segment.address <= address && address - segment.address < segment.file_bytes;
+        let segment = self.segments.iter().find(holds)?;
+        self.in_file(address, bytes.min(segment.file_bytes - (address - segment.address)))
     }
 
     /// The number of the page in the file. One beyond all files is none.
@@ -252,6 +263,24 @@ mod tests {
     }
 
     #[test]
+    fn a_table_without_length_ends_with_the_next_one_or_its_segment() {
+        let object = Loadable::of_head(&head()).unwrap();
+
+        // The strings and the hash were moved to the second segment.
+        let tables = object.tables(&dynamic(&[
+            (0x6fff_fef5, 0x90_0000),
+            (5, 0x70_0000),
+            (10, 0x100),
+            (0x6fff_fff0, 0x1000),
+            (6, 0x2000),
+            (7, 0x5000),
+            (8, 24),
+        ]));
+
+        assert_eq!(tables.symbols, [0x8f_f000..0x90_0000, 0x1000..0x2000, 0x2000..0x5000, 0x6f_f000..0x6f_f100]);
+    }
+
+    #[test]
     fn relocations_name_pages_of_the_file() {
         let object = Loadable::of_head(&head()).unwrap();
         let entry = |address: u64| [address.to_le_bytes(), [0; 8], [0; 8]].concat();
@@ -274,6 +303,7 @@ mod tests {
         let object = Loadable::of_head(&head).unwrap();
         let beyond = object.tables(&dynamic(&[(7, u64::MAX - 1), (8, 1 << 20), (5, 0x8000), (10, u64::MAX), (6, 7)]));
         assert!(beyond.relocations.is_empty(), "{beyond:?}");
-        assert!(object.relocated(&[0xff; 100], true).is_empty());
+        assert!(object.relocated(&[0xff; 100], false).is_empty());
+        assert_eq!(object.relocated(&[0xff; 16], true), std::slice::from_ref(&(0..PAGE_BYTES)));
     }
 }

@@ -20,6 +20,8 @@ const MAX_THREADS: usize = 16;
 const MAX_AHEAD: usize = 4;
 /// Ranges that wait to be fetched; what comes beyond is left to be asked for.
 const MAX_WAITING: usize = 4096;
+/// Chunks that a reader waits for which come before the one that it wants: 2 MiB.
+const MAX_BEFORE: u32 = 32;
 /// A thread without work ends after this.
 const IDLE_TIME: Duration = Duration::from_secs(5);
 
@@ -78,6 +80,19 @@ impl Workers {
             work.ahead.push_back(range);
             self.shared.changed.notify_one();
         }
+    }
+
+    /// Takes the range that waits to be fetched and has `chunk` in it, for it to be fetched at once. What is far before
+    /// that goes on waiting, as the next.
+    pub(super) fn take_waiting(&self, chunk: u32) -> Option<Range<u32>> {
+        let mut work = self.shared.work.lock();
+        let index = work.ahead.iter().position(|range| range.contains(&chunk))?;
+        let range = work.ahead.remove(index)?;
+        if chunk - range.start <= MAX_BEFORE {
+            return Some(range);
+        }
+        work.ahead.push_front(range.start..chunk);
+        Some(chunk..range.end)
     }
 
     /// Whether nothing is left to be fetched ahead.
