@@ -1,6 +1,7 @@
 //! Packs a tree into an image: under a temporary name beside the target, synced, then renamed, so that a crash leaves
 //! the old image or the new one.
 
+mod definition;
 mod provenance;
 
 use crate::host::{cache_dir, subordinate_ids};
