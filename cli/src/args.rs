@@ -10,6 +10,7 @@ mod images;
 mod instance;
 mod layer;
 mod layers;
+mod recipe;
 mod run;
 mod sif;
 
@@ -22,6 +23,7 @@ pub use images::{
 pub use instance::{InstanceListArgs, InstanceStartArgs, InstanceStatsArgs, InstanceStopArgs, InstanceVerb};
 pub use layer::{DiffArgs, LayerResetArgs, LayerVerb};
 pub use layers::{OverlayCreateArgs, OverlayVerb};
+pub use recipe::RecipeFlags;
 pub use run::{ContainFlags, ExecArgs, NamespaceFlags, OtherFlags, RunArgs, RunFlags, ShellArgs, TestArgs};
 pub use sif::{SifObjectArgs, SifVerb};
 
@@ -232,6 +234,12 @@ pub enum Verb {
     },
     /// Print the version
     Version,
+    /// Do a step of a build; started by build
+    #[command(hide = true)]
+    BuildStep {
+        /// What to do
+        job: PathBuf,
+    },
     /// Serve one mount; started by the other commands
     #[command(hide = true)]
     Daemon {

@@ -41,6 +41,17 @@ impl Report {
         tracing_subscriber::fmt().with_max_level(level).with_writer(std::io::stderr).init();
     }
 
+    /// The options that have another siphon print as much.
+    pub fn as_flags(self) -> &'static [&'static str] {
+        match self.verbosity {
+            Verbosity::Silent => &["--silent"],
+            Verbosity::Quiet => &["--quiet"],
+            Verbosity::Normal => &[],
+            Verbosity::Verbose => &["--verbose"],
+            Verbosity::Debug => &["--debug"],
+        }
+    }
+
     /// Whether INFO messages are left out.
     pub fn is_quiet(self) -> bool {
         self.verbosity < Verbosity::Normal

@@ -14,6 +14,7 @@ mod mount_spec;
 mod namespaces;
 mod other;
 mod overlays;
+mod recipe;
 mod run;
 mod size;
 mod variables;
@@ -28,6 +29,7 @@ pub use gpu::GpuSettings;
 pub use image_file::{Compression, ImageSettings};
 pub use namespaces::{Namespaces, Processes};
 pub use overlays::OverlaySpec;
+pub use recipe::{RecipeSettings, is_own_variable};
 #[cfg(test)]
 pub use run::Home;
 pub use run::{Action, Fakeroot, RunSettings, Writes};
@@ -97,6 +99,14 @@ pub enum SettingsError {
         /// What to do instead.
         instead: &'static str,
     },
+    /// `--section` with something else than a section.
+    #[error("--section has no {0:?}: it takes all, none, setup, post, files, environment, test and labels")]
+    Section(String),
+    /// Options of mksquashfs that cannot be followed.
+    #[error(
+        "--mksquashfs-args {0:?} cannot be followed: -comp takes gzip, zstd, xz, lz4 or lzo, and a level is a number that it has"
+    )]
+    MksquashfsArgs(String),
     /// The image's name is no text.
     #[error("the image argument is not valid UTF-8")]
     ImageName,

@@ -1,6 +1,6 @@
 //! Arguments of the commands that make images and look into them.
 
-use super::DaemonFlags;
+use super::{DaemonFlags, RecipeFlags};
 use clap::Args;
 use std::path::PathBuf;
 
@@ -16,10 +16,17 @@ pub struct BuildArgs {
     /// Take the changes in this directory into the image: a layer, as `--overlay` of a run leaves it
     #[arg(long, value_name = "DIR", conflicts_with = "sandbox")]
     pub overlay: Option<PathBuf>,
+    /// How a definition file is read and built
+    #[command(flatten)]
+    pub recipe: RecipeFlags,
+    /// Take the image as it is, without a note of what it is made of
+    #[arg(long, hide = true)]
+    pub as_it_is: bool,
     /// What to make: an image file, SIF or by the endings .sqfs and .squashfs bare squashfs; or with --sandbox a directory
     pub target: PathBuf,
-    /// What to make it from: an image, a sandbox, a directory or an http(s) URL
-    pub source: String,
+    /// What to make it from: a definition file, an image, a sandbox, a directory or an http(s) URL
+    #[arg(required_unless_present = "check")]
+    pub source: Option<String>,
 }
 
 /// Options of the commands that make image files.

@@ -22,6 +22,7 @@ pub use arguments::BuildArguments;
 pub use error::{Error, Problem};
 pub use files::{Files, Transfer};
 pub use json::from_json;
+pub use section::labels;
 pub use text::{Line, Span};
 
 use std::collections::BTreeMap;

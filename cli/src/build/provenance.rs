@@ -141,7 +141,7 @@ fn put(view: &View, directory: Ino, name: &str, content: &str, seconds: u32) -> 
 }
 
 /// `Wednesday_25_November_2026_1:19:33_UTC`, as apptainer has it.
-fn date(seconds: u32) -> String {
+pub(super) fn date(seconds: u32) -> String {
     let text = crate::report::utc(seconds.into());
     let numbers: Vec<usize> = text.split(['-', ' ', ':']).filter_map(|part| part.parse().ok()).collect();
     let [year, month, day, hour, minute, second] = numbers[..] else { return text };
