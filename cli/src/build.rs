@@ -18,6 +18,8 @@ mod root;
 mod stage;
 mod workspace;
 
+pub use workspace::Told;
+
 use crate::host::{cache_dir, subordinate_ids};
 use crate::inspection::everything;
 use crate::report::{Report, human_bytes};

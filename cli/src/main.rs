@@ -42,6 +42,8 @@ fn main() -> ExitCode {
     match run(cli.verb, cli.global.limited, environment, report) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
+        // The process that it happened in has said it.
+        Err(error) if error.is::<build::Told>() => ExitCode::from(EXIT_FATAL),
         Err(error) if error.is::<Unfit>() => ExitCode::from(EXIT_UNFIT),
         Err(error) => match error.downcast_ref::<clap::Error>() {
             Some(error) => usage(error),

@@ -14,7 +14,8 @@ use tempfile::TempDir;
 const EMPTY_DIRECTORIES: [&str; 5] = ["data/empty", "data/real", "home", "scif/data/foo/input", "var/tmp"];
 
 /// The directory that cases know as `$IMAGES`: `main.sif`, which is also `$IMAGE`, `main.sqfs`, `docker.sqfs`, `bare.sqfs` (nothing but the
-/// system), `layer.sqfs` (what an overlay adds) and `main`, the unpacked tree.
+/// system), `layer.sqfs` (what an overlay adds) `main`, the unpacked tree, and
+/// `recipes` with the definition files of the group `build`.
 pub(crate) struct Images {
     directory: TempDir,
 }
@@ -47,6 +48,9 @@ impl Images {
         for name in ["docker", "bare", "layer"] {
             std::fs::remove_dir_all(path(name)).unwrap();
         }
+        let recipes = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/compat/recipes");
+        let copied = Command::new("cp").arg("-rP").arg(recipes).arg(path("recipes")).status().unwrap();
+        assert!(copied.success());
         Self { directory }
     }
 

@@ -7,7 +7,7 @@ use super::definition::Transfer;
 use super::glob::{self, Host, Names};
 use super::root::{Root, made, plain};
 use anyhow::{Context, bail};
-use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags};
+use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags};
 use rustix::io::Errno;
 use siphon_image::path::resolve;
 use siphon_image::tree::{Attr, Kind, NodeId, Tree};
@@ -311,9 +311,4 @@ pub(super) fn digest(path: &Path, hash: &mut dyn FnMut(&[u8]), depth: usize) -> 
         }
     }
     Ok(())
-}
-
-/// Opens a directory of the host by itself.
-pub(super) fn is_there(path: &Path) -> bool {
-    rustix::fs::accessat(CWD, path, rustix::fs::Access::EXISTS, AtFlags::empty()).is_ok()
 }

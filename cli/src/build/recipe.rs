@@ -9,12 +9,13 @@ use super::keep::Keep;
 use super::stage::{Builder, Built};
 use super::workspace::{Told, Workspace};
 use crate::host::{cache_dir, runtime_dir, subordinate_ids};
-use crate::report::Report;
+use crate::report::{Report, human_bytes};
 use crate::settings::{Common, Environment, ImageSettings, RecipeSettings};
 use anyhow::{Context, bail};
 use siphon_fsd::daemon::{Ids, Layer};
 use siphon_fsd::sys::subordinate_ids::SubordinateIds;
 use siphon_image::sif::Arch;
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -218,16 +219,36 @@ fn image(
     let actions = vec![Action::TakeMountPoints(last.missing.clone()), Action::Finish(Box::new(finish))];
     builder.inside_with(&last.layer, Layer::Overlay(over.clone()), actions)?;
     builder.release(&over);
-    let overlay = format!("{}:ro", over.display());
-    test(builder, stage, &last.layer, &["--overlay", &overlay])?;
-    let mut command = workspace.siphon();
-    command.args(["build", "--as-it-is", "--overlay"]).arg(&over).args(&request.image_options);
-    command.arg(request.target).arg(&last.layer);
-    let status = workspace.interrupt.run(&mut command, |_| {})?;
-    if !status.success() {
-        bail!(Told);
+    let pack = |target: &Path, quietly: bool| {
+        let mut command = workspace.siphon();
+        command.args(quietly.then_some("--quiet"));
+        command.args(["build", "--as-it-is", "--overlay"]).arg(&over).args(&request.image_options);
+        let status = workspace.interrupt.run(command.arg(target).arg(&last.layer), |_| {})?;
+        if status.success() { Ok(()) } else { Err(anyhow::Error::from(Told)) }
+    };
+    if stage.test.is_empty() || !builder.settings.sections.runs_test() {
+        return pack(request.target, false);
     }
+    // What is tested is the image itself, before it has its name.
+    let (parent, name) = parent_and_name(request.target)?;
+    let beside = tempfile::Builder::new().prefix(".siphon-").tempdir_in(&parent);
+    let beside = beside.with_context(|| format!("cannot write to {}", parent.display()))?;
+    let packed = beside.path().join(name);
+    workspace.report.info("Creating SIF file...");
+    pack(&packed, true)?;
+    test(builder, stage, &packed)?;
+    let bytes = std::fs::metadata(&packed)?.len();
+    std::fs::rename(&packed, parent.join(name)).with_context(|| format!("cannot make {}", request.target.display()))?;
+    workspace.report.info(format_args!("Build complete: {} ({})", request.target.display(), human_bytes(bytes)));
     Ok(())
+}
+
+/// Where a file or directory is to be, and its name there.
+fn parent_and_name(target: &Path) -> anyhow::Result<(PathBuf, &OsStr)> {
+    let parent = target.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let parent = parent.canonicalize().with_context(|| format!("cannot write to {}", parent.display()))?;
+    let name = target.file_name().with_context(|| format!("{} is no name for an image", target.display()))?;
+    Ok((parent, name))
 }
 
 /// The layer becomes the sandbox. Over a base that is nobody's own, all of it does.
@@ -242,12 +263,12 @@ fn sandbox(
     let actions = vec![Action::TakeMountPoints(last.missing.clone()), Action::Finish(Box::new(finish))];
     if request.settings.update {
         builder.inside(&last.layer, actions)?;
-        test(builder, stage, &last.layer, &[])?;
+        test(builder, stage, &last.layer)?;
         builder.release(&last.layer);
     } else {
         let layer = own_copy(builder, last)?;
         builder.inside(&layer, actions)?;
-        test(builder, stage, &layer, &[])?;
+        test(builder, stage, &layer)?;
         let whole = workspace.path.join("whole");
         if last.is_whole {
             builder.inside(&layer, vec![Action::CopyOut { to: whole.clone() }])?;
@@ -275,9 +296,7 @@ fn own_copy(builder: &Builder<'_>, last: &Built) -> anyhow::Result<PathBuf> {
 /// Moves a directory to where it was asked for, in place of what is there.
 fn place(builder: &Builder<'_>, request: &Request<'_>, directory: &Path) -> anyhow::Result<()> {
     let target = request.target;
-    let parent = target.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let parent = parent.canonicalize().with_context(|| format!("cannot write to {}", parent.display()))?;
-    let name = target.file_name().with_context(|| format!("{} is no name for a sandbox", target.display()))?;
+    let (parent, name) = parent_and_name(target)?;
     let target = parent.join(name);
     if target.symlink_metadata().is_ok() {
         super::check_replaceable(&target)?;
@@ -292,12 +311,11 @@ fn place(builder: &Builder<'_>, request: &Request<'_>, directory: &Path) -> anyh
 }
 
 /// Runs `%test`, in the container as it is going to be.
-fn test(builder: &Builder<'_>, stage: &Stage, layer: &Path, options: &[&str]) -> anyhow::Result<()> {
+fn test(builder: &Builder<'_>, stage: &Stage, layer: &Path) -> anyhow::Result<()> {
     if stage.test.is_empty() || !builder.settings.sections.runs_test() {
         return Ok(());
     }
     let mut command = builder.container("test", layer)?;
-    command.args(options);
     if builder.settings.writable_tmpfs {
         command.arg("--writable-tmpfs");
     }

@@ -33,6 +33,7 @@ impl Root {
     /// Opens what `path` leads to, links followed within the root.
     pub(super) fn resolve(&self, path: &Path, flags: OFlags) -> Result<OwnedFd, Errno> {
         let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+        let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
         let mut result = Err(Errno::AGAIN);
         for _ in 0..MAX_TRIES {
             result = openat2(&self.root, path, flags | OFlags::CLOEXEC, Mode::empty(), resolve);

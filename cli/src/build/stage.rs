@@ -41,6 +41,16 @@ pub(super) struct Builder<'a> {
     pub(super) again: String,
 }
 
+/// What of an earlier build a layer begins with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Earlier {
+    None,
+    /// What was kept of the sections before `%post`.
+    Kept,
+    /// What a `%post` that failed has left, and someone may have mended.
+    Failed,
+}
+
 /// A stage that is built.
 #[derive(Debug)]
 pub(super) struct Built {
@@ -87,7 +97,7 @@ impl Builder<'_> {
             let key = key.and(&post.arguments).and(&post.text);
             self.settings.run_options.iter().fold(key, Key::and)
         });
-        let (before, after) = (before_post.map(|key| key.text()), after_post.map(|key| key.text()));
+        let (before, mut after) = (before_post.map(|key| key.text()), after_post.map(|key| key.text()));
         let built =
             |layer, key, missing| Built { name: stage.name().map(str::to_owned), layer, key, missing, is_whole };
         if let Some((layer, note)) = self.keep.find(after.as_deref()) {
@@ -98,7 +108,12 @@ impl Builder<'_> {
             ));
             return Ok(built(layer, after, note.missing));
         }
-        if !self.take_earlier(before.as_deref(), &layer)? {
+        let earlier_layer = self.take_earlier(before.as_deref(), &layer)?;
+        if earlier_layer == Earlier::Failed {
+            // What was mended by hand is not what the recipe makes.
+            after = None;
+        }
+        if earlier_layer == Earlier::None {
             self.sections_before_post(stage, earlier, &layer)?;
             let copies = stage.files.iter().any(|files| !files.transfers.is_empty()) || !stage.apps.is_empty();
             if copies && !post.is_empty() {
@@ -115,7 +130,8 @@ impl Builder<'_> {
             return Ok(built(layer, None, note.missing));
         }
         let layer = self.keep.store(after.as_deref(), &layer, &note)?;
-        Ok(built(layer, after.or(before), note.missing))
+        let key = if earlier_layer == Earlier::Failed { None } else { after.or(before.filter(|_| post.is_empty())) };
+        Ok(built(layer, key, note.missing))
     }
 
     /// `%pre`, which runs on the host before anything is there.
@@ -215,24 +231,24 @@ impl Builder<'_> {
     }
 
     /// Begins with a layer of an earlier build, if there is one.
-    fn take_earlier(&self, key: Option<&str>, layer: &Path) -> anyhow::Result<bool> {
+    fn take_earlier(&self, key: Option<&str>, layer: &Path) -> anyhow::Result<Earlier> {
         if let Some(failed) = key.and_then(|key| self.keep.failed(key)) {
             self.report().info("Going on with what the failed %post has left");
             self.workspace.step(&Job::Remove { paths: vec![layer.to_owned()] })?;
             std::fs::rename(&failed, layer).with_context(|| format!("cannot go on in {}", failed.display()))?;
-            return Ok(true);
+            return Ok(Earlier::Failed);
         }
         if self.settings.resume {
             self.report().warning("no failed %post of this recipe is kept: everything runs from the beginning");
         }
-        let Some((kept, _)) = self.keep.find(key) else { return Ok(false) };
+        let Some((kept, _)) = self.keep.find(key) else { return Ok(Earlier::None) };
         self.report().info(format_args!(
             "The sections before %post are as they were: taken from an earlier build ({})",
             human_bytes(size(&kept))
         ));
         self.workspace.step(&Job::Remove { paths: vec![layer.to_owned()] })?;
         self.workspace.step(&Job::Copy { from: kept, to: layer.to_owned() })?;
-        Ok(true)
+        Ok(Earlier::Kept)
     }
 
     fn sections_before_post(&self, stage: &Stage, earlier: &[Built], layer: &Path) -> anyhow::Result<()> {
@@ -280,7 +296,8 @@ impl Builder<'_> {
         let path = format!("/{POST}");
         let argv = argv("post", &path, post)?;
         let put = Action::Put { path: path.clone(), text: post.text.clone(), mode: 0o755 };
-        let targets = self.settings.bind_targets.clone();
+        let targets =
+            [PathBuf::from("/etc/localtime")].into_iter().chain(self.settings.bind_targets.iter().cloned()).collect();
         let missing = self.inside(layer, vec![Action::Missing(targets), put])?.missing;
         let mut command = self.container("exec", layer)?;
         command.args(["--writable", "--cleanenv"]);

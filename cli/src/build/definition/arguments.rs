@@ -53,11 +53,6 @@ impl BuildArguments {
         Ok(Self { values, may_be_unused })
     }
 
-    /// All values with their names.
-    pub fn values(&self) -> &BTreeMap<String, String> {
-        &self.values
-    }
-
     /// Whether all were used.
     pub(super) fn check_used(&self, used: &BTreeSet<String>, warnings: &mut Vec<String>) -> Result<(), Error> {
         let unused: Vec<_> = self.values.keys().filter(|name| !used.contains(*name)).map(String::as_str).collect();
