@@ -9,7 +9,7 @@ pub use progress::Bar;
 pub use text::{columns, human_bytes, json_with_tabs, utc};
 
 use crate::settings::Verbosity;
-use std::io::{BufRead, ErrorKind, Write};
+use std::io::{BufRead, ErrorKind, IsTerminal, Write};
 use tracing::level_filters::LevelFilter;
 
 /// Exit code of a command line that cannot be understood, as singularity's.
@@ -50,6 +50,11 @@ impl Report {
             Verbosity::Verbose => &["--verbose"],
             Verbosity::Debug => &["--debug"],
         }
+    }
+
+    /// Whether someone sits before a terminal and wants to know how far things are.
+    pub fn is_watched(self) -> bool {
+        !self.is_quiet() && std::io::stderr().is_terminal()
     }
 
     /// Whether INFO messages are left out.

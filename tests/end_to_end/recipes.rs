@@ -194,15 +194,12 @@ fn binds_of_a_build_do_not_stay_in_the_image() {
 #[test]
 fn files_of_a_stage_never_come_from_outside_of_it() {
     let environment = TestEnvironment::new();
-    environment.write("secret", "of the host\n");
-    let secret = environment.work().join("secret").display().to_string();
+    // Every host has this file, with something else in it.
     let text = format!(
-        "Bootstrap: localimage\nFrom: {0}\nStage: evil\n%post\n mkdir -p {1}; echo of the stage > {2}\n ln -s {2} /link\n \
-         ln -s ../../../../../../../../..{2} /up\nBootstrap: localimage\nFrom: {0}\n%files from evil\n /link /one\n /up /two\n \
-         ../../../../../../../..{2} /three\n",
+        "Bootstrap: localimage\nFrom: {0}\nStage: evil\n%post\n echo of the stage > /etc/hostname\n ln -s /etc/hostname /link\n \
+         ln -s ../../../../../../../../../etc/hostname /up\nBootstrap: localimage\nFrom: {0}\n%files from evil\n /link /one\n /up \
+         /two\n ../../../../../../../../etc/hostname /three\n",
         environment.images().sif(),
-        environment.work().display(),
-        secret,
     );
     environment.write("r.def", &text);
 
@@ -218,7 +215,7 @@ fn files_never_lead_out_of_the_image() {
     environment.write("one", "1\n");
     let outside = environment.make_directory("outside");
     let text = format!(
-        "%setup\n ln -s {0} $APPTAINER_ROOTFS/out; ln -s ../../../../../../../..{0}/file $APPTAINER_ROOTFS/file\n%files\n one \
+        "%setup\n mkdir -p $APPTAINER_ROOTFS{0}; ln -s {0} $APPTAINER_ROOTFS/out; ln -s ../../../../../../../..{0}/file $APPTAINER_ROOTFS/file\n%files\n one \
          /out/one\n one /file\n one ../../../../../../../..{0}/up\n",
         outside.display()
     );
@@ -230,20 +227,17 @@ fn files_never_lead_out_of_the_image() {
 }
 
 #[test]
-fn owners_are_kept_with_and_without_subordinate_ids() {
+fn owners_are_given_with_and_without_subordinate_ids() {
     let environment = TestEnvironment::new();
     recipe(&environment, "%post\n touch /owned; chown 7:8 /owned; mkdir /closed; chown 9 /closed; chmod 700 /closed\n");
 
-    for options in [&["--no-cache"][..], &["--no-cache", "--ignore-subuid"]] {
+    // Pretended owners are root's in the end.
+    for (options, owners) in [(&["--no-cache"][..], "7:8\n9:0"), (&["--no-cache", "--ignore-subuid"], "0:0\n0:0")] {
         let words = [&["build", "--force"], options, &["out.sif", "r.def"]].concat();
         environment.siphon(&words).stdout();
 
         let line = "stat -c '%u:%g' /owned /closed";
-        assert_eq!(
-            environment.siphon(&["exec", "-f", "out.sif", "sh", "-c", line]).stdout(),
-            "7:8\n9:0",
-            "{options:?}"
-        );
+        assert_eq!(environment.siphon(&["exec", "-f", "out.sif", "sh", "-c", line]).stdout(), owners, "{options:?}");
     }
 }
 
@@ -272,8 +266,8 @@ last=; for last; do :; done
 name=${last##*/}
 case ${0##*/} in
     git) mkdir -p "${name%.git}" ;;
-    wget) : > "$name" ;;
-    unzip) [ -f "$last" ] && mkdir -p "${name%.zip}" ;;
+    fetch) : > "$name" ;;
+    unpack) [ -f "$last" ] && mkdir -p "${name%.zip}" ;;
     apt) [ "$1" != install ] || mkdir -p /opt/conda/lib/python3.6/site-packages/mujoco_py /usr/local/lib/python3.5/dist-packages/mujoco_py ;;
 esac
 "#;
@@ -284,7 +278,7 @@ fn the_recipes_of_the_tutorial_are_built_and_run() {
     environment.write("stand-in", STAND_IN);
     environment.write("mjkey.txt", "the key\n");
     let base = "%files\n stand-in /bin/stand-in\n%post\n chmod 755 /bin/stand-in; mkdir -p /usr/local /opt/conda/bin\n for name in apt \
-                apt-get pip git wget unzip; do ln -sf stand-in /bin/$name; done\n ln -sf busybox /bin/bash\n";
+                apt-get pip git fetch unpack; do ln -sf stand-in /bin/$name; done\n ln -sf busybox /bin/bash\n";
     recipe(&environment, base);
     environment.siphon(&["build", "base.sif", "r.def"]).stdout();
     let tutorial = [
@@ -313,7 +307,8 @@ fn the_recipes_of_the_tutorial_are_built_and_run() {
         let header = |line: &str| match line.split(':').next() {
             Some("Bootstrap") => "Bootstrap: localimage".to_owned(),
             Some("From") => "From: base.sif".to_owned(),
-            _ => line.to_owned(),
+            // Busybox's own programs cannot be stood in for: its shell runs them whatever lies in the PATH.
+            _ => line.replace("wget https", "fetch https").replace("unzip mj", "unpack mj"),
         };
         environment.write("t.def", &text.lines().map(|line| header(line) + "\n").collect::<String>());
         let image = format!("{name}.sif");

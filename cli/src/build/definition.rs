@@ -146,9 +146,11 @@ pub fn parse(text: &str, given: &BuildArguments) -> Result<Recipe, Error> {
         match arguments::expand(part, first_line, given, &mut recipe.warnings) {
             Ok(expanded) => {
                 used.extend(expanded.used);
-                recipe.text.push_str(&expanded.text);
                 match stage(&expanded.text, first_line, &recipe.stages) {
-                    Ok(Some(stage)) => recipe.stages.push(stage),
+                    Ok(Some(stage)) => {
+                        recipe.text.push_str(&expanded.text);
+                        recipe.stages.push(stage);
+                    }
                     Ok(None) => {}
                     Err(found) => problems.extend(found),
                 }

@@ -100,7 +100,9 @@ fn text_of(path: &Path) -> anyhow::Result<String> {
 pub fn build(request: &Request<'_>, report: Report) -> anyhow::Result<()> {
     let recipe = read(request.source, request.settings, report)?;
     // Where the user is told of a wrong header before anything runs.
-    for stage in &recipe.stages {
+    // The last header of an update is not looked at.
+    let started = recipe.stages.len() - usize::from(request.settings.update);
+    for stage in recipe.stages.iter().take(started) {
         super::bootstrap::base(stage).context("unable to create build")?;
     }
     let is_there = request.target.symlink_metadata().is_ok();

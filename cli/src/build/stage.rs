@@ -13,7 +13,6 @@ use anyhow::{Context, bail};
 use nix::sys::stat::{Mode, umask};
 use siphon_fsd::daemon::{self, Ids, Layer, LayerEngine, Placement, Spec};
 use siphon_fsd::locator::Locator;
-use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -143,7 +142,10 @@ impl Builder<'_> {
         std::fs::write(&path, &stage.pre.text)?;
         let argv = argv("pre", &path.display().to_string(), &stage.pre)?;
         self.report().info("Running pre scriptlet");
-        let status = self.workspace.interrupt.run(std::process::Command::new(&argv[0]).args(&argv[1..]), |_| {})?;
+        let before = umask(Mode::from_bits_truncate(UMASK));
+        let status = self.workspace.interrupt.run(std::process::Command::new(&argv[0]).args(&argv[1..]), |_| {});
+        umask(before);
+        let status = status?;
         if !status.success() {
             bail!("failed to run %pre script: {}", child::said(status));
         }
@@ -253,7 +255,13 @@ impl Builder<'_> {
 
     fn sections_before_post(&self, stage: &Stage, earlier: &[Built], layer: &Path) -> anyhow::Result<()> {
         let has = |name| self.settings.sections.has(name);
-        let mut actions = vec![Action::BaseFiles];
+        let mut actions = Vec::new();
+        if stage.agent() == "scratch" && !self.settings.update {
+            // What says that there is no runscript needs a shell, which an image from nothing may not get.
+            let (path, text) = (".singularity.d/runscript".to_owned(), "#!/bin/sh\n".to_owned());
+            actions.push(Action::Put { path, text, mode: 0o755 });
+        }
+        actions.push(Action::BaseFiles);
         if !stage.apps.is_empty() {
             actions.push(Action::Apps(stage.apps.iter().map(apps::App::from).collect()));
         }
@@ -275,7 +283,7 @@ impl Builder<'_> {
             actions.push(Action::Files(transfers(&files.transfers)));
         }
         let start = Instant::now();
-        let tells = actions.len() > 1;
+        let tells = !matches!(actions.last(), Some(Action::BaseFiles));
         self.inside(layer, actions)?;
         if tells {
             self.tell("the sections before %post", layer, start.elapsed());
@@ -382,7 +390,7 @@ impl Builder<'_> {
         what: &str,
         layer: &Path,
     ) -> anyhow::Result<std::process::ExitStatus> {
-        let tells = std::io::stderr().is_terminal() && !self.report().is_quiet();
+        let tells = self.report().is_watched();
         let mut next = NEWS;
         let before = umask(Mode::from_bits_truncate(UMASK));
         let status = self.workspace.interrupt.run(command, |elapsed| {
