@@ -60,6 +60,8 @@ mod end_to_end {
     mod oci;
     /// Layers over an image, and what makes them.
     mod overlay;
+    /// Images and sandboxes from definition files.
+    mod recipes;
     /// Images behind a web server.
     mod remote;
     /// The objects of a SIF.

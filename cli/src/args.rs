@@ -11,6 +11,7 @@ mod instance;
 mod layer;
 mod layers;
 mod pin;
+mod recipe;
 mod registry;
 mod run;
 mod shorthands;
@@ -26,6 +27,7 @@ pub use instance::{InstanceListArgs, InstanceStartArgs, InstanceStatsArgs, Insta
 pub use layer::{DiffArgs, LayerResetArgs, LayerVerb};
 pub use layers::{OverlayCreateArgs, OverlayVerb};
 pub use pin::PinArgs;
+pub use recipe::RecipeFlags;
 pub use registry::{LoginArgs, LogoutArgs, PullArgs, PushArgs, RegistryFlags, RegistryListArgs, RegistryVerb, TagArgs};
 pub use run::{ContainFlags, ExecArgs, NamespaceFlags, OtherFlags, RunArgs, RunFlags, ShellArgs, TestArgs};
 pub use sif::{SifAddArgs, SifObjectArgs, SifVerb};
@@ -290,6 +292,12 @@ pub enum Verb {
     },
     /// Print the version
     Version,
+    /// Do a step of a build; started by build
+    #[command(hide = true)]
+    BuildStep {
+        /// What to do
+        job: PathBuf,
+    },
     /// Serve one mount; started by the other commands
     #[command(hide = true)]
     Daemon {

@@ -1,11 +1,28 @@
 //! Packs a tree into an image: under a temporary name beside the target, synced, then renamed, so that a crash leaves
 //! the old image or the new one.
 
+mod agents;
+mod apps;
+mod base_files;
+mod bootstrap;
+mod child;
 pub mod convert;
+mod copy;
+mod definition;
 pub mod elsewhere;
+mod finish;
+mod glob;
+pub mod job;
+mod keep;
 mod provenance;
 pub mod publish;
+pub mod recipe;
+mod root;
 pub mod sources;
+mod stage;
+mod workspace;
+
+pub use workspace::Told;
 
 use crate::host::{cache_dir, subordinate_ids};
 use crate::inspection::everything;
@@ -39,7 +56,7 @@ const FLUSH_INTERVAL: Duration = Duration::from_millis(200);
 const INSPECT_METADATA: &str = "inspect-metadata.json";
 
 /// Makes the image file `target` from `source`: an image, a sandbox with its changes, or a directory, with the changes of
-/// the layer `overlay`.
+/// the layer `overlay`. It says what it was made from, unless it is taken `as_it_is`.
 ///
 /// # Errors
 /// If the source cannot be opened or read, the target exists and is not to be replaced, or it cannot be written. The
@@ -49,6 +66,7 @@ pub fn image(
     overlay: Option<&Path>,
     target: &Path,
     settings: &ImageSettings,
+    as_it_is: bool,
     common: &Common,
     report: Report,
 ) -> anyhow::Result<()> {
@@ -73,10 +91,12 @@ pub fn image(
     let arch = image.sif.as_ref().map(|sif| sif.header().arch).or_else(|| Arch::from_name(std::env::consts::ARCH));
     let arch = arch.unwrap_or(Arch::UNKNOWN);
     let own_files = tempfile::tempdir().context("cannot make a temporary directory")?;
-    let facts = facts(tree.as_ref()).with_context(context)?;
-    let provenance = Provenance { source, facts: &facts, arch, seconds };
-    let tree =
-        provenance::write(tree, provenance, own_files.path()).context("cannot write what the image is made of")?;
+    if !as_it_is {
+        let facts = facts(tree.as_ref()).with_context(context)?;
+        let provenance = Provenance { source, facts: &facts, arch, seconds };
+        tree =
+            provenance::write(tree, provenance, own_files.path()).context("cannot write what the image is made of")?;
+    }
     let made = Made { opened: &opened, tree, arch, seconds, owners, settings, report };
     report.info(format_args!("Creating {} file...", if is_bare(target) { "squashfs" } else { "SIF" }));
     let bytes = made.write(target).with_context(|| format!("cannot make {}", target.display()))?;
@@ -88,6 +108,22 @@ pub fn image(
 fn seconds(settings: &ImageSettings) -> anyhow::Result<u32> {
     let now = || SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
     Ok(settings.epoch_seconds.map_or_else(|| u32::try_from(now()), Ok)?)
+}
+
+/// Whether `--force` may replace a directory: only an empty one, or what looks like a container.
+///
+/// # Errors
+/// If it may not.
+pub fn check_replaceable(target: &Path) -> anyhow::Result<()> {
+    if !target.is_dir() {
+        return Ok(());
+    }
+    let container = [".siphon", ".singularity.d"].iter().any(|name| target.join(name).is_dir());
+    let mut entries = std::fs::read_dir(target).with_context(|| format!("cannot remove {}", target.display()))?;
+    if !container && entries.next().is_some() {
+        bail!("{} is a directory but no sandbox; remove it yourself if you mean it", target.display());
+    }
+    Ok(())
 }
 
 /// Whether the name asks for squashfs and nothing around it.

@@ -1,6 +1,7 @@
 //! The verbs, one file each.
 
 pub mod build;
+pub mod build_step;
 pub mod cache;
 pub mod cat;
 pub mod commit;

@@ -43,6 +43,8 @@ fn main() -> ExitCode {
     match run(cli.verb, cli.global.limited, environment, report) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
+        // The process that it happened in has said it.
+        Err(error) if error.is::<build::Told>() => ExitCode::from(EXIT_FATAL),
         Err(error) if error.is::<Unfit>() => ExitCode::from(EXIT_UNFIT),
         Err(error) => match error.downcast_ref::<clap::Error>() {
             Some(error) => usage(error),
@@ -89,6 +91,7 @@ fn run(verb: Verb, limited: bool, environment: Environment, report: Report) -> a
         Verb::Man { directory } => commands::man::man(directory.as_deref(), Cli::command(), report),
         Verb::Completion { shell } => commands::completion::completion(shell, Cli::command(), report),
         Verb::Version => Ok(report.line(env!("CARGO_PKG_VERSION"))?),
+        Verb::BuildStep { job } => commands::build_step::build_step(&job, report),
         Verb::Daemon { state, .. } => commands::daemon::daemon(&state),
     }
 }

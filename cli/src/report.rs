@@ -10,7 +10,7 @@ pub use text::{columns, human_bytes, json_with_tabs, utc};
 
 use crate::settings::Verbosity;
 use rustix::termios::{LocalModes, OptionalActions, tcgetattr, tcsetattr};
-use std::io::{BufRead, ErrorKind, Read, Write};
+use std::io::{BufRead, ErrorKind, IsTerminal, Read, Write};
 use tracing::level_filters::LevelFilter;
 
 /// Exit code of a command line that cannot be understood, as singularity's.
@@ -40,6 +40,22 @@ impl Report {
             Verbosity::Debug => LevelFilter::DEBUG,
         };
         tracing_subscriber::fmt().with_max_level(level).with_writer(std::io::stderr).init();
+    }
+
+    /// The options that have another siphon print as much.
+    pub fn as_flags(self) -> &'static [&'static str] {
+        match self.verbosity {
+            Verbosity::Silent => &["--silent"],
+            Verbosity::Quiet => &["--quiet"],
+            Verbosity::Normal => &[],
+            Verbosity::Verbose => &["--verbose"],
+            Verbosity::Debug => &["--debug"],
+        }
+    }
+
+    /// Whether someone sits before a terminal and wants to know how far things are.
+    pub fn is_watched(self) -> bool {
+        !self.is_quiet() && std::io::stderr().is_terminal()
     }
 
     /// Whether INFO messages are left out.

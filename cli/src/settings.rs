@@ -14,6 +14,7 @@ mod mount_spec;
 mod namespaces;
 mod other;
 mod overlays;
+mod recipe;
 mod registries;
 mod registries_conf;
 mod run;
@@ -31,6 +32,7 @@ pub use image_file::{Compression, ImageSettings};
 pub use limits::{Limit, Written, of_file as limits_of_file};
 pub use namespaces::{Namespaces, Processes};
 pub use overlays::OverlaySpec;
+pub use recipe::{RecipeSettings, is_own_variable};
 pub use registries::{RegistrySettings, credentials_file};
 pub use registries_conf::RegistriesConf;
 #[cfg(test)]
@@ -106,6 +108,14 @@ pub enum SettingsError {
         /// What to do instead.
         instead: &'static str,
     },
+    /// `--section` with something else than a section.
+    #[error("--section has no {0:?}: it takes all, none, setup, post, files, environment, test and labels")]
+    Section(String),
+    /// Options of mksquashfs that cannot be followed.
+    #[error(
+        "--mksquashfs-args {0:?} cannot be followed: -comp takes gzip, zstd, xz, lz4 or lzo, and a level is a number that it has"
+    )]
+    MksquashfsArgs(String),
     /// The image's name is no text.
     #[error("the image argument is not valid UTF-8")]
     ImageName,

@@ -17,8 +17,8 @@ const EMPTY_DIRECTORIES: [&str; 5] = ["data/empty", "data/real", "home", "scif/d
 const OCI_MAKER: &str = include_str!("../support/oci_layout.py");
 
 /// The directory that cases know as `$IMAGES`: `main.sif`, which is also `$IMAGE`, `main.sqfs`, `docker.sqfs`, `bare.sqfs` (nothing but the
-/// system), `layer.sqfs` (what an overlay adds) `main`, the unpacked tree, and `oci`
-/// with a layout and archives of one image of two layers.
+/// system), `layer.sqfs` (what an overlay adds) `main`, the unpacked tree, `oci`
+/// with a layout and archives of one image of two layers, and `recipes` with the definition files of the group `build`.
 pub(crate) struct Images {
     directory: TempDir,
 }
@@ -54,6 +54,9 @@ impl Images {
         for name in ["docker", "bare", "layer"] {
             std::fs::remove_dir_all(path(name)).unwrap();
         }
+        let recipes = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/compat/recipes");
+        let copied = Command::new("cp").arg("-rP").arg(recipes).arg(path("recipes")).status().unwrap();
+        assert!(copied.success());
         Self { directory }
     }
 

@@ -74,6 +74,26 @@ fn the_page_and_the_parser_have_the_same_flags() {
 }
 
 #[test]
+fn the_page_and_the_parser_have_the_same_flags_of_builds() {
+    let page = include_str!("../../../docs/COMPATIBILITY.md");
+    let (rows, parsed) = (rows(page, "Flags of `build`"), parsed("build"));
+
+    let mut wrong = Vec::new();
+    for row in &rows {
+        let is_missing = row.verdict.starts_with("not yet");
+        let misplaced = row.flags.iter().filter(|flag| parsed.contains(*flag) == is_missing);
+        wrong.extend(misplaced.map(|flag| format!("{flag}: its row says {}", row.verdict)));
+    }
+    let listed: BTreeSet<_> = rows.iter().flat_map(|row| &row.flags).map(String::as_str).collect();
+    let own = ["-h", "--help", "--as-it-is"];
+    let unlisted = parsed.iter().filter(|flag| !listed.contains(flag.as_str()) && !own.contains(&flag.as_str()));
+    wrong.extend(unlisted.map(|flag| format!("{flag} has no row")));
+
+    assert!(rows.len() > 15, "the table has shrunk to {} rows", rows.len());
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
 fn a_row_names_its_flags_between_backquotes() {
     let expected = ["-p", "--pid", "--no-pid"];
     assert_eq!(flags(" `-p --pid`, `--no-pid` and -x "), expected);

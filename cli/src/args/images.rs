@@ -1,6 +1,6 @@
 //! Arguments of the commands that make images and look into them.
 
-use super::DaemonFlags;
+use super::{DaemonFlags, RecipeFlags};
 use clap::Args;
 use std::path::PathBuf;
 
@@ -16,6 +16,12 @@ pub struct BuildArgs {
     /// Take the changes in this directory into the image: a layer, as `--overlay` of a run leaves it
     #[arg(long, value_name = "DIR", conflicts_with = "sandbox")]
     pub overlay: Option<PathBuf>,
+    /// How a definition file is read and built
+    #[command(flatten)]
+    pub recipe: RecipeFlags,
+    /// Take the image as it is, without a note of what it is made of
+    #[arg(long, hide = true)]
+    pub as_it_is: bool,
     /// Of an OCI image for several platforms, take the one for this architecture: amd64, arm64, ...
     #[arg(long, value_name = "ARCH")]
     pub arch: Option<String>,
@@ -24,9 +30,10 @@ pub struct BuildArgs {
     pub arch_variant: Option<String>,
     /// What to make: an image file, SIF or by the endings .sqfs and .squashfs bare squashfs; or with --sandbox a directory
     pub target: PathBuf,
-    /// What to make it from: an image, a sandbox, a directory, an http(s) URL, or an OCI image: oci:DIRECTORY[:NAME],
-    /// oci-archive:FILE[:NAME], docker-archive:FILE[:NAME]
-    pub source: String,
+    /// What to make it from: a definition file, an image, a sandbox, a directory, an http(s), oras:// or library:// URL, or an
+    /// OCI image: docker://NAME, oci:DIRECTORY[:NAME], oci-archive:FILE[:NAME], docker-archive:FILE[:NAME]
+    #[arg(required_unless_present = "check")]
+    pub source: Option<String>,
 }
 
 /// Options of the commands that make image files.

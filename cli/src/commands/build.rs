@@ -1,10 +1,11 @@
-//! `siphon build`: a sandbox over an image, or an image from a sandbox, a directory or another image.
+//! `siphon build`: a sandbox over an image, an image from a sandbox, a directory or another image, or either from a
+//! definition file.
 
-use crate::args::BuildArgs;
-use crate::build;
+use crate::args::{BuildArgs, ImageFlags};
 use crate::build::sources::{self, OciImage};
+use crate::build::{self, recipe};
 use crate::report::{Report, human_bytes};
-use crate::settings::{Common, Environment, ImageSettings};
+use crate::settings::{Common, Environment, ImageSettings, RecipeSettings};
 use anyhow::{Context, bail};
 use siphon_fsd::locator::Locator;
 use siphon_overlay::upper::{Base, Upper};
@@ -16,22 +17,40 @@ use std::path::Path;
 /// # Errors
 /// If the source cannot be opened, the target exists (without `--force`) or cannot be written.
 pub fn build(args: &BuildArgs, common: &Common, environment: &Environment, report: Report) -> anyhow::Result<()> {
-    refuse_recipe(&args.source)?;
-    if !args.sandbox {
+    let settings = RecipeSettings::resolve(&args.recipe, environment)?;
+    let Some(source) = &args.source else {
+        let source = args.target.to_str().context("the name of the definition file is not valid UTF-8")?;
+        return recipe::check(source, &settings, report);
+    };
+    if settings.check {
+        return recipe::check(source, &settings, report);
+    }
+    let flags = ImageFlags { force: args.image.force || environment.switch(&["FORCE"]), ..args.image.clone() };
+    let mut image = ImageSettings::resolve(&flags, environment)?;
+    image.compression = image.compression.or(settings.compression);
+    let sandbox = args.sandbox || environment.switch(&["SANDBOX"]);
+    if is_recipe(source) || settings.json || settings.update {
+        let image_options = image_options(&image);
+        let (settings, image, target) = (&settings, &image, &args.target);
+        let request = recipe::Request { source, target, sandbox, settings, image, image_options, common, environment };
+        return recipe::build(&request, report);
+    }
+    if !sandbox {
         let wanted = sources::platform(args.arch.as_deref(), args.arch_variant.as_deref())?;
-        let settings = ImageSettings::resolve(&args.image, environment)?;
-        if let Some(image) = &sources::open(&args.source, &wanted)? {
-            return convert(image, &args.target, &settings, report);
+        if let Some(oci) = &sources::open(source, &wanted)? {
+            return convert(oci, &args.target, &image, report);
         }
-        return build::image(&args.source, args.overlay.as_deref(), &args.target, &settings, common, report);
+        let overlay = args.overlay.as_deref();
+        let result = build::image(source, overlay, &args.target, &image, args.as_it_is, common, report);
+        return result.map_err(|error| hint(error, source));
     }
     if args.target.exists() {
-        if !args.image.force {
+        if !image.force {
             bail!("build target '{}' already exists. Use --force if you want to overwrite it", args.target.display());
         }
         remove(&args.target)?;
     }
-    sandbox(&args.source, &args.target, common, report)?;
+    make_sandbox(source, &args.target, common, report)?;
     report.info(format_args!("Build complete: {}", args.target.display()));
     Ok(())
 }
@@ -47,8 +66,30 @@ fn convert(image: &OciImage, target: &Path, settings: &ImageSettings, report: Re
     Ok(())
 }
 
+/// How the image is made, as the options of another `build`.
+fn image_options(image: &ImageSettings) -> Vec<String> {
+    let mut options = vec![format!("--compact={}", image.compact_percent)];
+    options.extend(image.force.then(|| "--force".to_owned()));
+    options.extend(image.compression.map(|compression| format!("--compression={}", compression.as_flag())));
+    options
+}
+
+/// A file of text that is no image may be a definition file that does not look like one.
+fn hint(error: anyhow::Error, source: &str) -> anyhow::Error {
+    let mut head = String::new();
+    let file = std::fs::File::open(source).ok().filter(|_| Path::new(source).is_file());
+    let is_text = file.is_some_and(|file| file.take(HEAD_BYTES).read_to_string(&mut head).is_ok());
+    if is_text && !head.contains('\0') && !head.is_empty() {
+        return error.context(format!(
+            "{source} is neither an image nor a definition file, which has a line that begins with \"Bootstrap:\"; \
+             --check shows what is wrong with one"
+        ));
+    }
+    error
+}
+
 /// A sandbox is its layer: an empty directory that remembers the image below it.
-pub(super) fn sandbox(source: &str, target: &Path, common: &Common, report: Report) -> anyhow::Result<()> {
+pub(super) fn make_sandbox(source: &str, target: &Path, common: &Common, report: Report) -> anyhow::Result<()> {
     let context = || format!("could not open image {source}");
     let source = &*sources::usable(source, common, report).with_context(context)?;
     let locator = Locator::parse(source).with_context(context)?;
@@ -64,17 +105,13 @@ pub(super) fn sandbox(source: &str, target: &Path, common: &Common, report: Repo
     Ok(())
 }
 
-/// Removes what `--force` replaces: only a file, an empty directory or something that looks like a container.
+/// Removes what `--force` replaces.
 fn remove(target: &Path) -> anyhow::Result<()> {
     let context = || format!("cannot remove {}", target.display());
     if !target.is_dir() || target.is_symlink() {
         return std::fs::remove_file(target).with_context(context);
     }
-    let container = [".siphon", ".singularity.d"].iter().any(|name| target.join(name).is_dir());
-    let empty = std::fs::read_dir(target).with_context(context)?.next().is_none();
-    if !container && !empty {
-        bail!("{} is a directory but no sandbox; remove it yourself if you mean it", target.display());
-    }
+    build::check_replaceable(target)?;
     // Users inside may have directories in it that only they can empty.
     build::own_what_is_ours();
     std::fs::remove_dir_all(target).with_context(context)
@@ -83,13 +120,17 @@ fn remove(target: &Path) -> anyhow::Result<()> {
 /// How much of a file is looked at to see that it is a recipe.
 const HEAD_BYTES: u64 = 4096;
 
-fn refuse_recipe(source: &str) -> anyhow::Result<()> {
-    let mut head = String::new();
-    let Ok(file) = std::fs::File::open(source) else { return Ok(()) };
-    // What is not text is an image, or will be refused as none.
-    let text = file.take(HEAD_BYTES).read_to_string(&mut head).is_ok();
-    if text && head.to_ascii_lowercase().lines().any(|line| line.trim_start().starts_with("bootstrap:")) {
-        bail!("{source} is a definition file, and building from those is not supported yet");
+/// Whether a file says near its beginning what an image is built from, as text or JSON.
+fn is_recipe(source: &str) -> bool {
+    let mut head = Vec::new();
+    let Ok(file) = std::fs::File::open(source) else { return false };
+    if file.metadata().is_ok_and(|found| found.is_dir()) || file.take(HEAD_BYTES).read_to_end(&mut head).is_err() {
+        return false;
     }
-    Ok(())
+    if head.contains(&0) {
+        return false;
+    }
+    let head = String::from_utf8_lossy(&head).to_ascii_lowercase();
+    let is_json = head.trim_start().starts_with('{') && head.contains("\"header\"");
+    is_json || head.lines().any(|line| line.trim_start().starts_with("bootstrap:") || line.starts_with('%'))
 }

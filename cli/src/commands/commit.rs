@@ -11,5 +11,5 @@ use crate::settings::{Common, Environment, ImageSettings};
 /// As [`build::image`].
 pub fn commit(args: &CommitArgs, common: &Common, environment: &Environment, report: Report) -> anyhow::Result<()> {
     let settings = ImageSettings::resolve(&args.image, environment)?;
-    build::image(&args.sandbox, None, &args.target, &settings, common, report)
+    build::image(&args.sandbox, None, &args.target, &settings, false, common, report)
 }

@@ -44,7 +44,7 @@ pub fn pull(args: &PullArgs, common: &Common, environment: &Environment, report:
         }
     }
     if args.sandbox || environment.switch(&["SANDBOX"]) {
-        super::build::sandbox(&shown_whole(&reference), &target, common, report)?;
+        super::build::make_sandbox(&shown_whole(&reference), &target, common, report)?;
         report.info(format_args!("Pull complete: {}", target.display()));
         return Ok(());
     }
