@@ -56,6 +56,8 @@ mod end_to_end {
     mod nested;
     /// Layers over an image, and what makes them.
     mod overlay;
+    /// Images in registries and libraries: fetched, sent and run.
+    mod registry;
     /// Images behind a web server.
     mod remote;
     /// The objects of a SIF.

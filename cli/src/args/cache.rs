@@ -11,7 +11,7 @@ pub enum CacheVerb {
     List(CacheListArgs),
 }
 
-/// Kinds of what singularity keeps. Siphon has but one of them.
+/// Kinds of what singularity keeps. Siphon has three of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum CacheKind {
     /// Images of a container library
@@ -34,7 +34,7 @@ pub enum CacheKind {
 /// `cache clean`.
 #[derive(Debug, Args)]
 pub struct CacheCleanArgs {
-    /// Kinds to clean, separated by commas; siphon keeps only net
+    /// Kinds to clean, separated by commas; siphon keeps net, oras and library
     #[arg(short = 'T', long = "type", value_name = "LIST", value_delimiter = ',', default_value = "all")]
     pub kinds: Vec<CacheKind>,
     /// Only what was first fetched before so many days
@@ -51,7 +51,7 @@ pub struct CacheCleanArgs {
 /// `cache list`.
 #[derive(Debug, Args)]
 pub struct CacheListArgs {
-    /// Kinds to list, separated by commas; siphon keeps only net
+    /// Kinds to list, separated by commas; siphon keeps net, oras and library
     #[arg(short = 'T', long = "type", value_name = "LIST", value_delimiter = ',', default_value = "all")]
     pub kinds: Vec<CacheKind>,
     /// One line for each image too
