@@ -62,6 +62,8 @@ mod end_to_end {
     mod overlay;
     /// Images and sandboxes from definition files.
     mod recipes;
+    /// Images in registries and libraries: fetched, sent and run.
+    mod registry;
     /// Images behind a web server.
     mod remote;
     /// The objects of a SIF.

@@ -4,6 +4,7 @@ pub(crate) mod driver;
 pub(crate) mod environment;
 pub(crate) mod image;
 pub(crate) mod listener;
+pub(crate) mod registry;
 pub(crate) mod server;
 
 use std::sync::{Arc, Mutex, PoisonError, Weak};

@@ -100,7 +100,8 @@ impl State {
             if self.stopped.load(Ordering::Relaxed) {
                 return Ok(());
             }
-            let name = request.split(' ').nth(1).unwrap_or_default().trim_start_matches('/').to_owned();
+            let name = request.split(' ').nth(1).unwrap_or_default().trim_start_matches('/');
+            let name = name.split('?').next().unwrap_or_default().to_owned();
             self.answer(&mut stream, &name, range.filter(|_| self.ranges))?;
         }
     }

@@ -34,11 +34,18 @@ pub(super) fn base(stage: &Stage) -> anyhow::Result<Base> {
         }
         "scratch" => Ok(Base::Scratch),
         "busybox" | "debootstrap" | "yum" | "dnf" | "zypper" | "arch" => Ok(Base::Made(Bootstrap::new(&agent, stage)?)),
-        "docker" | "oras" | "library" | "shub" | "docker-daemon" | "docker-archive" | "oci" | "oci-archive" => {
+        "docker" => Ok(Base::Image(docker(stage, &from()?))),
+        "oras" | "library" | "shub" => {
+            let from = from()?;
+            let path = from.strip_prefix(&format!("{agent}://")).unwrap_or(&from);
+            Ok(Base::Image(format!("{agent}://{}", path.trim_start_matches('/'))))
+        }
+        "docker-archive" | "oci" | "oci-archive" => Ok(Base::Image(format!("{agent}:{}", from()?))),
+        "docker-daemon" => {
             from()?;
             bail!(
-                "Bootstrap: {agent} is not supported yet; pull the image with another program, and name its file with \
-                   \"Bootstrap: localimage\""
+                "Bootstrap: {agent} is not supported yet; save the image with \"docker save\", and name the file with \
+                   \"Bootstrap: docker-archive\""
             )
         }
         "buildkit" | "dockerfile" => {
@@ -52,4 +59,14 @@ pub(super) fn base(stage: &Stage) -> anyhow::Result<Base> {
              docker-daemon, docker-archive, oci, oci-archive, scratch, busybox, debootstrap, yum, dnf, zypper and arch"
         ),
     }
+}
+
+/// The name of an image in a registry, of which the header may give the registry and the first part of the path apart.
+fn docker(stage: &Stage, from: &str) -> String {
+    let part =
+        |key: &str| stage.header.get(key).map(|value| value.trim().trim_matches('/')).filter(|it| !it.is_empty());
+    let path = from.strip_prefix("docker://").unwrap_or(from).trim_start_matches('/');
+    let registry = part("registry").map(|registry| registry.rsplit_once("://").map_or(registry, |(_, host)| host));
+    let parts = [registry, part("namespace"), Some(path)];
+    format!("docker://{}", parts.into_iter().flatten().collect::<Vec<_>>().join("/"))
 }

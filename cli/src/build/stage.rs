@@ -5,6 +5,7 @@ use super::copy;
 use super::definition::{Script, Stage, Transfer};
 use super::job::{Action, Answer, Inside, Job, UMASK};
 use super::keep::{Keep, Key, Note};
+use super::sources;
 use super::workspace::Workspace;
 use super::{apps, child};
 use crate::report::{Report, human_bytes};
@@ -172,7 +173,8 @@ impl Builder<'_> {
         match base {
             Base::Image(image) => {
                 self.report().info(format_args!("Starting from {image}"));
-                let Answer { identity, is_stable, .. } = create(image.clone())?;
+                let usable = sources::usable(image, self.common, self.report())?;
+                let Answer { identity, is_stable, .. } = create(usable.into_owned())?;
                 Ok(is_stable.then(|| key.and(image).and(identity)))
             }
             Base::Scratch => {

@@ -18,6 +18,8 @@ Hint: You can see exactly what would be deleted by canceling and using the --dry
 Do you want to continue? [y/N] ";
 /// Columns of the listing are this wide, as singularity's; longer names are cut.
 const NAME_WIDTH: usize = 22;
+/// The kinds that siphon keeps.
+const KEPT: [CacheKind; 4] = [CacheKind::Net, CacheKind::Oras, CacheKind::Library, CacheKind::Oci];
 const SECONDS_OF_A_DAY: u64 = 24 * 60 * 60;
 
 /// Lists or cleans.
@@ -70,10 +72,9 @@ struct Listed<'a> {
 
 fn list(args: &CacheListArgs, common: &Common, report: Report) -> anyhow::Result<()> {
     let wanted = |kind| is_wanted(&args.kinds, kind);
-    let entries = match Cache::existing(&cache_dir(common))? {
-        Some(cache) if wanted(CacheKind::Net) => cache.entries()?,
-        _ => Vec::new(),
-    };
+    let mut entries =
+        Cache::existing(&cache_dir(common))?.map(|cache| cache.entries()).transpose()?.unwrap_or_default();
+    entries.retain(|entry| wanted(kind(entry)));
     if args.json {
         let listed: Vec<_> = entries.iter().map(listed).collect();
         return Ok(report.line(serde_json::to_string_pretty(&listed)?)?);
@@ -106,12 +107,26 @@ fn listed(entry: &Entry) -> Listed<'_> {
     let seconds = entry.created.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |age| age.as_secs());
     Listed {
         name: &entry.key,
-        r#type: "net",
+        r#type: match kind(entry) {
+            CacheKind::Oras => "oras",
+            CacheKind::Library => "library",
+            _ => "net",
+        },
         url: entry.description.as_ref().map(|description| description.url.as_str()),
         created: utc(i64::try_from(seconds).unwrap_or(i64::MAX)),
         stored_bytes: entry.stored_bytes,
         image_bytes: entry.description.as_ref().map(|description| description.len_bytes),
         pinned: entry.pinned,
+    }
+}
+
+/// What singularity would keep it as. What cannot be told is of the web.
+fn kind(entry: &Entry) -> CacheKind {
+    let url = entry.description.as_ref().map(|description| description.url.as_str()).unwrap_or_default();
+    match url.split_once("://").map(|(scheme, _)| scheme) {
+        Some("oras") => CacheKind::Oras,
+        Some("library") => CacheKind::Library,
+        _ => CacheKind::Net,
     }
 }
 
@@ -126,14 +141,14 @@ fn clean(args: &CacheCleanArgs, common: &Common, report: Report) -> anyhow::Resu
         }
     }
     let directory = cache_dir(common);
-    for kind in args.kinds.iter().filter(|kind| !matches!(kind, CacheKind::Net | CacheKind::Oci | CacheKind::All)) {
+    for kind in args.kinds.iter().filter(|kind| !KEPT.contains(kind) && **kind != CacheKind::All) {
         let (kind, place) = (format!("{kind:?}").to_lowercase(), directory.display());
         report.info(format_args!("No cached files to remove at {place}: siphon keeps none of type {kind}"));
     }
     if is_wanted(&args.kinds, CacheKind::Oci) {
         converted::clean(&directory, args.days, args.dry_run, report)?;
     }
-    if !is_wanted(&args.kinds, CacheKind::Net) {
+    if !KEPT.iter().any(|kind| is_wanted(&args.kinds, *kind)) {
         return Ok(());
     }
     if !args.dry_run {
@@ -151,7 +166,8 @@ fn clean(args: &CacheCleanArgs, common: &Common, report: Report) -> anyhow::Resu
     if let Some(cache) = cache.as_ref().filter(|_| !args.dry_run) {
         judge(cache.sweep());
     }
-    let entries = cache.as_ref().map(Cache::entries).transpose()?.unwrap_or_default();
+    let mut entries = cache.as_ref().map(Cache::entries).transpose()?.unwrap_or_default();
+    entries.retain(|entry| is_wanted(&args.kinds, kind(entry)));
     if entries.is_empty() {
         report.info(format_args!("No cached files to remove at {}", directory.display()));
     }
@@ -165,7 +181,7 @@ fn clean(args: &CacheCleanArgs, common: &Common, report: Report) -> anyhow::Resu
             ));
             continue;
         }
-        report.info(format_args!("Removing net cache entry: {}{url}", entry.key));
+        report.info(format_args!("Removing {} cache entry: {}{url}", listed(entry).r#type, entry.key));
         if !args.dry_run {
             judge(cache.remove(entry));
         }

@@ -27,7 +27,7 @@ pub struct OtherFlags {
     /// Keep nothing of remote images
     #[arg(long, hide = true)]
     pub disable_cache: bool,
-    /// Ask registries over plain http; a URL says itself which it is
+    /// Ask registries over http in place of https
     #[arg(long, alias = "nohttps", hide = true)]
     pub no_https: bool,
     /// Credentials for registries
