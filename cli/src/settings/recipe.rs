@@ -167,12 +167,12 @@ fn compression(args: &str, warnings: &mut Vec<String>) -> Result<Option<Compress
     }
     let compressor = compressor.unwrap_or(Compressor::Gzip);
     let levels = match compressor {
-        Compressor::Gzip => 1..=9,
-        Compressor::Zstd => 1..=22,
-        Compressor::Xz => 0..=9,
-        _ => 1..=0,
+        Compressor::Gzip => Some(1..=9),
+        Compressor::Zstd => Some(1..=22),
+        Compressor::Xz => Some(0..=9),
+        _ => None,
     };
-    if level.is_some_and(|level| !levels.contains(&level)) {
+    if level.is_some_and(|level| !levels.is_some_and(|levels| levels.contains(&level))) {
         return Err(refused());
     }
     Ok(Some(Compression { compressor, level, is_none }))
@@ -212,7 +212,8 @@ mod tests {
 
     #[test]
     fn sections_are_chosen_by_flag_or_variable() {
-        let cases: [(&[&str], &[(&str, &str)], [bool; 3]); 6] = [
+        type Case<'a> = (&'a [&'a str], &'a [(&'a str, &'a str)], [bool; 3]);
+        let cases: [Case<'_>; 6] = [
             (&[], &[], [true, true, true]),
             (&["post", "files"], &[], [true, false, false]),
             (&["none"], &[], [false, false, false]),

@@ -327,8 +327,8 @@ impl Served {
 
 impl Blobs for Served {
     fn open(&self, blob: &Descriptor) -> io::Result<Box<dyn Read + Send>> {
-        if is_manifest(&blob.media_type().to_string()) {
-            let manifest = self.manifest(&blob.digest().to_string()).map_err(io::Error::other)?;
+        if is_manifest(blob.media_type().as_ref()) {
+            let manifest = self.manifest(blob.digest().as_ref()).map_err(io::Error::other)?;
             return Ok(Box::new(Cursor::new(manifest.bytes)));
         }
         self.stream(blob).map_err(io::Error::other)

@@ -218,7 +218,7 @@ pub fn read_blob(blobs: &dyn Blobs, blob: &Descriptor, max_bytes: usize) -> Resu
 /// See [`Error`].
 pub fn read_image(blobs: &dyn Blobs, image: &Descriptor, wanted: &Wanted) -> Result<ImageFacts, Error> {
     let json = read_one(blobs, image)?;
-    read_found(blobs, image.digest().clone(), &image.media_type().to_string(), json, wanted)
+    read_found(blobs, image.digest().clone(), image.media_type().as_ref(), json, wanted)
 }
 
 /// The same, where the manifest or index is there already: `json`, which has `digest`.
