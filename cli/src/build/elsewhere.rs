@@ -6,7 +6,7 @@ use crate::report::{Report, human_bytes};
 use crate::settings::Common;
 use anyhow::{Context, bail};
 use sha2::{Digest, Sha256};
-use siphon_fsd::blob::Blob;
+use siphon_fsd::blob::{Blob, BlobError};
 use siphon_fsd::locator;
 use siphon_fsd::source::{SourceError, Whole};
 use siphon_fsd::stream::InOrder;
@@ -14,7 +14,6 @@ use siphon_image::oci::select::Wanted;
 use siphon_image::open;
 use siphon_image::read_at::{FileAt, ReadAt};
 use siphon_image::reference::Reference;
-use std::error::Error;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::path::Path;
@@ -70,9 +69,9 @@ fn open(pull: &Pull<'_>, cache: &Path) -> anyhow::Result<Source> {
     Ok((Box::new(InOrder::new(object)), len_bytes, digest))
 }
 
-fn serves_no_ranges(error: &(dyn Error + 'static)) -> bool {
-    let mut causes = std::iter::successors(Some(error), |error| (*error).source());
-    causes.any(|cause| matches!(cause.downcast_ref(), Some(SourceError::NoRanges { .. })))
+fn serves_no_ranges(error: &locator::Error) -> bool {
+    let locator::Error::Url { source: BlobError::Source(source), .. } = error else { return false };
+    matches!(**source, SourceError::NoRanges { .. })
 }
 
 fn write(
