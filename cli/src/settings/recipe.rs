@@ -167,12 +167,12 @@ fn compression(args: &str, warnings: &mut Vec<String>) -> Result<Option<Compress
     }
     let compressor = compressor.unwrap_or(Compressor::Gzip);
     let levels = match compressor {
-        Compressor::Gzip => 1..=9,
-        Compressor::Zstd => 1..=22,
-        Compressor::Xz => 0..=9,
-        _ => 1..=0,
+        Compressor::Gzip => Some(1..=9),
+        Compressor::Zstd => Some(1..=22),
+        Compressor::Xz => Some(0..=9),
+        _ => None,
     };
-    if level.is_some_and(|level| !levels.contains(&level)) {
+    if level.is_some_and(|level| levels.is_none_or(|levels| !levels.contains(&level))) {
         return Err(refused());
     }
     Ok(Some(Compression { compressor, level, is_none }))
