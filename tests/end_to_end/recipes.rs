@@ -278,7 +278,7 @@ fn the_recipes_of_the_tutorial_are_built_and_run() {
     environment.write("stand-in", STAND_IN);
     environment.write("mjkey.txt", "the key\n");
     let base = "%files\n stand-in /bin/stand-in\n%post\n chmod 755 /bin/stand-in; mkdir -p /usr/local /opt/conda/bin\n for name in apt \
-                apt-get pip git fetch unpack; do ln -sf stand-in /bin/$name; done\n ln -sf busybox /bin/bash\n";
+                apt-get pip git fetch unpack; do ln -sf stand-in /bin/$name; done\n printf '#!/bin/sh\\nexec /bin/sh \"$@\"\\n' > /bin/bash; chmod 755 /bin/bash\n";
     recipe(&environment, base);
     environment.siphon(&["build", "base.sif", "r.def"]).stdout();
     let tutorial = [

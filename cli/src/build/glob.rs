@@ -179,18 +179,40 @@ fn alternatives(pattern: &str) -> Vec<String> {
     let mut done = Vec::new();
     let mut pending = vec![pattern.to_owned()];
     while let Some(pattern) = pending.pop() {
-        let close = pattern.find('}');
-        let open = close.and_then(|close| pattern[..close].rfind('{'));
-        match (open, close) {
-            (Some(open), Some(close)) if pattern[open..close].contains(',') && pending.len() < MAX_ALTERNATIVES => {
-                let parts: Vec<_> = pattern[open + 1..close].split(',').collect();
-                let whole = |part: &&str| format!("{}{part}{}", &pattern[..open], &pattern[close + 1..]);
-                pending.extend(parts.iter().rev().map(whole));
+        match braces(&pattern).filter(|_| pending.len() + done.len() < MAX_ALTERNATIVES) {
+            Some((before, parts, after)) => {
+                pending.extend(parts.iter().rev().map(|part| format!("{before}{part}{after}")));
             }
-            _ => done.push(pattern),
+            None => done.push(pattern),
         }
     }
     done
+}
+
+/// The first braces with alternatives: what is before them, the alternatives, and what is behind.
+fn braces(pattern: &str) -> Option<(&str, Vec<&str>, &str)> {
+    for (open, _) in pattern.match_indices('{') {
+        let (mut depth, mut start, mut parts) = (0, open + 1, Vec::new());
+        for (at, character) in pattern[open..].char_indices().map(|(at, character)| (open + at, character)) {
+            match character {
+                '{' => depth += 1,
+                ',' if depth == 1 => {
+                    parts.push(&pattern[start..at]);
+                    start = at + 1;
+                }
+                '}' if depth == 1 => {
+                    if parts.is_empty() {
+                        break;
+                    }
+                    parts.push(&pattern[start..at]);
+                    return Some((&pattern[..open], parts, &pattern[at + 1..]));
+                }
+                '}' => depth -= 1,
+                _ => {}
+            }
+        }
+    }
+    None
 }
 
 /// The source of a copy from the host with `~` and variables in place, as the shell of apptainer puts them.
