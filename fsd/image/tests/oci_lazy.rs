@@ -12,7 +12,7 @@ use layers::{FORMS, Random, TarEntry, gzip_member, stack, tar};
 use sha2::{Digest, Sha256};
 use siphon_image::oci::lazy::tree::LayeredTree;
 use siphon_image::oci::lazy::zstd_chunked::{self, Annotations};
-use siphon_image::oci::lazy::{Decoded, Layer, Merge};
+use siphon_image::oci::lazy::{Decoded, Layer, LayerIndex, Merge, gzip, ztoc};
 use siphon_image::read_at::ReadAt;
 use siphon_image::tree::{Kind, NodeId, Tree};
 use std::collections::BTreeMap;
@@ -428,4 +428,37 @@ fn stacks_that_skopeo_has_made_zstd_chunked_are_read() {
 
         assert_equal(&stack("tar", &layers), &tree, "zstd:chunked by skopeo");
     }
+}
+
+/// A layer and the zTOC that soci-snapshotter 0.4.1 has made of it with spans of 32 KiB, by its own library.
+///
+/// With `SIPHON_ZTOC_OUT` ours of the same layer is written there, for soci-snapshotter to read.
+#[test]
+fn ztocs_of_soci_are_read_and_ours_says_the_same() {
+    let stored = include_bytes!("vectors/soci/layer.tar.gz").to_vec();
+    let theirs = zstd::stream::decode_all(&include_bytes!("vectors/soci/layer.ztoc.zst")[..]).unwrap();
+    let theirs = ztoc::open(Arc::new(theirs)).unwrap();
+    let ztoc::Compression::Gzip(their_index) = &theirs.compression else { panic!("it is of a gzip layer") };
+    let ours = layers::index_gzip(&stored, 32 << 10, 4096);
+    let written = ztoc::write(&ours.gzip, &ours.layer, "siphon").unwrap();
+    if let Some(path) = std::env::var_os("SIPHON_ZTOC_OUT") {
+        std::fs::write(path, &written).unwrap();
+    }
+
+    let tree_of = |index: LayerIndex, gzip: &Arc<gzip::GzipIndex>| {
+        let decoded = Decoded::new(1 << 20);
+        let reader = gzip::GzipLayer::new(Arc::new(stored.clone()), gzip.clone(), decoded.clone()).unwrap();
+        let mut merge = Merge::new(decoded);
+        merge.add(index, Layer::Tar(Arc::new(reader))).unwrap();
+        merge.finish().unwrap()
+    };
+    // Both stop at the first block after so many bytes, and so at the same bits.
+    let places = |index: &gzip::GzipIndex| -> Vec<_> {
+        index.checkpoints().iter().map(|place| (place.input, place.bits, place.output)).collect()
+    };
+    assert!(their_index.checkpoints().len() > 3);
+    assert_eq!(places(their_index), places(&ours.gzip));
+    assert_eq!(their_index.digests(), ours.gzip.digests());
+    let (one, other) = (tree_of(theirs.layer, their_index), tree_of(ours.layer, &ours.gzip));
+    assert_eq!(assert_equal(&one, &other, "zTOC"), 9 + 25);
 }
