@@ -129,7 +129,7 @@ fn an_interrupted_commit_leaves_nothing() {
 
     let line = format!(
         "siphon build --force --compression xz:9 final.sif {root} & build=$!; \
-         until ls -a | grep -q '^[.]siphon-'; do sleep 0.02; done; kill -INT $build; wait $build"
+         until ls -l /proc/$build/fd | grep -q '/work/[#.].*'; do sleep 0.02; done; kill -INT $build; wait $build"
     );
     let interrupted = environment.shell(&line).run();
 

@@ -125,7 +125,7 @@ fn options_without_effect_are_taken_and_others_refused_by_name() {
     let warned = exec(&environment, &["--underlay"], "true");
     assert_eq!(warned.code, 0, "{warned}");
     assert!(warned.stderr.starts_with("WARNING: --underlay"), "{warned}");
-    for option in [["--apply-cgroups", "x"], ["--security", "seccomp:x"], ["--fusemount", "host:x /y"]] {
+    for option in [["--security", "seccomp:x"], ["--fusemount", "host:x /y"]] {
         let refused = exec(&environment, &option, "true");
         assert_eq!(refused.code, 255, "{refused}");
         assert!(refused.stderr.contains(&format!("FATAL:   {} is not supported; ", option[0])), "{refused}");
