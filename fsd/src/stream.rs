@@ -163,6 +163,7 @@ mod tests {
     use std::sync::atomic::{AtomicU64, Ordering};
 
     /// Numbers its bytes by their part, and fails at one.
+    #[derive(Debug)]
     struct Numbered {
         len: u64,
         fails_at: Option<u64>,
