@@ -3,7 +3,7 @@
 //! ```text
 //! reader:  part 3        threads:  parts 4, 5, 6, 7 at once; the next one begins as soon as part 3 is read
 //! ```
-//! At most [`PARTS`] parts are in memory, whatever the object's length and the reader's pace.
+//! At most four parts are in memory, whatever the object's length and the reader's pace.
 
 use parking_lot::{Condvar, Mutex};
 use siphon_image::read_at::ReadAt;

@@ -283,7 +283,7 @@ fn parameters(text: &str) -> Vec<(String, String)> {
         if rest.next().is_none() {
             return found;
         }
-        while rest.next_if(|next| next.is_ascii_whitespace()).is_some() {}
+        while rest.next_if(|next| next.is_whitespace()).is_some() {}
         let mut value = String::new();
         if rest.next_if_eq(&'"').is_some() {
             while let Some(next) = rest.next().filter(|next| *next != '"') {

@@ -104,7 +104,7 @@ pub enum SourceError {
         source: std::io::Error,
     },
     /// There is no such object: status 404 or 410.
-    #[error("{name} does not exist on its server (status {status}); check the name")]
+    #[error("{name} does not exist on its server (status {status}); check the URL or name")]
     NotFound {
         /// The redacted URL.
         name: String,
