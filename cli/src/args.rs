@@ -292,6 +292,12 @@ pub enum Verb {
     },
     /// Print the version
     Version,
+    /// Make an image file of an OCI image in the cache, and print its path; started by runs
+    #[command(hide = true)]
+    Convert {
+        /// The image
+        image: String,
+    },
     /// Do a step of a build; started by build
     #[command(hide = true)]
     BuildStep {

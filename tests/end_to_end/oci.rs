@@ -1,5 +1,6 @@
 use crate::support::environment::{TestEnvironment, as_user_and_as_root};
 use crate::support::image::make_system;
+use crate::support::registry::Registry;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
@@ -178,4 +179,37 @@ fn what_is_no_image_is_said() {
         assert_eq!(finished.code, 255, "{finished}");
         assert!(finished.stderr.contains(message), "{source}: {finished}");
     }
+}
+
+#[test]
+fn an_image_in_a_registry_is_pulled_run_and_built_on() {
+    as_user_and_as_root(|environment| {
+        make(environment);
+        let registry = Registry::start();
+        let uri = format!("docker://{}/some/made:1", registry.host());
+        let layout = format!("oci:{}:made", environment.work().join("layout").display());
+        let mut skopeo = Command::new("skopeo");
+        let sent = skopeo.args(["copy", "--dest-tls-verify=false", &layout, &uri]).output().unwrap();
+        assert!(sent.status.success(), "{sent:?}");
+
+        environment.siphon(&["pull", &uri]).stdout();
+        let first = environment.siphon(&["exec", &uri, "cat", "/layers/replaced"]).run();
+        let second = environment.siphon(&["run", &uri, "mine"]).run();
+        let none = environment.siphon(&["exec", &format!("{uri}2"), "true"]).run();
+        let recipe =
+            format!("Bootstrap: docker\nRegistry: {}\nFrom: some/made:1\n%post\necho more > /more\n", registry.host());
+        environment.write("recipe.def", &recipe);
+        environment.siphon(&["build", "built.sif", "recipe.def"]).stdout();
+
+        assert_eq!(environment.siphon(&["run", "made_1.sif", "here"]).stdout(), "entry point: here");
+        assert!(first.code == 0 && first.stdout == "above\n", "{first}");
+        assert!(first.stderr.contains("INFO:    Converting OCI blobs to SIF format"), "{first}");
+        assert!(second.code == 0 && second.stdout == "entry point: mine\n", "{second}");
+        assert!(second.stderr.contains("INFO:    Using cached SIF image"), "{second}");
+        assert_eq!((none.code, none.stderr.matches("FATAL:").count()), (255, 1), "{none}");
+        assert_eq!(
+            environment.siphon(&["exec", "built.sif", "cat", "/more", "/layers/replaced"]).stdout(),
+            "more\nabove"
+        );
+    });
 }

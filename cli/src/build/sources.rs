@@ -1,13 +1,14 @@
 //! OCI images by the names that apptainer has for them: `oci:DIRECTORY[:NAME]`, `oci-archive:FILE[:NAME]`,
 //! `docker-archive:FILE[:NAME]`, `docker://REPOSITORY[:TAG]`.
 
+use super::Told;
 use super::convert::{Origin, convert};
 use super::publish::publish;
 use crate::host::cache_dir;
 use crate::report::Report;
 use crate::settings::{Common, ImageSettings};
 use anyhow::{Context, bail};
-use siphon_fsd::source::Served;
+use siphon_fsd::source::{Served, registries};
 use siphon_image::oci::Digest;
 use siphon_image::oci::archive::Archive;
 use siphon_image::oci::blobs::Blobs;
@@ -17,7 +18,9 @@ use siphon_image::reference::{Reference, Repository};
 use std::borrow::Cow;
 use std::fs::{DirBuilder, File};
 use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -127,6 +130,32 @@ pub fn usable<'a>(image: &'a str, common: &Common, report: Report) -> anyhow::Re
     let Some(oci) = open(image, &platform(None, None)?)? else { return Ok(Cow::Borrowed(image)) };
     let made = cached(&oci, common, report)?;
     Ok(Cow::Owned(made.to_str().context("the cache directory's name is not UTF-8")?.to_owned()))
+}
+
+/// As [`usable`], by a process of its own: to ask a registry takes threads, and a process with threads joins no namespaces.
+///
+/// # Errors
+/// As [`usable`]. [`Told`] if that process has said what is wrong.
+pub fn usable_apart<'a>(image: &'a str, report: Report) -> anyhow::Result<Cow<'a, str>> {
+    if !is_oci(image) {
+        return Ok(Cow::Borrowed(image));
+    }
+    let mut command = Command::new("/proc/self/exe");
+    command.arg0("siphon").args(report.as_flags()).args(["convert", "--", image]);
+    command.envs(registries().variables()).stderr(Stdio::inherit()).stdin(Stdio::null());
+    let output = command.output().context("cannot run siphon itself")?;
+    if !output.status.success() {
+        bail!(Told);
+    }
+    let path = String::from_utf8(output.stdout).context("the cache directory's name is not UTF-8")?;
+    Ok(Cow::Owned(path.strip_suffix('\n').unwrap_or(&path).to_owned()))
+}
+
+/// Whether the name is one of an OCI image.
+fn is_oci(name: &str) -> bool {
+    let scheme = name.split_once(':').map(|(scheme, _)| scheme);
+    scheme.is_some_and(|scheme| SCHEMES.contains(&scheme))
+        || matches!(Reference::parse(name), Ok(Some(Reference::Docker(_))))
 }
 
 type Opened = (ImageFacts, Arc<dyn Blobs>);

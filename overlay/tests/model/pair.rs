@@ -76,7 +76,7 @@ impl Pair {
     pub(crate) fn reopen(&mut self) {
         self.close();
         let upper = Upper::open(&self.root.join("layer")).unwrap();
-        upper.lock_exclusive().unwrap();
+        lock(&upper);
         let lower = Directory::open(&self.root.join("lower")).unwrap();
         self.view = Some(View::new(Arc::new(lower), Some(upper)).unwrap());
         // Only files and directories can have written down whose copy they are.
@@ -529,4 +529,15 @@ fn fill(root: &Path, random: &mut Random, links: bool) {
             }
         }
     }
+}
+
+/// Takes the lock, which a program that another test is starting may hold for the moment between its fork and its exec.
+fn lock(upper: &Upper) {
+    for _ in 0..200 {
+        if !matches!(upper.lock_exclusive(), Err(Error::Locked { .. })) {
+            break;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    upper.lock_exclusive().unwrap();
 }
