@@ -70,7 +70,7 @@ pub fn write(indexed: &Indexed, mut out: impl Write) -> io::Result<()> {
     Ok(())
 }
 
-/// Reads what [`write`] has written, all but the windows.
+/// Reads what [`write()`] has written, all but the windows.
 ///
 /// # Errors
 /// [`Error::Missing`] for what is none; [`Error::Digest`] and [`Error::Damaged`] for what is not whole; [`Error::Read`].
