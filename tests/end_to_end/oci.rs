@@ -141,6 +141,8 @@ fn a_sandbox_over_an_oci_image_takes_writes() {
     make(&environment);
 
     environment.siphon(&["build", "--sandbox", "box", "oci:layout"]).stdout();
+    let none = environment.siphon(&["build", "--sandbox", "--force", "box", "oci:nowhere"]).run();
+    assert_eq!(none.code, 255, "{none}");
 
     let line = "echo new > /layers/new; cat /layers/replaced /layers/new";
     assert_eq!(environment.siphon(&["exec", "--writable", "box", "sh", "-c", line]).stdout(), "above\nnew");

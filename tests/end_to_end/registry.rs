@@ -125,6 +125,7 @@ fn a_registry_with_passwords_and_a_certificate_of_its_own_is_logged_in_to() {
     assert_eq!(variables.run().code, 0);
     let stranger = environment.siphon(&["pull", "x.sif", &uri]).run();
     assert_eq!(stranger.code, 255);
+    assert!(stranger.stderr.contains("certificate"), "{stranger}");
 }
 
 #[test]

@@ -44,6 +44,8 @@ pub fn build(args: &BuildArgs, common: &Common, environment: &Environment, repor
         let result = build::image(source, overlay, &args.target, &image, args.as_it_is, common, report);
         return result.map_err(|error| hint(error, source));
     }
+    // Before what is there goes.
+    let source = &*sources::usable_apart(source, report).with_context(|| format!("could not open image {source}"))?;
     if args.target.exists() {
         if !image.force {
             bail!("build target '{}' already exists. Use --force if you want to overwrite it", args.target.display());

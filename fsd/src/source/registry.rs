@@ -87,6 +87,8 @@ impl Host {
         }
         let once = Patience { open_attempts: 1, ..patience };
         match secure.ping(once) {
+            // It is spoken to in the clear where it speaks no TLS, but not where it may be another than it says.
+            Err(error) if is_of_certificate(&error) => Err(error),
             Err(SourceError::Unreachable { .. }) => Self::at(registry, "http", given.cloned()),
             _ => Ok(secure),
         }
@@ -354,6 +356,18 @@ pub(super) async fn rejected(origin: &Origin, mut response: Response) -> SourceE
     }
     let reason = reason(origin, &mut response).await;
     SourceError::Rejected { name: origin.name.clone(), status: status.as_u16(), reason }
+}
+
+/// Whether the server was reached, and what it showed was not believed.
+fn is_of_certificate(error: &(dyn std::error::Error + 'static)) -> bool {
+    if let Some(rustls::Error::InvalidCertificate(_)) = error.downcast_ref() {
+        return true;
+    }
+    // An error of input and output is silent on the one that it stands for, and names that one's source.
+    match error.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
+        Some(inner) => is_of_certificate(inner),
+        None => error.source().is_some_and(is_of_certificate),
+    }
 }
 
 /// The digest of `bytes` in the form that registries use.
