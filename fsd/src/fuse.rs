@@ -5,6 +5,7 @@
 
 mod ahead;
 mod convert;
+mod store;
 
 use crate::errno::{chain, errno, is_failure};
 use crate::fs::{Caller, Error, FileSystem, Listed, Node, XattrReply};

@@ -5,23 +5,16 @@
 //! asked for yet is handed over.
 
 use super::first_bytes;
+use super::store::Storer;
 use crate::fs::{Expected, FileSystem};
 use nix::libc;
 use parking_lot::{Condvar, Mutex};
 use siphon_overlay::view::Ino;
 use std::collections::VecDeque;
-use std::fs::File;
-use std::io::{self, IoSlice, Write};
 use std::ops::Range;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
-
-/// `FUSE_NOTIFY_STORE` of `linux/fuse.h`, where an answer has its error number.
-const NOTIFY_STORE: i32 = 4;
-
-/// `struct fuse_out_header` and `struct fuse_notify_store_out`.
-const HEADER_BYTES: usize = 16 + 24;
 
 /// What is read and stored at a time: two blocks of the usual size, and little enough for a processor's own cache.
 const STORE_BYTES: usize = 256 << 10;
@@ -36,7 +29,7 @@ const MAX_WAITING: usize = 256;
 #[derive(Debug)]
 pub(super) struct ReadAhead {
     filesystem: Arc<FileSystem>,
-    device: File,
+    device: OwnedFd,
     /// `None` once the mount is gone.
     waiting: Mutex<Option<VecDeque<Expected>>>,
     changed: Condvar,
@@ -45,7 +38,7 @@ pub(super) struct ReadAhead {
 impl ReadAhead {
     /// For a mounted `/dev/fuse`.
     pub(super) fn new(filesystem: Arc<FileSystem>, device: OwnedFd) -> Self {
-        Self { filesystem, device: device.into(), waiting: Mutex::new(Some(VecDeque::new())), changed: Condvar::new() }
+        Self { filesystem, device, waiting: Mutex::new(Some(VecDeque::new())), changed: Condvar::new() }
     }
 
     /// Starts the threads, which wait for something to do. With fewer than wanted, or none, less is read ahead.
@@ -91,17 +84,21 @@ impl ReadAhead {
     }
 
     fn run(&self) {
+        let storer = match Storer::start(self.device.as_fd()) {
+            Ok(storer) => storer,
+            Err(error) => return tracing::warn!("cannot read ahead: {error}"),
+        };
         let mut buffer = Vec::new();
         while let Some(expected) = self.next() {
             match expected {
-                Expected::InOrder(pieces) => self.store_all(pieces, &mut buffer),
+                Expected::InOrder(pieces) => self.store_all(pieces, &storer, &mut buffer),
                 Expected::Loaded(ino, object) => self.filesystem.fetch_for_loader(ino, &object),
                 Expected::Traced(pieces) => {
                     self.filesystem.decode_ahead(&pieces);
                     for (ino, range) in pieces.into_iter().skip(1) {
                         // What the kernel does not know yet stays decoded.
-                        if self.notify(ino, range.start, &[]).is_ok() {
-                            self.store(ino, range, &mut buffer);
+                        if storer.store(ino, range.start, &mut buffer, 0).is_ok() {
+                            self.store(ino, range, &storer, &mut buffer);
                         }
                     }
                 }
@@ -109,9 +106,9 @@ impl ReadAhead {
         }
     }
 
-    fn store_all(&self, pieces: Vec<(Ino, Range<u64>)>, buffer: &mut Vec<u8>) {
+    fn store_all(&self, pieces: Vec<(Ino, Range<u64>)>, storer: &Storer, buffer: &mut Vec<u8>) {
         for (ino, range) in pieces {
-            if !self.store(ino, range, buffer) {
+            if !self.store(ino, range, storer, buffer) {
                 return self.filesystem.not_made_ready(ino);
             }
         }
@@ -138,7 +135,7 @@ impl ReadAhead {
 
     /// Stores `range` of a file, as far as it goes. `false` if the kernel does not know the file, or its bytes cannot be
     /// read, which will show to whoever asks for them.
-    fn store(&self, ino: Ino, range: Range<u64>, buffer: &mut Vec<u8>) -> bool {
+    fn store(&self, ino: Ino, range: Range<u64>, storer: &Storer, buffer: &mut Vec<u8>) -> bool {
         let mut left = range;
         loop {
             left = self.filesystem.still_expected(ino, left);
@@ -149,7 +146,7 @@ impl ReadAhead {
             let buf = first_bytes(buffer, piece);
             match self.filesystem.read_ahead(ino, left.start, buf) {
                 Ok(0) => return true,
-                Ok(read) => match self.notify(ino, left.start, &buf[..read]) {
+                Ok(read) => match storer.store(ino, left.start, buffer, read) {
                     Ok(()) => left.start += read as u64,
                     Err(error) => {
                         if error.raw_os_error() != Some(libc::ENOENT) {
@@ -161,21 +158,5 @@ impl ReadAhead {
                 Err(_) => return false,
             }
         }
-    }
-
-    /// Stores `data`, which is the file's content from `offset` on. The FUSE library can send the same message, but
-    /// copies all of its bytes into a fresh buffer first.
-    ///
-    /// # Errors
-    /// `ENOENT` if the kernel does not know the file; if the connection is gone or the kernel has no memory.
-    fn notify(&self, ino: Ino, offset: u64, data: &[u8]) -> io::Result<()> {
-        let mut header = [0; HEADER_BYTES];
-        let len = |bytes: usize| u32::try_from(bytes).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput));
-        header[..4].copy_from_slice(&len(HEADER_BYTES + data.len())?.to_ne_bytes());
-        header[4..8].copy_from_slice(&NOTIFY_STORE.to_ne_bytes());
-        header[16..24].copy_from_slice(&ino.0.to_ne_bytes());
-        header[24..32].copy_from_slice(&offset.to_ne_bytes());
-        header[32..36].copy_from_slice(&len(data.len())?.to_ne_bytes());
-        (&self.device).write_vectored(&[IoSlice::new(&header), IoSlice::new(data)]).map(drop)
     }
 }

@@ -1,0 +1,96 @@
+//! Puts content into the kernel's page cache, by a thread that has nothing open but a device of its own.
+//!
+//! Who stores a page waits for who reads it, and he waits for a worker. When the daemon is killed the workers are gone,
+//! and only the closing of their devices ends what they were at. A thread that waits in the kernel keeps open what it
+//! shares with them, and that would be for ever: so this one shares nothing.
+
+use crate::sys::fuse_device;
+use siphon_overlay::view::Ino;
+use std::fs::File;
+use std::io::{self, IoSlice, Write};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread::{Builder, JoinHandle};
+
+/// `FUSE_NOTIFY_STORE` of `linux/fuse.h`, where an answer has its error number.
+const NOTIFY_STORE: i32 = 4;
+
+/// `struct fuse_out_header` and `struct fuse_notify_store_out`.
+const HEADER_BYTES: usize = 16 + 24;
+
+/// What is to be stored: the content of a file from `offset` on, the first `len` bytes of `buffer`.
+struct Job {
+    ino: Ino,
+    offset: u64,
+    buffer: Vec<u8>,
+    len: usize,
+}
+
+/// The thread, as the one that has work for it sees it.
+#[derive(Debug)]
+pub(super) struct Storer {
+    jobs: Option<SyncSender<Job>>,
+    done: Receiver<(io::Result<()>, Vec<u8>)>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Storer {
+    /// Starts it for the connection that `device` is of.
+    ///
+    /// # Errors
+    /// If there is no thread to be had, or no further device.
+    pub(super) fn start(device: BorrowedFd<'_>) -> io::Result<Self> {
+        let device = File::from(fuse_device::clone(device)?);
+        let (jobs, taken) = sync_channel::<Job>(1);
+        let (finished, done) = sync_channel(1);
+        let run = move || {
+            let alone = fuse_device::keep_only(device.as_fd());
+            if let Err(error) = alone {
+                return tracing::warn!("cannot read ahead: {error}");
+            }
+            for job in taken {
+                let stored = notify(&device, job.ino, job.offset, &job.buffer[..job.len]);
+                if finished.send((stored, job.buffer)).is_err() {
+                    return;
+                }
+            }
+        };
+        let thread = Builder::new().name("store".to_owned()).spawn(run)?;
+        Ok(Self { jobs: Some(jobs), done, thread: Some(thread) })
+    }
+
+    /// Stores the first `len` bytes of `buffer`, which are the file's content from `offset` on.
+    ///
+    /// # Errors
+    /// `ENOENT` if the kernel does not know the file; if the connection is gone or the kernel has no memory.
+    pub(super) fn store(&self, ino: Ino, offset: u64, buffer: &mut Vec<u8>, len: usize) -> io::Result<()> {
+        let gone = || io::Error::from(io::ErrorKind::BrokenPipe);
+        let job = Job { ino, offset, buffer: std::mem::take(buffer), len };
+        self.jobs.as_ref().ok_or_else(gone)?.send(job).map_err(|_| gone())?;
+        let (stored, returned) = self.done.recv().map_err(|_| gone())?;
+        *buffer = returned;
+        stored
+    }
+}
+
+impl Drop for Storer {
+    fn drop(&mut self) {
+        self.jobs = None;
+        if let Some(thread) = self.thread.take() {
+            // One that panicked has said so.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Sends the message. The FUSE library can send the same, but copies all of its bytes into a fresh buffer first.
+fn notify(mut device: &File, ino: Ino, offset: u64, data: &[u8]) -> io::Result<()> {
+    let mut header = [0; HEADER_BYTES];
+    let len = |bytes: usize| u32::try_from(bytes).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput));
+    header[..4].copy_from_slice(&len(HEADER_BYTES + data.len())?.to_ne_bytes());
+    header[4..8].copy_from_slice(&NOTIFY_STORE.to_ne_bytes());
+    header[16..24].copy_from_slice(&ino.0.to_ne_bytes());
+    header[24..32].copy_from_slice(&offset.to_ne_bytes());
+    header[32..36].copy_from_slice(&len(data.len())?.to_ne_bytes());
+    device.write_vectored(&[IoSlice::new(&header), IoSlice::new(data)]).map(drop)
+}
