@@ -146,6 +146,19 @@ impl Squashfs {
         Ok(self.decode(self.position(node).ok_or(tree::Error::NoSuchNode(node))?)?)
     }
 
+    /// The blocks of these parts of files that are not decoded. What cannot be found out shows to whoever reads it.
+    fn missing(&self, ranges: &[(NodeId, Range<u64>)]) -> Vec<blocks::Missing> {
+        let mut missing = Vec::new();
+        for (node, range) in ranges {
+            let Ok(inode) = self.file(*node) else { continue };
+            if let Body::File(file) = &inode.body {
+                let range = range.start..range.end.min(file.size);
+                missing.extend(self.blocks.missing(&self.metadata, self.inodes, file, range).unwrap_or_default());
+            }
+        }
+        missing
+    }
+
     /// The inode of a file that is read.
     fn file(&self, node: NodeId) -> Result<Arc<Inode>, tree::Error> {
         let position = self.position(node).ok_or(tree::Error::NoSuchNode(node))?;
@@ -239,27 +252,11 @@ impl Tree for Squashfs {
     }
 
     fn prepare(&self, ranges: &[(NodeId, Range<u64>)]) {
-        let mut missing = Vec::new();
-        for (node, range) in ranges {
-            let Ok(inode) = self.file(*node) else { continue };
-            if let Body::File(file) = &inode.body {
-                let range = range.start..range.end.min(file.size);
-                missing.extend(self.blocks.missing(&self.metadata, self.inodes, file, range).unwrap_or_default());
-            }
-        }
-        self.blocks.prepare(missing);
+        self.blocks.prepare(self.missing(ranges));
     }
 
     fn fetch_ahead(&self, ranges: &[(NodeId, Range<u64>)]) {
-        let mut missing = Vec::new();
-        for (node, range) in ranges {
-            let Ok(inode) = self.file(*node) else { continue };
-            if let Body::File(file) = &inode.body {
-                let range = range.start..range.end.min(file.size);
-                missing.extend(self.blocks.missing(&self.metadata, self.inodes, file, range).unwrap_or_default());
-            }
-        }
-        self.storage.bytes().may_read(&blocks::extents(missing));
+        self.storage.bytes().may_read(&blocks::extents(self.missing(ranges)));
     }
 
     fn origin(&self, node: NodeId) -> Option<(&dyn Tree, NodeId)> {
