@@ -313,12 +313,16 @@ impl Object {
     pub fn claim_through(self: &Arc<Self>, chunks: Range<u32>) -> Option<Claim> {
         let chunks = chunks.start..chunks.end.min(self.chunks);
         let first = chunks.clone().find(|chunk| self.is_absent(*chunk))?;
+        // The disk is asked before the lock is taken.
         let last = (first..chunks.end).rev().find(|chunk| !self.is_recorded(*chunk)).unwrap_or(first);
         let mut fills = self.fills.lock();
-        if fills.contains_key(&first) {
+        // What was filled since is seen here: a fill leaves the map after it is stored.
+        let is_had = |chunk: u32| fills.contains_key(&chunk) || self.is_verified(chunk);
+        if is_had(first) || self.is_in_memory(first) {
             drop(fills);
             return self.claim_through(first + 1..chunks.end);
         }
+        let last = (first..=last).rev().find(|chunk| !is_had(*chunk)).unwrap_or(first);
         let end = (first..=last).take_while(|chunk| !fills.contains_key(chunk)).last().unwrap_or(first) + 1;
         let fill = Arc::new(Fill::new(first));
         fills.extend((first..end).map(|claimed| (claimed, fill.clone())));
