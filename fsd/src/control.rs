@@ -79,7 +79,7 @@ pub struct DataImage {
 /// Where the files of a [`DataImage`] are.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DataPlace {
-    /// In the daemon's mount namespace.
+    /// Free of links, and relative to [`crate::daemon::Joined::images`] in the daemon's mount namespace.
     pub path: PathBuf,
     /// What is there.
     pub kind: MountPointKind,
@@ -113,7 +113,7 @@ pub(crate) enum Reply {
     Attached(Box<Attached>),
     /// Paths relative to the root, links followed.
     MountPoints(Vec<PathBuf>),
-    /// Where in the daemon's mount namespace the files are.
+    /// Where the files are.
     Image(DataPlace),
     /// One answer for each library that was asked for.
     Libraries(Vec<bool>),

@@ -305,32 +305,39 @@ pub fn open(locator: &Locator, cache_dir: &Path, cache_bytes: Option<u64>) -> Re
 /// Any [`Error`].
 pub fn open_data(path: &Path, id: Option<u32>, cache_bytes: Option<u64>) -> Result<Data, Error> {
     let failed = |source| Error::Path { path: path.into(), source };
-    let bytes = Arc::new(File::open(path).and_then(FileAt::new).map_err(failed)?);
+    let file = File::open(path).map_err(failed)?;
+    let opened = file.metadata().map_err(failed)?;
+    let bytes = Arc::new(FileAt::new(file).map_err(failed)?);
     let options = Options { cache_bytes: cache_bytes.unwrap_or_else(default_cache_bytes) };
     let image = open::open_data(bytes, id, options)
         .map_err(|source| Error::Format { image: path.display().to_string(), source })?;
-    let lock = lock_for_reading(path, &image)?;
+    let lock = lock_for_reading(path, &opened, &image)?;
     Ok(Data { image, _lock: lock })
 }
 
 fn open_file(path: &Path, cache_bytes: Option<u64>) -> Result<Opened, Error> {
     let failed = |source| Error::Path { path: path.into(), source };
     let file = File::open(path).map_err(failed)?;
-    let identity = content_identity(&file.metadata().map_err(failed)?);
+    let data = file.metadata().map_err(failed)?;
+    let identity = content_identity(&data);
     let bytes = Arc::new(FileAt::new(file).map_err(failed)?);
     let mut opened = opened(path.display().to_string(), bytes, identity, None, cache_bytes)?;
-    opened.lock = lock_for_reading(path, &opened.image)?;
+    opened.lock = lock_for_reading(path, &data, &opened.image)?;
     Ok(opened)
 }
 
-/// An ext3 file system may be written to, and must not be while it is read.
-fn lock_for_reading(path: &Path, image: &Image) -> Result<Option<Arc<File>>, Error> {
+/// An ext3 file system may be written to, and must not be while it is read. `opened` is the file that is read.
+fn lock_for_reading(path: &Path, opened: &Metadata, image: &Image) -> Result<Option<Arc<File>>, Error> {
     if image.format != Format::Ext {
         return Ok(None);
     }
-    let size_bytes = fs::metadata(path).map_err(|source| Error::Path { path: path.into(), source })?.len();
-    let image = ExtImage { path, offset_bytes: 0, size_bytes, write: false };
-    Ok(Some(Arc::new(image.lock()?)))
+    let lock = ExtImage { path, offset_bytes: 0, size_bytes: opened.len(), write: false }.lock()?;
+    let failed = |source| Error::Path { path: path.into(), source };
+    let locked = lock.metadata().map_err(failed)?;
+    if (locked.dev(), locked.ino()) != (opened.dev(), opened.ino()) {
+        return Err(failed(io::Error::other("another file took its place while it was opened")));
+    }
+    Ok(Some(Arc::new(lock)))
 }
 
 fn open_url(url: &str, cache_dir: &Path, cache_bytes: Option<u64>) -> Result<Opened, Error> {

@@ -8,6 +8,7 @@ use crate::settings::Common;
 use anyhow::{Context, bail};
 use siphon_fsd::daemon;
 use siphon_fsd::locator::Locator;
+use siphon_fsd::sys::mounts::seen_overlayfs;
 use siphon_image::path::resolve;
 use siphon_image::tree::Tree;
 use siphon_overlay::error::Error as LayerError;
@@ -40,7 +41,7 @@ fn reset(args: &LayerResetArgs, common: &Common, report: Report) -> anyhow::Resu
     let opened = super::open_image(&args.sandbox, common, report)?;
     let context = || format!("cannot change the layer of {}", args.sandbox);
     let upper = Upper::open(directory).with_context(context)?;
-    match upper.lock_exclusive() {
+    match upper.lock_exclusive_unless(seen_overlayfs) {
         Err(LayerError::Locked { holder }) => {
             let holder = holder.as_deref().unwrap_or("another process");
             bail!("{} is in use by {holder}; try again when it has ended", args.sandbox)
