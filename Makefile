@@ -1,6 +1,6 @@
 # What the README and CI call. On a fresh Debian or Ubuntu with Rust, `make demo` and `make test` install what they need.
 
-.PHONY: demo test compat bench bench-whole bench-layer bench-network bench-micro lint setup
+.PHONY: demo test compat bench bench-whole bench-layer bench-network bench-start bench-micro lint setup
 
 demo:
 	bash demo/demo.sh
@@ -36,6 +36,11 @@ bench-layer: setup
 bench-network: setup
 	cargo build --release
 	python3 benches/network $(WORK)
+
+# How long a program takes to start, and 32 at once: IMAGE is a SIF or squashfs that has /bin/true.
+bench-start:
+	cargo build --release
+	python3 benches/start $(IMAGE)
 
 bench-micro:
 	cargo bench -p siphon-image --bench squashfs

@@ -211,7 +211,8 @@ fn a_sandbox_takes_overlays_as_an_image_does() {
 
         let read = environment.siphon(&["exec", "--overlay", "over:ro", "box", "sh", "-c", look]).run();
         let written = environment.siphon(&["exec", "--overlay", "over", "box", "sh", "-c", look]).run();
-        let without = exec(environment, &[], "box", "cat /data/of-sandbox /dir/*; ls /data/of-overlay 2>/dev/null || true");
+        let without =
+            exec(environment, &[], "box", "cat /data/of-sandbox /dir/*; ls /data/of-overlay 2>/dev/null || true");
 
         assert!(read.stdout.starts_with("hello from the image\nsandbox\nover\nover\no\ns\n"), "{read}");
         assert_eq!(written.stdout, read.stdout, "{written}");

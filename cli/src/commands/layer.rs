@@ -2,7 +2,7 @@
 
 use crate::args::{LayerResetArgs, LayerVerb};
 use crate::build::own_what_is_ours;
-use crate::host::runtime_dir;
+use crate::host::runtime_dirs;
 use crate::report::Report;
 use crate::settings::Common;
 use anyhow::{Context, bail};
@@ -35,7 +35,7 @@ fn reset(args: &LayerResetArgs, common: &Common, report: Report) -> anyhow::Resu
     let Locator::Sandbox(directory) = &locator else {
         bail!("{} is no sandbox, so that it has nothing to put back", args.sandbox);
     };
-    daemon::release(directory, &runtime_dir(common));
+    daemon::release(directory, &runtime_dirs(common));
     // Users inside may have directories in it that only they can empty. Threads for a remote image come after this.
     own_what_is_ours();
     let opened = super::open_image(&args.sandbox, common, report)?;

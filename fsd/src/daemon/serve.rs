@@ -228,6 +228,8 @@ impl Server {
         if let Some(lock) = lock.filter(|_| is_ours) {
             self.state.remove(&lock)?;
         }
+        // A daemon that was killed a moment ago may have been dying still when another one started.
+        self.state.sweep();
         Ok(true)
     }
 

@@ -73,8 +73,7 @@ impl Images {
     /// Where the files are that the process `client` asks for, and what they are. Mounts the image if nobody has asked for
     /// it before.
     pub(super) fn place(&self, image: &DataImage, client: i32) -> Result<DataPlace, DaemonError> {
-        let client =
-            open_process(client).map_err(|source| DaemonError::Process { step: "watch a client", source })?;
+        let client = open_process(client).map_err(|source| DaemonError::Process { step: "watch a client", source })?;
         let locator = Locator::parse(&image.path.display().to_string())?;
         let name = (locator.to_string(), locator.identity()?, image.id);
         let mut mounts = self.mounts.lock();

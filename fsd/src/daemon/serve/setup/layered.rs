@@ -35,7 +35,12 @@ pub(super) struct Layered {
 }
 
 /// Puts the layers on the image.
-pub(super) fn layer(spec: &Spec, locator: &Locator, opened: &Opened, state: &StateDirectory) -> Result<Layered, DaemonError> {
+pub(super) fn layer(
+    spec: &Spec,
+    locator: &Locator,
+    opened: &Opened,
+    state: &StateDirectory,
+) -> Result<Layered, DaemonError> {
     let place = &state.root();
     let mut mounts = Mounts::new();
     let on_host = matches!(spec.placement, Placement::HostMount(_));
