@@ -1,7 +1,7 @@
 #!/bin/sh
 # Every action sets the environment of the image first.
 for script in /.singularity.d/env/*.sh; do
-    [ -f "$script" ] && . "$script"
+    [ ! -f "$script" ] || . "$script"
 done
 
 shell=${APPTAINER_SHELL:-${SINGULARITY_SHELL:-}}
