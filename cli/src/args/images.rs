@@ -1,6 +1,6 @@
 //! Arguments of the commands that make images and look into them.
 
-use super::{DaemonFlags, RecipeFlags};
+use super::{DaemonFlags, RecipeFlags, RegistryFlags};
 use clap::Args;
 use std::path::PathBuf;
 
@@ -28,6 +28,9 @@ pub struct BuildArgs {
     /// The variant of the architecture, such as v7
     #[arg(long, value_name = "VARIANT")]
     pub arch_variant: Option<String>,
+    /// Registries and libraries
+    #[command(flatten)]
+    pub registry: RegistryFlags,
     /// What to make: an image file, SIF or by the endings .sqfs and .squashfs bare squashfs; or with --sandbox a directory
     pub target: PathBuf,
     /// What to make it from: a definition file, an image, a sandbox, a directory, an http(s), oras:// or library:// URL, or an
