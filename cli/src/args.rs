@@ -104,6 +104,7 @@ impl Verb {
     /// What the command line says of registries.
     pub fn registries(&self) -> RegistryFlags {
         let other = match self {
+            Self::Build(args) => return args.registry.clone(),
             Self::Pull(args) => return args.registry.clone(),
             Self::Push(args) => return args.registry.clone(),
             Self::Tag(args) => return args.registry.clone(),

@@ -13,7 +13,7 @@ pub mod elsewhere;
 mod finish;
 mod glob;
 pub mod job;
-mod keep;
+pub mod keep;
 mod provenance;
 pub mod publish;
 pub mod recipe;

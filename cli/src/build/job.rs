@@ -148,7 +148,8 @@ fn copy_layer(from: &Path, to: &Path) -> anyhow::Result<()> {
         .with_context(|| format!("cannot copy the layer {}", from.display()))
 }
 
-fn remove(path: &Path) -> anyhow::Result<()> {
+/// Removes a directory, whatever permissions are in it; nothing if there is none.
+pub(super) fn remove(path: &Path) -> anyhow::Result<()> {
     // A directory without permissions is still its owner's.
     match std::fs::remove_dir_all(path) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),

@@ -36,7 +36,7 @@ pub fn build(args: &BuildArgs, common: &Common, environment: &Environment, repor
         return recipe::build(&request, report);
     }
     if !sandbox {
-        let wanted = sources::platform(args.arch.as_deref(), args.arch_variant.as_deref())?;
+        let wanted = sources::platform(settings.arch.as_deref(), settings.arch_variant.as_deref())?;
         if let Some(oci) = &sources::open(source, &wanted)? {
             return convert(oci, &args.target, &image, report);
         }

@@ -2,52 +2,11 @@
 
 use super::quoting::{go_quoted, in_double_quotes};
 use super::runscript::runscript;
+use crate::build::base_files::{DIRECTORIES, EMPTY_FILES, LINKS, SCRIPTS};
 use crate::report::json_with_tabs;
 use siphon_image::oci::config::RunConfig;
 use siphon_image::oci::layers::{Own, OwnBody};
 use std::collections::BTreeMap;
-
-/// Places to mount on, and to hold our own files.
-const DIRECTORIES: [&str; 12] = [
-    "dev",
-    "etc",
-    "home",
-    "proc",
-    "root",
-    "sys",
-    "tmp",
-    "var/tmp",
-    ".singularity.d",
-    ".singularity.d/actions",
-    ".singularity.d/env",
-    ".singularity.d/libs",
-];
-/// Files that the host's are mounted on.
-const EMPTY_FILES: [&str; 2] = ["etc/hosts", "etc/resolv.conf"];
-/// Names at the top and what they lead to.
-const LINKS: [(&str, &str); 6] = [
-    (".exec", ".singularity.d/actions/exec"),
-    (".run", ".singularity.d/actions/run"),
-    (".shell", ".singularity.d/actions/shell"),
-    (".test", ".singularity.d/actions/test"),
-    ("environment", ".singularity.d/env/90-environment.sh"),
-    ("singularity", ".singularity.d/runscript"),
-];
-/// Scripts that are the same in all images. No runtime of today runs the actions; images of all others have them.
-const SCRIPTS: [(&str, &str); 12] = [
-    ("actions/exec", include_str!("scripts/exec.sh")),
-    ("actions/run", include_str!("scripts/run.sh")),
-    ("actions/shell", include_str!("scripts/shell.sh")),
-    ("actions/start", include_str!("scripts/start.sh")),
-    ("actions/test", include_str!("scripts/test.sh")),
-    ("env/01-base.sh", "#!/bin/sh\n"),
-    ("env/90-environment.sh", "#!/bin/sh\n# Custom environment shell code should follow\n"),
-    ("env/94-appsbase.sh", ""),
-    ("env/95-apps.sh", include_str!("scripts/95-apps.sh")),
-    ("env/99-base.sh", include_str!("scripts/99-base.sh")),
-    ("env/99-runtimevars.sh", include_str!("scripts/99-runtimevars.sh")),
-    ("startscript", "#!/bin/sh\n"),
-];
 
 /// The files of an image that is to be run as `config` says.
 pub(super) fn own(config: &RunConfig, labels: &BTreeMap<String, String>, deffile: &str) -> anyhow::Result<Vec<Own>> {
@@ -66,13 +25,10 @@ pub(super) fn own(config: &RunConfig, labels: &BTreeMap<String, String>, deffile
         mode: 0o777,
         replaces: false,
     }));
-    let file = |name: &str, text: String, mode| Own {
-        path: format!(".singularity.d/{name}"),
-        body: OwnBody::File(text.into_bytes()),
-        mode,
-        replaces: true,
-    };
-    own.extend(SCRIPTS.map(|(name, text)| file(name, text.to_owned(), 0o755)));
+    let own_file =
+        |path: String, text: String, mode| Own { path, body: OwnBody::File(text.into_bytes()), mode, replaces: true };
+    let file = |name: &str, text: String, mode| own_file(format!(".singularity.d/{name}"), text, mode);
+    own.extend(SCRIPTS.map(|(path, text)| own_file(path.to_owned(), text.to_owned(), 0o755)));
     own.push(file("env/10-docker2singularity.sh", environment(&config.env), 0o755));
     own.push(file("runscript", runscript(&config.entrypoint, &config.cmd), 0o755));
     own.push(file("labels.json", html_escaped(&json_with_tabs(labels)?), 0o644));
