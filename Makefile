@@ -1,6 +1,6 @@
 # What the README and CI call. On a fresh Debian or Ubuntu with Rust, `make demo` and `make test` install what they need.
 
-.PHONY: demo test compat bench bench-whole bench-layer bench-network bench-micro lint setup
+.PHONY: demo test compat bench bench-whole bench-layer bench-network bench-images bench-micro lint setup
 
 demo:
 	bash demo/demo.sh
@@ -36,6 +36,12 @@ bench-layer: setup
 bench-network: setup
 	cargo build --release
 	python3 benches/network $(WORK)
+
+# What making an image costs: IMAGE is a SIF, LAYOUT the OCI layout of the same, TREE what it unpacks to, WORK some of the works
+# that --help names. As root, for file systems of its own and for dropping caches.
+bench-images: setup
+	cargo build --release
+	python3 benches/images --image "$(IMAGE)" $(if $(LAYOUT),--layout "$(LAYOUT)") $(if $(TREE),--tree "$(TREE)") $(WORK)
 
 bench-micro:
 	cargo bench -p siphon-image --bench squashfs

@@ -66,6 +66,10 @@ mod end_to_end {
     mod oci;
     /// Layers over an image, and what makes them.
     mod overlay;
+    /// Pulls that come to no good end.
+    mod pull;
+    /// Image files sent to registries as images of layers.
+    mod push;
     /// Images and sandboxes from definition files.
     mod recipes;
     /// Images in registries and libraries: fetched, sent and run.

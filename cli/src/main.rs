@@ -71,7 +71,7 @@ fn run(verb: Verb, limited: bool, environment: Environment, report: Report) -> a
         Verb::Build(args) => commands::build::build(&args, &common, &environment, report),
         Verb::Commit(args) => commands::commit::commit(&args, &common, &environment, report),
         Verb::Pull(args) => commands::pull::pull(&args, &common, &environment, report),
-        Verb::Push(args) => commands::push::push(&args, report),
+        Verb::Push(args) => commands::push::push(&args, &common, report),
         Verb::Tag(args) => commands::push::tag(&args, report),
         Verb::Registry { verb } => commands::registry::registry(&verb, &environment, report),
         Verb::Diff(args) => commands::diff::diff(&args, &common, report),

@@ -17,6 +17,7 @@ pub mod errno;
 pub mod fs;
 pub mod fuse;
 pub mod identity;
+pub mod layered;
 pub mod layers;
 pub mod locator;
 pub mod memory;

@@ -4,7 +4,7 @@ use crate::blob::{Blob, BlobCounters, BlobError, FIRST_BYTES};
 use crate::memory::default_cache_bytes;
 use crate::oras;
 use crate::prefetch::Prefetch;
-use crate::source::{Remote, library_image};
+use crate::source::{Remote, hub_image, library_image};
 use crate::storage::{Storage, StorageUse};
 use crate::sys::ext::{self, ExtImage};
 use siphon_image::ext::Ext;
@@ -80,12 +80,6 @@ pub enum Error {
     /// What is there is no image file, and cannot be read as it is.
     #[error("{name} is no image file; make one of it first: siphon pull {name}")]
     Unmade {
-        /// The reference.
-        name: String,
-    },
-    /// Nothing answers for it any more.
-    #[error("{name} cannot be had: Singularity Hub is gone, and there is no other server for shub://")]
-    Gone {
         /// The reference.
         name: String,
     },
@@ -239,9 +233,10 @@ impl Locator {
         let wrong = |source| Error::Name { name: name.to_owned(), source };
         match Reference::parse(name).map_err(wrong)? {
             None => {}
-            Some(found @ (Reference::Oras(_) | Reference::Library(_))) => return Ok(Self::Elsewhere(found)),
+            Some(found @ (Reference::Oras(_) | Reference::Library(_) | Reference::Shub(_))) => {
+                return Ok(Self::Elsewhere(found));
+            }
             Some(found @ Reference::Docker(_)) => return Err(Error::Unmade { name: found.to_string() }),
-            Some(Reference::Shub(_)) => return Err(Error::Gone { name: name.to_owned() }),
             Some(Reference::Web(url)) => return Ok(Self::Url(url)),
         }
         let failed = |source| Error::Path { path: name.into(), source };
@@ -368,7 +363,7 @@ pub fn elsewhere(reference: &Reference, arch: Option<&str>) -> Result<(Remote, O
             Ok((image.remote, image.digest))
         }
         Reference::Docker(_) => Err(Error::Unmade { name: name() }),
-        Reference::Shub(_) => Err(Error::Gone { name: name() }),
+        Reference::Shub(image) => Ok((hub_image(image, FIRST_BYTES).map_err(|error| failed(error.into()))?, None)),
         Reference::Web(url) => {
             let remote = Remote::open(url, FIRST_BYTES).map_err(Arc::new);
             Ok((remote.map_err(|source| Error::Url { url: url.clone(), source: source.into() })?, None))

@@ -8,6 +8,9 @@
 //! what is in a directory. How many names a file has is not compared either.
 
 mod content;
+mod paths;
+
+pub use paths::paths;
 
 use crate::view::{Ino, View};
 use siphon_image::squashfs::writer::Owners;

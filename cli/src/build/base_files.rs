@@ -39,13 +39,15 @@ pub(super) const SCRIPTS: [(&str, &str); 12] = [
     (".singularity.d/actions/start", include_str!("base_files/start")),
     (".singularity.d/actions/test", include_str!("base_files/test")),
     (".singularity.d/env/01-base.sh", "#!/bin/sh\n"),
-    (".singularity.d/env/90-environment.sh", "#!/bin/sh\n# Custom environment shell code should follow\n\n"),
+    (".singularity.d/env/90-environment.sh", NO_ENVIRONMENT),
     (".singularity.d/env/94-appsbase.sh", ""),
     (".singularity.d/env/95-apps.sh", include_str!("base_files/95-apps.sh")),
     (".singularity.d/env/99-base.sh", include_str!("base_files/99-base.sh")),
     (".singularity.d/env/99-runtimevars.sh", include_str!("base_files/99-runtimevars.sh")),
     (".singularity.d/startscript", "#!/bin/sh\n"),
 ];
+/// The environment of an image that sets none.
+pub(super) const NO_ENVIRONMENT: &str = "#!/bin/sh\n# Custom environment shell code should follow\n\n";
 /// The runscript of an image that has none.
 const RUNSCRIPT: (&str, &str) =
     (".singularity.d/runscript", "#!/bin/sh\n\necho \"There is no runscript defined for this container\"\n");

@@ -7,13 +7,16 @@ mod files;
 mod quoting;
 mod runscript;
 
+pub(super) use runscript::is_generated;
+
 use super::provenance::date;
 use super::publish::publish;
-use super::{INSPECT_METADATA, is_bare, options, seconds, watch};
+use super::{INSPECT_METADATA, is_bare, options, seconds, since, watch};
 use crate::inspection::everything;
 use crate::report::{Report, human_bytes};
 use crate::settings::ImageSettings;
 use anyhow::{Context, bail};
+use siphon_image::oci::base::OCI_BASE;
 use siphon_image::oci::blobs::Blobs;
 use siphon_image::oci::layers::{self, Own, Source};
 use siphon_image::oci::select::ImageFacts;
@@ -64,7 +67,8 @@ pub fn convert(
     let own = files::own(&image.config.config, &labels, &deffile)?;
     let source =
         Source { blobs, layers: image.layers.clone(), diff_ids: image.diff_ids.clone(), fetched_bytes: Arc::default() };
-    let conversion = Conversion { image, source, own, deffile, arch, seconds, settings, report };
+    let base = since::of_conversion(origin, image, &own).and_then(|base| base.to_json());
+    let conversion = Conversion { image, source, own, base, deffile, arch, seconds, settings, report };
     let mode = if is_bare(target) { 0o666 } else { 0o777 };
     let made = publish(target, mode, |file, interrupted| match is_bare(target) {
         true => Ok(conversion.squashfs(file, 0, interrupted)?.0),
@@ -93,6 +97,8 @@ struct Conversion<'a> {
     image: &'a ImageFacts,
     source: Source,
     own: Vec<Own>,
+    /// What a push will want to know, if it can.
+    base: Option<Vec<u8>>,
     deffile: String,
     arch: Arch,
     seconds: u32,
@@ -126,6 +132,9 @@ impl Conversion<'_> {
         sif.add_object(DataType::Deffile, "", self.deffile.as_bytes())?;
         if let Some(metadata) = metadata {
             sif.add_object(DataType::GenericJson, INSPECT_METADATA, metadata.as_bytes())?;
+        }
+        if let Some(base) = &self.base {
+            sif.add_object(DataType::GenericJson, OCI_BASE, base)?;
         }
         sif.add_object(DataType::GenericJson, OCI_CONFIG, run_config(&self.image.config_json)?.as_bytes())?;
         Ok(())

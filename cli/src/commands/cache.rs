@@ -20,8 +20,8 @@ Hint: You can see exactly what would be deleted by canceling and using the --dry
 Do you want to continue? [y/N] ";
 /// Columns of the listing are this wide, as singularity's; longer names are cut.
 const NAME_WIDTH: usize = 22;
-/// The kinds that siphon keeps.
-const KEPT: [CacheKind; 5] = [CacheKind::Net, CacheKind::Oras, CacheKind::Library, CacheKind::Oci, CacheKind::Build];
+/// The kinds that siphon keeps parts of, and the traces of runs with them.
+const PARTS: [CacheKind; 3] = [CacheKind::Net, CacheKind::Oras, CacheKind::Library];
 const SECONDS_OF_A_DAY: u64 = 24 * 60 * 60;
 
 /// Lists or cleans.
@@ -169,7 +169,8 @@ fn clean(args: &CacheCleanArgs, common: &Common, report: Report) -> anyhow::Resu
         }
     }
     let directory = cache_dir(common);
-    for kind in args.kinds.iter().filter(|kind| !KEPT.contains(kind) && **kind != CacheKind::All) {
+    let is_kept = |kind: &CacheKind| PARTS.contains(kind) || matches!(kind, CacheKind::Oci | CacheKind::Build | CacheKind::All);
+    for kind in args.kinds.iter().filter(|kind| !is_kept(kind)) {
         let (kind, place) = (format!("{kind:?}").to_lowercase(), directory.display());
         report.info(format_args!("No cached files to remove at {place}: siphon keeps none of type {kind}"));
     }
@@ -179,7 +180,7 @@ fn clean(args: &CacheCleanArgs, common: &Common, report: Report) -> anyhow::Resu
     if is_wanted(&args.kinds, CacheKind::Build) {
         builds::clean(&directory, args.days, args.dry_run, report)?;
     }
-    if !KEPT.iter().any(|kind| is_wanted(&args.kinds, *kind)) {
+    if !PARTS.iter().any(|kind| is_wanted(&args.kinds, *kind)) {
         return Ok(());
     }
     if !args.dry_run {

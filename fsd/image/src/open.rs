@@ -12,6 +12,7 @@ mod facts;
 
 use crate::directory::Directory;
 use crate::ext::{self, Ext};
+use crate::oci::base::{Base, MAX_BASE_BYTES, OCI_BASE};
 use crate::oci::config::MAX_CONFIG_BYTES;
 use crate::read_at::{ReadAt, Window};
 use crate::sif::{self, DataType, Descriptor, FilesystemType, HEADER_BYTES, Partition, PartitionType, Sif};
@@ -113,12 +114,22 @@ pub enum Error {
 impl Image {
     /// The configuration of the OCI image that a SIF was once made from, byte for byte: `oci-config.json`.
     pub fn oci_config(&self) -> Option<Vec<u8>> {
+        self.json(OCI_CONFIG, MAX_CONFIG_BYTES)
+    }
+
+    /// The OCI image in a registry that a SIF was once made from, and what was changed since.
+    pub fn oci_base(&self) -> Option<Base> {
+        Base::parse(&self.json(OCI_BASE, MAX_BASE_BYTES)?)
+    }
+
+    /// The object `name` of a SIF.
+    fn json(&self, name: &str, max_bytes: usize) -> Option<Vec<u8>> {
         let sif = self.sif.as_ref()?;
-        let object = sif.object(sif.find_named(DataType::GenericJson, OCI_CONFIG)?);
-        let len_bytes = usize::try_from(object.len()).ok().filter(|len| *len <= MAX_CONFIG_BYTES)?;
-        let mut config = vec![0; len_bytes];
-        object.read_exact_at(&mut config, 0).ok()?;
-        Some(config)
+        let object = sif.object(sif.find_named(DataType::GenericJson, name)?);
+        let len_bytes = usize::try_from(object.len()).ok().filter(|len| *len <= max_bytes)?;
+        let mut json = vec![0; len_bytes];
+        object.read_exact_at(&mut json, 0).ok()?;
+        Some(json)
     }
 }
 

@@ -313,7 +313,8 @@ fn a_layer_that_is_not_what_it_should_be_is_refused() {
     let other: Digest = digest(b"other").parse().unwrap();
     let stored = gzip(&tar);
 
-    let wrong_diff_id = Source { diff_ids: vec![other.clone()], ..honest.clone() };
+    let plain = source(std::slice::from_ref(&tar), <[u8]>::to_vec);
+    let wrong_diff_id = Source { diff_ids: vec![other.clone()], ..plain };
     let size = stored.len() as u64;
     let of_size = |size, digest: Digest| {
         let layers = vec![Descriptor::new("application/vnd.oci.image.layer.v1.tar+gzip".into(), size, digest.clone())];
@@ -387,8 +388,5 @@ fn a_stream_without_an_end_ends_with_its_descriptor() {
 
     let error = squashfs(&source, &Options::default()).unwrap_err();
 
-    assert!(
-        matches!(&error, Error::Layer { source, .. } if matches!(**source, Error::Length { .. } | Error::DiffId { .. })),
-        "{error:?}"
-    );
+    assert!(matches!(&error, Error::Layer { source, .. } if matches!(**source, Error::Length { .. })), "{error:?}");
 }

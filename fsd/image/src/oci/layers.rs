@@ -13,7 +13,7 @@
 //! not written. Names alone cannot tell that where links are in the way: what turns out to be missing in the end is fetched
 //! once more, which happens with hard links between a hidden and a visible name, and hardly ever else.
 //!
-//! Everything is held against its digest, stored and uncompressed, before [`write()`] returns. All that is kept of the streams
+//! Everything is held against its digest before [`write()`] returns. All that is kept of the streams
 //! is bounded.
 
 mod cover;
@@ -142,8 +142,8 @@ pub enum Error {
         /// What it is.
         found: String,
     },
-    /// A layer decompresses to something else than the configuration says.
-    #[error("the layer should decompress to {expected}, and does to {found}")]
+    /// A layer that is not compressed is another one than the configuration says.
+    #[error("the layer should have the digest {expected} by the configuration, and has {found} by the manifest")]
     DiffId {
         /// What the configuration says.
         expected: String,
