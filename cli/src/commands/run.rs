@@ -4,7 +4,7 @@ use super::instance::enter::{INSTANCE, enter};
 use super::layers::{Layers, find};
 use super::limits::limit;
 use crate::build::sources::usable_apart;
-use crate::host::{cache_dir, gather, runtime_dir, subordinate_ids};
+use crate::host::{cache_dir, gather, runtime_dirs, subordinate_ids};
 use crate::plan::{HostFacts, Plan, PlanError, SourceKind, home, plan};
 use crate::report::Report;
 use crate::runtime::{Place, apply};
@@ -96,7 +96,11 @@ pub(super) fn prepare(
         engine: engine(common),
     };
     let executable = std::env::current_exe().context("cannot find the siphon program itself")?;
-    let joined = daemon::join(&spec, &runtime_dir(common), &executable)
+    if let (Writes::Sandbox, Locator::Sandbox(directory) | Locator::Directory(directory)) = (settings.writes, &locator)
+    {
+        daemon::release_if_read_only(directory, &runtime_dirs(common));
+    }
+    let joined = daemon::join(&spec, &runtime_dirs(common), &executable)
         .with_context(|| format!("could not open image {}", settings.image))?;
     if let (Writes::Sandbox, Err(reason)) = (settings.writes, &joined.writable) {
         bail!("cannot write to {}: {reason}", settings.image);
