@@ -169,7 +169,8 @@ fn clean(args: &CacheCleanArgs, common: &Common, report: Report) -> anyhow::Resu
         }
     }
     let directory = cache_dir(common);
-    let is_kept = |kind: &CacheKind| PARTS.contains(kind) || matches!(kind, CacheKind::Oci | CacheKind::Build | CacheKind::All);
+    let is_kept =
+        |kind: &CacheKind| PARTS.contains(kind) || matches!(kind, CacheKind::Oci | CacheKind::Build | CacheKind::All);
     for kind in args.kinds.iter().filter(|kind| !is_kept(kind)) {
         let (kind, place) = (format!("{kind:?}").to_lowercase(), directory.display());
         report.info(format_args!("No cached files to remove at {place}: siphon keeps none of type {kind}"));
