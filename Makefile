@@ -1,6 +1,6 @@
 # What the README and CI call. On a fresh Debian or Ubuntu with Rust, `make demo` and `make test` install what they need.
 
-.PHONY: demo test compat bench bench-whole bench-layer bench-network bench-images bench-micro lint setup
+.PHONY: demo test compat bench bench-whole bench-layer bench-network bench-images bench-start bench-micro lint setup
 
 demo:
 	bash demo/demo.sh
@@ -42,6 +42,11 @@ bench-network: setup
 bench-images: setup
 	cargo build --release
 	python3 benches/images --image "$(IMAGE)" $(if $(LAYOUT),--layout "$(LAYOUT)") $(if $(TREE),--tree "$(TREE)") $(WORK)
+
+# How long a program takes to start, and 32 at once: IMAGE is a SIF or squashfs that has /bin/true.
+bench-start:
+	cargo build --release
+	python3 benches/start $(IMAGE)
 
 bench-micro:
 	cargo bench -p siphon-image --bench squashfs

@@ -8,10 +8,14 @@
 mod support;
 
 mod end_to_end {
+    /// Recipes over base systems that programs of the host make.
+    mod agents;
     /// Parts of an image that run by a name of their own.
     mod apps;
     /// Sandboxes and what is built from them.
     mod build;
+    /// Options of builds from recipes.
+    mod build_options;
     /// What is kept of remote images.
     mod cache;
     /// Commits that copy what did not change.
@@ -34,6 +38,8 @@ mod end_to_end {
     mod fakeroot;
     /// Drivers of GPUs, and devices by CDI.
     mod gpu;
+    /// Recipes that mean harm.
+    mod hostile_recipes;
     /// Files out of other images.
     mod image_binds;
     /// Lines of the container's shell, for the tests of the other modules.
@@ -74,6 +80,8 @@ mod end_to_end {
     mod sif;
     /// What a program finds when it starts: descriptors and mounts.
     mod surroundings;
+    /// The recipes that newcomers learn by.
+    mod tutorial;
     /// Variables, and options that have no effect.
     mod variables;
 }

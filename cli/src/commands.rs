@@ -6,6 +6,7 @@ pub mod cache;
 pub mod cat;
 pub mod commit;
 pub mod completion;
+pub mod configuration;
 pub mod convert;
 pub mod daemon;
 pub mod diff;

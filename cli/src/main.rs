@@ -91,6 +91,10 @@ fn run(verb: Verb, limited: bool, environment: Environment, report: Report) -> a
         Verb::Man { directory } => commands::man::man(directory.as_deref(), Cli::command(), report),
         Verb::Completion { shell } => commands::completion::completion(shell, Cli::command(), report),
         Verb::Version => Ok(report.line(env!("CARGO_PKG_VERSION"))?),
+        Verb::Buildcfg { parameter } => {
+            commands::configuration::buildcfg(parameter.as_deref(), Cli::command(), &common, report)
+        }
+        Verb::Confgen { files } => commands::configuration::confgen(&files, report),
         Verb::Convert { image } => commands::convert::convert(&image, &common, report),
         Verb::BuildStep { job } => commands::build_step::build_step(&job, report),
         Verb::Daemon { state, .. } => commands::daemon::daemon(&state),

@@ -22,6 +22,7 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::UNIX_EPOCH;
 
 /// Where a sandbox keeps what it is a layer of.
 const BASE_FILE: &str = ".siphon/base.json";
@@ -52,6 +53,18 @@ pub enum Error {
         /// What the system said.
         #[source]
         source: io::Error,
+    },
+    /// There is no such file, and it does not look as if one was meant.
+    #[error(
+        "cannot open {name}: there is no such file, and images elsewhere are named docker://, oras://, library:// or \
+         http(s)://, or oci:, oci-archive: or docker-archive: with a path{}",
+        meant.as_deref().map(|meant| format!("; is {meant} meant?")).unwrap_or_default()
+    )]
+    NoSuchName {
+        /// As it was given.
+        name: String,
+        /// A name that it may have been meant as.
+        meant: Option<String>,
     },
     /// Neither a file nor a directory.
     #[error("{path} is neither an image file nor a directory")]
@@ -168,7 +181,8 @@ pub struct Opened {
     pub upper_dir: Option<PathBuf>,
     /// The format and what comes with it.
     pub image: Image,
-    /// What tells this content from any other: length and time of a file, validator of a URL.
+    /// What tells this content from any other: length and time of a file, validator of a URL; number and birth of a
+    /// directory.
     pub identity: String,
     /// Bytes of the image file; 0 for a directory.
     pub image_bytes: u64,
@@ -239,7 +253,10 @@ impl Locator {
             Some(found @ Reference::Docker(_)) => return Err(Error::Unmade { name: found.to_string() }),
             Some(Reference::Web(url)) => return Ok(Self::Url(url)),
         }
-        let failed = |source| Error::Path { path: name.into(), source };
+        let failed = |source: io::Error| match source.kind() {
+            io::ErrorKind::NotFound if name.contains(':') => no_such_name(name),
+            _ => Error::Path { path: name.into(), source },
+        };
         let path = fs::canonicalize(name).map_err(failed)?;
         let kind = fs::metadata(&path).map_err(failed)?;
         match kind {
@@ -266,6 +283,18 @@ impl Locator {
         // What is in a directory changes under way, and it stays the same directory.
         Ok(if data.is_file() { format!("{place}:{}", content_identity(&data)) } else { place })
     }
+}
+
+/// What is wrong with a name that leads to no file and has a colon.
+fn no_such_name(name: &str) -> Error {
+    let (scheme, rest) = name.split_once(':').unwrap_or_default();
+    let meant = match rest.trim_start_matches('/') {
+        repository if scheme == "docker" => Some(format!("docker://{repository}")),
+        _ if rest.starts_with("//") => None,
+        // `ubuntu:24.04`, as docker has it.
+        _ => Some(format!("docker://{name}")),
+    };
+    Error::NoSuchName { name: name.to_owned(), meant }
 }
 
 impl fmt::Display for Locator {
@@ -300,32 +329,39 @@ pub fn open(locator: &Locator, cache_dir: &Path, cache_bytes: Option<u64>) -> Re
 /// Any [`Error`].
 pub fn open_data(path: &Path, id: Option<u32>, cache_bytes: Option<u64>) -> Result<Data, Error> {
     let failed = |source| Error::Path { path: path.into(), source };
-    let bytes = Arc::new(File::open(path).and_then(FileAt::new).map_err(failed)?);
+    let file = File::open(path).map_err(failed)?;
+    let opened = file.metadata().map_err(failed)?;
+    let bytes = Arc::new(FileAt::new(file).map_err(failed)?);
     let options = Options { cache_bytes: cache_bytes.unwrap_or_else(default_cache_bytes) };
     let image = open::open_data(bytes, id, options)
         .map_err(|source| Error::Format { image: path.display().to_string(), source })?;
-    let lock = lock_for_reading(path, &image)?;
+    let lock = lock_for_reading(path, &opened, &image)?;
     Ok(Data { image, _lock: lock })
 }
 
 fn open_file(path: &Path, cache_bytes: Option<u64>) -> Result<Opened, Error> {
     let failed = |source| Error::Path { path: path.into(), source };
     let file = File::open(path).map_err(failed)?;
-    let identity = content_identity(&file.metadata().map_err(failed)?);
+    let data = file.metadata().map_err(failed)?;
+    let identity = content_identity(&data);
     let bytes = Arc::new(FileAt::new(file).map_err(failed)?);
     let mut opened = opened(path.display().to_string(), bytes, identity, None, cache_bytes)?;
-    opened.lock = lock_for_reading(path, &opened.image)?;
+    opened.lock = lock_for_reading(path, &data, &opened.image)?;
     Ok(opened)
 }
 
-/// An ext3 file system may be written to, and must not be while it is read.
-fn lock_for_reading(path: &Path, image: &Image) -> Result<Option<Arc<File>>, Error> {
+/// An ext3 file system may be written to, and must not be while it is read. `opened` is the file that is read.
+fn lock_for_reading(path: &Path, opened: &Metadata, image: &Image) -> Result<Option<Arc<File>>, Error> {
     if image.format != Format::Ext {
         return Ok(None);
     }
-    let size_bytes = fs::metadata(path).map_err(|source| Error::Path { path: path.into(), source })?.len();
-    let image = ExtImage { path, offset_bytes: 0, size_bytes, write: false };
-    Ok(Some(Arc::new(image.lock()?)))
+    let lock = ExtImage { path, offset_bytes: 0, size_bytes: opened.len(), write: false }.lock()?;
+    let failed = |source| Error::Path { path: path.into(), source };
+    let locked = lock.metadata().map_err(failed)?;
+    if (locked.dev(), locked.ino()) != (opened.dev(), opened.ino()) {
+        return Err(failed(io::Error::other("another file took its place while it was opened")));
+    }
+    Ok(Some(Arc::new(lock)))
 }
 
 fn open_url(url: &str, cache_dir: &Path, cache_bytes: Option<u64>) -> Result<Opened, Error> {
@@ -414,7 +450,8 @@ fn opened(
 }
 
 fn open_directory(path: &Path) -> Result<Opened, Error> {
-    let identity = Locator::Directory(path.into()).identity()?;
+    let failed = |source: io::Error| Error::Path { path: path.into(), source };
+    let identity = directory_identity(&fs::metadata(path).map_err(failed)?);
     let image = open::open_directory(path, OsStr::new(PRIVATE_NAME))
         .map_err(|source| Error::Format { image: path.display().to_string(), source })?;
     Ok(Opened {
@@ -442,11 +479,23 @@ fn open_sandbox(sandbox: &Path, cache_dir: &Path, cache_bytes: Option<u64>) -> R
         return Err(gone(Error::Kind { path }));
     }
     let opened = open(&locator, cache_dir, cache_bytes).map_err(gone)?;
-    if opened.identity != base.identity {
+    // Of a directory earlier versions wrote down what tells it from all others of one machine.
+    let is_known = |locator: &Locator| {
+        matches!(locator, Locator::Directory(_)) && locator.identity().ok() == Some(base.identity.clone())
+    };
+    if opened.identity != base.identity && !is_known(&locator) {
         let (recorded, found) = (base.identity, opened.identity);
         return Err(Error::BaseChanged { sandbox: sandbox.into(), base: base.image, recorded, found });
     }
     Ok(Opened { upper_dir: Some(sandbox.into()), ..opened })
+}
+
+/// What a directory keeps whatever happens in it, and has on every machine: its number, and when it was made, where the
+/// filesystem remembers that. A sandbox over it is not told of changes in it.
+fn directory_identity(data: &Metadata) -> String {
+    let made = data.created().ok().and_then(|made| made.duration_since(UNIX_EPOCH).ok());
+    let made = made.map_or_else(String::new, |made| format!(" of {}.{:09}", made.as_secs(), made.subsec_nanos()));
+    format!("directory {}{made}", data.ino())
 }
 
 /// Length and time of a file: the same on every machine of a cluster, where device numbers differ.

@@ -1,5 +1,8 @@
 use crate::support::environment::{TestEnvironment, as_user_and_as_root};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::Value;
+use std::io::{BufRead, BufReader};
 
 /// Changes of every kind that leaves marks in a layer. They stay away from what is mounted from the host.
 const CHANGES: &str = "
@@ -108,7 +111,7 @@ fn nothing_of_the_kernels_engine_stays_beside_the_sandbox_also_after_a_kill() {
 
         run(environment, "kernel", "echo one > /data/one");
         for pid in environment.daemons() {
-            nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::SIGKILL).unwrap();
+            kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
         }
         wait_for_the_end();
         let again = run(environment, "kernel", "cat /data/one; echo two > /data/two");
@@ -206,4 +209,40 @@ fn a_directory_of_more_than_100000_entries_is_listed_whole_and_emptied() {
         cd /; rm -r /data/many; ls /data | grep -c many || true";
 
     assert_eq!(run(&environment, "fuse", line), "101000\n101000\n100998\n1\n0");
+}
+
+#[test]
+fn a_program_that_outlives_its_daemon_keeps_others_from_writing_while_the_kernel_merges() {
+    as_user_and_as_root(|environment| {
+        sandbox(environment);
+        let words = ["exec", "--layer-engine", "kernel", "--writable", "sandbox", "sh", "-c", "echo up; read line"];
+        let mut left = environment.siphon(&words).spawn();
+        let mut line = String::new();
+        BufReader::new(left.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
+        let daemons = environment.daemons();
+        for pid in &daemons {
+            kill(Pid::from_raw(*pid), Signal::SIGKILL).unwrap();
+        }
+        while environment.daemons().iter().any(|pid| daemons.contains(pid)) {
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
+
+        let write = |engine| {
+            let words = ["exec", "--layer-engine", engine, "--writable", "sandbox", "sh", "-c", "echo x > /data/x"];
+            environment.siphon(&words).run()
+        };
+        let refused = [write("fuse"), write("kernel")];
+        let read = environment.siphon(&["exec", "sandbox", "cat", "/data/greeting"]).stdout();
+        left.kill().unwrap();
+        left.wait().unwrap();
+        environment.wait_for_daemons_to_leave();
+        let after = write("auto");
+
+        for refused in refused {
+            assert_ne!(refused.code, 0, "{refused}");
+            assert!(refused.stderr.contains(&format!("process {} (sh)", left.id())), "{refused}");
+        }
+        assert_eq!(read, "hello from the image");
+        assert_eq!(after.code, 0, "{after}");
+    });
 }

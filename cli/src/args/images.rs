@@ -22,13 +22,7 @@ pub struct BuildArgs {
     /// Take the image as it is, without a note of what it is made of
     #[arg(long, hide = true)]
     pub as_it_is: bool,
-    /// Of an OCI image for several platforms, take the one for this architecture: amd64, arm64, ...
-    #[arg(long, value_name = "ARCH")]
-    pub arch: Option<String>,
-    /// The variant of the architecture, such as v7
-    #[arg(long, value_name = "VARIANT")]
-    pub arch_variant: Option<String>,
-    /// Registries and libraries
+    /// Who we are towards registries, and how they are spoken to
     #[command(flatten)]
     pub registry: RegistryFlags,
     /// What to make: an image file, SIF or by the endings .sqfs and .squashfs bare squashfs; or with --sandbox a directory

@@ -9,8 +9,8 @@
 //! own, that is the entry point, with the environment set before. It lies under `/.singularity.d/oci`, since a pull of the image
 //! writes the scripts anew that are there for singularity, and so do the environment's words, under a name of their own.
 
+use super::base_files::NO_ENVIRONMENT;
 use super::convert::is_generated;
-use super::scripts::NO_ENVIRONMENT;
 use crate::host::cache_dir;
 use crate::report::{Report, human_bytes, utc};
 use crate::settings::Common;

@@ -148,7 +148,8 @@ fn copy_layer(from: &Path, to: &Path) -> anyhow::Result<()> {
         .with_context(|| format!("cannot copy the layer {}", from.display()))
 }
 
-fn remove(path: &Path) -> anyhow::Result<()> {
+/// Removes a directory, whatever permissions are in it; nothing if there is none.
+pub(super) fn remove(path: &Path) -> anyhow::Result<()> {
     // A directory without permissions is still its owner's.
     match std::fs::remove_dir_all(path) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
@@ -172,7 +173,7 @@ fn run(command: &mut Command) -> anyhow::Result<()> {
 
 fn work_inside(inside: Inside, report: Report) -> anyhow::Result<Answer> {
     let executable = std::env::current_exe().context("cannot find the siphon program itself")?;
-    let joined = daemon::join(&inside.spec, &inside.runtime_dir, &executable)
+    let joined = daemon::join(&inside.spec, std::slice::from_ref(&inside.runtime_dir), &executable)
         .with_context(|| format!("could not open image {}", inside.spec.image))?;
     if let Err(reason) = &joined.writable {
         bail!("cannot write to {}: {reason}", inside.spec.image);

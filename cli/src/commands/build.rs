@@ -40,7 +40,7 @@ pub fn build(args: &BuildArgs, common: &Common, environment: &Environment, repor
         return recipe::build(&request, report);
     }
     if !sandbox {
-        let wanted = sources::platform(args.arch.as_deref(), args.arch_variant.as_deref())?;
+        let wanted = sources::platform(settings.arch.as_deref(), settings.arch_variant.as_deref())?;
         if let Some(oci) = &sources::open(source, &wanted)? {
             return convert(oci, &args.target, &image, report);
         }
@@ -127,7 +127,14 @@ pub(super) fn make_sandbox(source: &str, target: &Path, common: &Common, report:
     }
     let opened = super::open_image(source, common, report)?;
     let base = Base { version: Base::VERSION, image: locator.to_string(), identity: opened.identity };
-    Upper::create(target, &base).with_context(|| format!("cannot make the sandbox {}", target.display()))?;
+    let is_new = target.symlink_metadata().is_err();
+    if let Err(error) = Upper::create(target, &base) {
+        // Half of a sandbox would be taken for a directory that is an image by itself.
+        if is_new {
+            let _ = std::fs::remove_dir_all(target);
+        }
+        return Err(error).with_context(|| format!("cannot make the sandbox {}", target.display()));
+    }
     note_sandbox(&cache_dir(common), Path::new(&base.image), target)
 }
 

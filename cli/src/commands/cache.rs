@@ -1,8 +1,10 @@
 //! `siphon cache`: what was kept of remote images, listed and cleaned as singularity does.
 
+mod builds;
 mod converted;
 
 use crate::args::{CacheCleanArgs, CacheKind, CacheListArgs, CacheVerb};
+use crate::build::keep::KeptLayer;
 use crate::host::cache_dir;
 use crate::report::{Report, human_bytes, utc};
 use crate::settings::{Common, parse_size};
@@ -75,8 +77,10 @@ fn list(args: &CacheListArgs, common: &Common, report: Report) -> anyhow::Result
     let mut entries =
         Cache::existing(&cache_dir(common))?.map(|cache| cache.entries()).transpose()?.unwrap_or_default();
     entries.retain(|entry| wanted(kind(entry)));
+    let (layers, layer_bytes) =
+        if wanted(CacheKind::Build) { builds::all(&cache_dir(common))? } else { Default::default() };
     if args.json {
-        let listed: Vec<_> = entries.iter().map(listed).collect();
+        let listed: Vec<_> = entries.iter().map(listed).chain(layers.iter().map(listed_layer)).collect();
         return Ok(report.line(serde_json::to_string_pretty(&listed)?)?);
     }
     if args.verbose {
@@ -86,13 +90,18 @@ fn list(args: &CacheListArgs, common: &Common, report: Report) -> anyhow::Result
             let (size, url) = (size(stored_bytes), url.unwrap_or("unknown"));
             report.line(format_args!("{name:<24.NAME_WIDTH$} {created:<22} {size:<16} {type:<7} {url}"))?;
         }
+        for layer in &layers {
+            let (created, size) = (builds::created(layer), size(layer.bytes));
+            let (name, recipe) = (&layer.name, &layer.recipe);
+            report.line(format_args!("{name:<24.NAME_WIDTH$} {created:<22} {size:<16} {:<7} {recipe}", "build"))?;
+        }
         report.line("")?;
     }
     let converted = if wanted(CacheKind::Oci) { converted::all(&cache_dir(common))? } else { Vec::new() };
     let stored = entries.iter().map(|entry| entry.stored_bytes).chain(converted.iter().map(|image| image.bytes));
-    let total = size(stored.sum());
+    let stored: u64 = stored.sum();
     let nothing = size(0);
-    let images = format!("{} container file(s) using {total}", entries.len() + converted.len());
+    let images = format!("{} container file(s) using {}", entries.len() + converted.len(), size(stored));
     let blobs = format!("0 oci blob file(s) using {nothing}");
     let is_image = |kind: &CacheKind| !matches!(kind, CacheKind::Blob);
     match (args.kinds.iter().any(is_image), wanted(CacheKind::Blob)) {
@@ -100,7 +109,14 @@ fn list(args: &CacheListArgs, common: &Common, report: Report) -> anyhow::Result
         (true, false) => report.line(format_args!("There are {images} of space"))?,
         (false, _) => report.line(format_args!("There are {blobs} of space"))?,
     }
-    Ok(report.line(format_args!("Total space used: {total}"))?)
+    if !layers.is_empty() {
+        report.line(format_args!(
+            "There are {} layer(s) of builds using {} of space",
+            layers.len(),
+            size(layer_bytes)
+        ))?;
+    }
+    Ok(report.line(format_args!("Total space used: {}", size(stored + layer_bytes)))?)
 }
 
 fn listed(entry: &Entry) -> Listed<'_> {
@@ -117,6 +133,18 @@ fn listed(entry: &Entry) -> Listed<'_> {
         stored_bytes: entry.stored_bytes,
         image_bytes: entry.description.as_ref().map(|description| description.len_bytes),
         pinned: entry.pinned,
+    }
+}
+
+fn listed_layer(layer: &KeptLayer) -> Listed<'_> {
+    Listed {
+        name: &layer.name,
+        r#type: "build",
+        url: None,
+        created: builds::created(layer),
+        stored_bytes: layer.bytes,
+        image_bytes: None,
+        pinned: false,
     }
 }
 
@@ -141,13 +169,17 @@ fn clean(args: &CacheCleanArgs, common: &Common, report: Report) -> anyhow::Resu
         }
     }
     let directory = cache_dir(common);
-    let is_kept = |kind: &CacheKind| PARTS.contains(kind) || matches!(kind, CacheKind::Oci | CacheKind::All);
+    let is_kept =
+        |kind: &CacheKind| PARTS.contains(kind) || matches!(kind, CacheKind::Oci | CacheKind::Build | CacheKind::All);
     for kind in args.kinds.iter().filter(|kind| !is_kept(kind)) {
         let (kind, place) = (format!("{kind:?}").to_lowercase(), directory.display());
         report.info(format_args!("No cached files to remove at {place}: siphon keeps none of type {kind}"));
     }
     if is_wanted(&args.kinds, CacheKind::Oci) {
         converted::clean(&directory, args.days, args.dry_run, report)?;
+    }
+    if is_wanted(&args.kinds, CacheKind::Build) {
+        builds::clean(&directory, args.days, args.dry_run, report)?;
     }
     if !PARTS.iter().any(|kind| is_wanted(&args.kinds, *kind)) {
         return Ok(());

@@ -4,7 +4,7 @@ use super::layers::{self, Layers};
 use super::run::engine;
 use crate::args::MountArgs;
 use crate::build::sources::usable;
-use crate::host::{cache_dir, runtime_dir};
+use crate::host::{cache_dir, runtime_dirs};
 use crate::report::Report;
 use crate::settings::{Common, OverlaySpec};
 use anyhow::{Context, bail};
@@ -46,7 +46,7 @@ pub fn mount(args: &MountArgs, common: &Common, report: Report) -> anyhow::Resul
         engine: engine(common),
     };
     let executable = std::env::current_exe().context("cannot find the siphon program itself")?;
-    daemon::join(&spec, &runtime_dir(common), &executable).with_context(context)?;
+    daemon::join(&spec, &runtime_dirs(common), &executable).with_context(context)?;
     report.info(format_args!("Mounted on {0}; unmount with: siphon umount {0}", directory.display()));
     Ok(())
 }

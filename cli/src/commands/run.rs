@@ -4,11 +4,11 @@ use super::instance::enter::{INSTANCE, enter};
 use super::layers::{Layers, find};
 use super::limits::limit;
 use crate::build::sources::usable_apart;
-use crate::host::{cache_dir, gather, runtime_dir, subordinate_ids};
+use crate::host::{cache_dir, gather, runtime_dirs, subordinate_ids};
 use crate::plan::{HostFacts, Plan, PlanError, SourceKind, home, plan};
 use crate::report::Report;
 use crate::runtime::{Place, apply};
-use crate::settings::{Common, EngineArg, Environment, ImageBind, RunSettings, Writes};
+use crate::settings::{Common, EngineArg, Environment, ImageBind, NOTE_MOUNT_POINTS, RunSettings, Writes};
 use anyhow::{Context, bail};
 use siphon_fsd::daemon::{
     self, DataImage, DataPlace, Ids, Joined, Layer, LayerEngine, MountPointKind, Placement, Spec,
@@ -39,7 +39,14 @@ pub fn run(
         let name = name.to_owned();
         return enter(&name, settings, common, environment);
     }
+    let note = environment.get(NOTE_MOUNT_POINTS).map(PathBuf::from);
     let prepared = prepare(&mut settings, common, environment, report)?;
+    if let Some(note) = note {
+        let points: Vec<_> = prepared.plan.mount_points().into_iter().map(|(path, _)| path).collect();
+        std::fs::write(&note, serde_json::to_vec(&points)?)
+            .with_context(|| format!("cannot write {}", note.display()))?;
+        std::process::exit(0);
+    }
     let place = enter_daemon(&prepared)?;
     apply(&prepared.plan, place, report)
 }
@@ -89,7 +96,11 @@ pub(super) fn prepare(
         engine: engine(common),
     };
     let executable = std::env::current_exe().context("cannot find the siphon program itself")?;
-    let joined = daemon::join(&spec, &runtime_dir(common), &executable)
+    if let (Writes::Sandbox, Locator::Sandbox(directory) | Locator::Directory(directory)) = (settings.writes, &locator)
+    {
+        daemon::release_if_read_only(directory, &runtime_dirs(common));
+    }
+    let joined = daemon::join(&spec, &runtime_dirs(common), &executable)
         .with_context(|| format!("could not open image {}", settings.image))?;
     if let (Writes::Sandbox, Err(reason)) = (settings.writes, &joined.writable) {
         bail!("cannot write to {}: {reason}", settings.image);

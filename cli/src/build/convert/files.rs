@@ -1,8 +1,8 @@
 //! The files that every image has beside those of its layers, under the names that apptainer gives them.
 
-use super::super::scripts::{DIRECTORIES, EMPTY_FILES, LINKS, SCRIPTS};
 use super::quoting::{go_quoted, in_double_quotes};
 use super::runscript::runscript;
+use crate::build::base_files::{DIRECTORIES, EMPTY_FILES, LINKS, SCRIPTS};
 use crate::report::json_with_tabs;
 use siphon_image::oci::config::RunConfig;
 use siphon_image::oci::layers::{Own, OwnBody};
@@ -25,13 +25,10 @@ pub(super) fn own(config: &RunConfig, labels: &BTreeMap<String, String>, deffile
         mode: 0o777,
         replaces: false,
     }));
-    let file = |name: &str, text: String, mode| Own {
-        path: format!(".singularity.d/{name}"),
-        body: OwnBody::File(text.into_bytes()),
-        mode,
-        replaces: true,
-    };
-    own.extend(SCRIPTS.map(|(name, text)| file(name, text.to_owned(), 0o755)));
+    let own_file =
+        |path: String, text: String, mode| Own { path, body: OwnBody::File(text.into_bytes()), mode, replaces: true };
+    let file = |name: &str, text: String, mode| own_file(format!(".singularity.d/{name}"), text, mode);
+    own.extend(SCRIPTS.map(|(path, text)| own_file(path.to_owned(), text.to_owned(), 0o755)));
     own.push(file("env/10-docker2singularity.sh", environment(&config.env), 0o755));
     own.push(file("runscript", runscript(&config.entrypoint, &config.cmd), 0o755));
     own.push(file("labels.json", html_escaped(&json_with_tabs(labels)?), 0o644));
