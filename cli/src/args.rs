@@ -116,29 +116,22 @@ impl Verb {
 
     /// What the command line says of registries.
     pub fn registries(&self) -> RegistryFlags {
-        let other = match self {
-            Self::Build(args) => return args.registry.clone(),
-            Self::Pull(args) => return args.registry.clone(),
-            Self::Push(args) => return args.registry.clone(),
-            Self::Tag(args) => return args.registry.clone(),
-            Self::Registry { verb: RegistryVerb::Login(args) } => {
-                return RegistryFlags { no_https: args.no_https, ..RegistryFlags::default() };
+        match self {
+            Self::Pull(args) => args.registry.clone(),
+            Self::Push(args) => args.registry.clone(),
+            Self::Tag(args) => args.registry.clone(),
+            Self::Build(args) => args.registry.clone(),
+            Self::Exec(args) => args.flags.other.registry.clone(),
+            Self::Shell(args) => args.flags.other.registry.clone(),
+            Self::Run(args) => args.flags.other.registry.clone(),
+            Self::Test(args) => args.flags.other.registry.clone(),
+            Self::Instance { verb: InstanceVerb::Start(args) | InstanceVerb::Run(args) } => {
+                args.flags.other.registry.clone()
             }
-            Self::Exec(args) => &args.flags.other,
-            Self::Shell(args) => &args.flags.other,
-            Self::Run(args) => &args.flags.other,
-            Self::Test(args) => &args.flags.other,
-            Self::Instance { verb: InstanceVerb::Start(args) | InstanceVerb::Run(args) } => &args.flags.other,
-            _ => return RegistryFlags::default(),
-        };
-        RegistryFlags {
-            authfile: other.authfile.as_ref().map(PathBuf::from),
-            docker_login: other.docker_login,
-            docker_host: None,
-            docker_username: other.docker_username.clone(),
-            docker_password: other.docker_password.clone(),
-            no_https: other.no_https,
-            library: None,
+            Self::Registry { verb: RegistryVerb::Login(args) } => {
+                RegistryFlags { no_https: args.no_https, ..RegistryFlags::default() }
+            }
+            _ => RegistryFlags::default(),
         }
     }
 

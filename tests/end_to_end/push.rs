@@ -184,6 +184,24 @@ fn a_runscript_and_an_environment_of_a_definition_file_go_along() {
 }
 
 #[test]
+fn an_image_without_a_runscript_is_run_by_its_shell() {
+    let environment = TestEnvironment::new();
+    let registry = Registry::start();
+    environment.write(
+        "r.def",
+        "Bootstrap: scratch\n%setup\n mkdir $APPTAINER_ROOTFS/bin; cp /bin/busybox $APPTAINER_ROOTFS/bin/sh\n",
+    );
+    environment.siphon(&["build", "bare.sif", "r.def"]).stdout();
+    let uri = format!("docker://{}/bare:1", registry.host());
+
+    environment.siphon(&["push", "bare.sif", &uri]).stdout();
+
+    let config = inspect(&environment, &uri, &["--config"]);
+    assert_eq!(config["config"]["Cmd"], serde_json::json!(["/bin/sh"]), "{config}");
+    assert!(config["config"].get("Entrypoint").is_none(), "{config}");
+}
+
+#[test]
 fn what_is_no_image_file_or_goes_to_no_tag_is_not_pushed_as_layers() {
     let environment = TestEnvironment::new();
     environment.siphon(&["build", "--sandbox", "box", environment.images().sif()]).stdout();

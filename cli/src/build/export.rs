@@ -34,6 +34,8 @@ const ENTRY_SCRIPT: &str = "#!/bin/sh\n# Runs the image where it is an image of 
     exec /.singularity.d/oci/runscript \"$@\"\n";
 /// Where the environment of a definition file is kept from a pull.
 const ENVIRONMENT: &str = ".singularity.d/env/91-environment.sh";
+/// What the runscript of an image that has none prints.
+const NO_RUNSCRIPT_SAYS: &str = "There is no runscript defined for this container";
 /// Where programs are looked for in an image that does not say.
 const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
@@ -61,8 +63,8 @@ pub fn push(image: &str, repository: &Repository, common: &Common, report: Repor
     let content = Content { tree, changed, own: &run.own, own_seconds: seconds };
     let layer = send(&target, content, report)?;
     let image = Image { run: &run, facts: &facts, base: base.as_ref(), layer: &layer, arch, seconds };
-    let layers: Vec<_> =
-        base.iter().flat_map(|base| &base.layers).chain([&layer.descriptor]).cloned().collect::<Vec<Descriptor>>();
+    let below = base.iter().flat_map(|base| &base.layers);
+    let layers: Vec<Descriptor> = below.chain([&layer.descriptor]).cloned().collect();
     let manifest = target.finish(repository.version(), image.config().to_string().as_bytes(), &layers)?;
     report.info("Upload complete");
     report.info(format_args!("docker://{repository} is {manifest}"));
@@ -116,34 +118,29 @@ impl Run {
             config.clone().and_then(|config| serde_json::from_value(config).ok()).unwrap_or_default();
         let mut config = config.and_then(|config| config.as_object().cloned()).unwrap_or_default();
         let mut own = Vec::new();
-        let is_as_it_was = |script: &String| {
-            is_generated(script, &known.entrypoint, &known.cmd)
-                && !(known.entrypoint.is_empty() && known.cmd.is_empty())
+        // Who wrote none gets one that says so, from us and from apptainer.
+        let is_own = |script: &&String| {
+            !is_generated(script, &known.entrypoint, &known.cmd) && !script.contains(NO_RUNSCRIPT_SAYS)
         };
-        match &facts.runscript {
-            Some(script) if !is_as_it_was(script) => {
-                let file = |path: &str, text: &str| Own {
-                    path: path.to_owned(),
-                    body: OwnBody::File(text.into()),
-                    mode: 0o755,
-                    replaces: true,
-                };
-                let directory = OwnBody::Directory;
-                own.push(Own { path: ".singularity.d/oci".to_owned(), body: directory, mode: 0o755, replaces: true });
-                own.push(file(&ENTRY_POINT[1..], ENTRY_SCRIPT));
-                own.push(file(".singularity.d/oci/runscript", script));
-                let environment = facts.environment.as_ref();
-                if let Some(text) = environment.filter(|text| text.trim() != NO_ENVIRONMENT.trim() && !text.is_empty())
-                {
-                    own.push(file(ENVIRONMENT, text));
-                }
-                config.insert("Entrypoint".to_owned(), json!([ENTRY_POINT]));
-                config.remove("Cmd");
-            }
-            _ if known.entrypoint.is_empty() && known.cmd.is_empty() => {
-                config.insert("Cmd".to_owned(), json!(["/bin/sh"]));
-            }
-            _ => {}
+        let file = |path: &str, text: &str| Own {
+            path: path.to_owned(),
+            body: OwnBody::File(text.into()),
+            mode: 0o755,
+            replaces: true,
+        };
+        let is_said = |text: &&String| !text.is_empty() && text.trim() != NO_ENVIRONMENT.trim();
+        if let Some(text) = facts.environment.as_ref().filter(is_said) {
+            own.push(file(ENVIRONMENT, text));
+        }
+        if let Some(script) = facts.runscript.as_ref().filter(is_own) {
+            let directory = OwnBody::Directory;
+            own.push(Own { path: ".singularity.d/oci".to_owned(), body: directory, mode: 0o755, replaces: true });
+            own.push(file(&ENTRY_POINT[1..], ENTRY_SCRIPT));
+            own.push(file(".singularity.d/oci/runscript", script));
+            config.insert("Entrypoint".to_owned(), json!([ENTRY_POINT]));
+            config.remove("Cmd");
+        } else if known.entrypoint.is_empty() && known.cmd.is_empty() {
+            config.insert("Cmd".to_owned(), json!(["/bin/sh"]));
         }
         let mut env = known.env;
         if !env.iter().any(|variable| variable.starts_with("PATH=")) {
