@@ -19,7 +19,7 @@ pub enum CacheVerb {
     },
 }
 
-/// Kinds of what singularity keeps. Siphon has four of them.
+/// Kinds of what singularity keeps. Siphon has five of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum CacheKind {
     /// Images of a container library

@@ -10,6 +10,7 @@ use anyhow::{Context, bail};
 use serde::Serialize;
 use siphon_fsd::cache::{Cache, CacheError, Entry};
 use siphon_fsd::daemon::remove_traces;
+use siphon_fsd::oci::remove_kept;
 use std::time::{Duration, SystemTime};
 
 /// What `cache clean` asks, to the letter: scripts answer it.
@@ -19,7 +20,7 @@ Do you want to continue? [y/N] ";
 /// Columns of the listing are this wide, as singularity's; longer names are cut.
 const NAME_WIDTH: usize = 22;
 /// The kinds that siphon keeps.
-const KEPT: [CacheKind; 4] = [CacheKind::Net, CacheKind::Oras, CacheKind::Library, CacheKind::Oci];
+const KEPT: [CacheKind; 5] = [CacheKind::Net, CacheKind::Oras, CacheKind::Library, CacheKind::Oci, CacheKind::Blob];
 const SECONDS_OF_A_DAY: u64 = 24 * 60 * 60;
 
 /// Lists or cleans.
@@ -89,11 +90,12 @@ fn list(args: &CacheListArgs, common: &Common, report: Report) -> anyhow::Result
         report.line("")?;
     }
     let converted = if wanted(CacheKind::Oci) { converted::all(&cache_dir(common))? } else { Vec::new() };
-    let stored = entries.iter().map(|entry| entry.stored_bytes).chain(converted.iter().map(|image| image.bytes));
-    let total = size(stored.sum());
-    let nothing = size(0);
-    let images = format!("{} container file(s) using {total}", entries.len() + converted.len());
-    let blobs = format!("0 oci blob file(s) using {nothing}");
+    let (blobs, images): (Vec<_>, Vec<_>) = entries.iter().partition(|entry| kind(entry) == CacheKind::Blob);
+    let sum = |entries: &[&Entry]| -> u64 { entries.iter().map(|entry| entry.stored_bytes).sum() };
+    let image_bytes = sum(&images) + converted.iter().map(|image| image.bytes).sum::<u64>();
+    let total = size(image_bytes + sum(&blobs));
+    let images = format!("{} container file(s) using {}", images.len() + converted.len(), size(image_bytes));
+    let blobs = format!("{} oci blob file(s) using {}", blobs.len(), size(sum(&blobs)));
     let is_image = |kind: &CacheKind| !matches!(kind, CacheKind::Blob);
     match (args.kinds.iter().any(is_image), wanted(CacheKind::Blob)) {
         (true, true) => report.line(format_args!("There are {images} and {blobs} of space"))?,
@@ -110,6 +112,7 @@ fn listed(entry: &Entry) -> Listed<'_> {
         r#type: match kind(entry) {
             CacheKind::Oras => "oras",
             CacheKind::Library => "library",
+            CacheKind::Blob => "blob",
             _ => "net",
         },
         url: entry.description.as_ref().map(|description| description.url.as_str()),
@@ -126,6 +129,7 @@ fn kind(entry: &Entry) -> CacheKind {
     match url.split_once("://").map(|(scheme, _)| scheme) {
         Some("oras") => CacheKind::Oras,
         Some("library") => CacheKind::Library,
+        Some("docker") => CacheKind::Blob,
         _ => CacheKind::Net,
     }
 }
@@ -145,6 +149,13 @@ fn clean(args: &CacheCleanArgs, common: &Common, report: Report) -> anyhow::Resu
         let (kind, place) = (format!("{kind:?}").to_lowercase(), directory.display());
         report.info(format_args!("No cached files to remove at {place}: siphon keeps none of type {kind}"));
     }
+    let age = Duration::from_secs(args.days.unwrap_or(0).saturating_mul(SECONDS_OF_A_DAY));
+    if is_wanted(&args.kinds, CacheKind::Blob) {
+        let freed = remove_kept(&directory, age, args.dry_run).context("cannot remove the indexes of layers")?;
+        if freed > 0 {
+            report.info(format_args!("Removing indexes of layers, and what names led to ({})", size(freed)));
+        }
+    }
     if is_wanted(&args.kinds, CacheKind::Oci) {
         converted::clean(&directory, args.days, args.dry_run, report)?;
     }
@@ -152,7 +163,6 @@ fn clean(args: &CacheCleanArgs, common: &Common, report: Report) -> anyhow::Resu
         return Ok(());
     }
     if !args.dry_run {
-        let age = Duration::from_secs(args.days.unwrap_or(0).saturating_mul(SECONDS_OF_A_DAY));
         remove_traces(&directory, age).context("cannot remove what is known of earlier runs")?;
     }
     let cache = Cache::existing(&directory)?;

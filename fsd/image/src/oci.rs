@@ -6,6 +6,8 @@ pub mod config;
 pub mod layers;
 pub mod layout;
 pub mod lazy;
+pub mod own;
 pub mod select;
+mod time;
 
 pub use oci_spec::image::{Descriptor, Digest, ImageIndex, ImageManifest, MediaType};
