@@ -3,7 +3,7 @@
 use super::instance::enter::{INSTANCE, enter};
 use super::layers::{Layers, find};
 use super::limits::limit;
-use crate::build::sources::usable_apart;
+use crate::build::sources::readable_apart;
 use crate::host::{cache_dir, gather, runtime_dirs, subordinate_ids};
 use crate::plan::{HostFacts, Plan, PlanError, SourceKind, home, plan};
 use crate::report::Report;
@@ -69,7 +69,7 @@ pub(super) fn prepare(
     report: Report,
 ) -> anyhow::Result<Prepared> {
     let context = || format!("could not open image {}", settings.image);
-    let usable = usable_apart(&settings.image, report).with_context(context)?;
+    let usable = readable_apart(&settings.image, report).with_context(context)?;
     let locator = Locator::parse(&usable).with_context(context)?;
     settings.image = usable.into_owned();
     let layers = find(&settings.overlays, report)?;
