@@ -44,6 +44,8 @@ mod end_to_end {
     mod image_binds;
     /// Lines of the container's shell, for the tests of the other modules.
     mod in_image;
+    /// OCI images that are run where they are.
+    mod in_registry;
     /// Looking into an image without mounting it.
     mod inspect;
     /// Containers in the background.

@@ -7,6 +7,7 @@ mod compatibility;
 mod doctor;
 mod gpu;
 mod images;
+mod index;
 mod instance;
 mod layer;
 mod layers;
@@ -24,6 +25,7 @@ pub use gpu::GpuFlags;
 pub use images::{
     BuildArgs, CatArgs, CommitArgs, ImageFlags, InspectArgs, LsArgs, MountArgs, RunHelpArgs, StatusArgs, UmountArgs,
 };
+pub use index::IndexArgs;
 pub use instance::{InstanceListArgs, InstanceStartArgs, InstanceStatsArgs, InstanceStopArgs, InstanceVerb};
 pub use layer::{DiffArgs, LayerResetArgs, LayerVerb};
 pub use layers::{OverlayCreateArgs, OverlayVerb};
@@ -285,6 +287,8 @@ pub enum Verb {
     },
     /// Fetch all of a remote image and keep it: it then runs without network
     Pin(PinArgs),
+    /// Make what lets an OCI image be read in place, for this machine or for all
+    Index(IndexArgs),
     /// Check what this machine has of that which siphon needs
     Doctor(DoctorArgs),
     /// Print completions for a shell

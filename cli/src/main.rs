@@ -86,6 +86,7 @@ fn run(verb: Verb, limited: bool, environment: Environment, report: Report) -> a
         Verb::Overlay { verb: OverlayVerb::Create(args) } => commands::overlay::create(&args, report),
         Verb::Sif { verb } => commands::sif::sif(&verb, report),
         Verb::Cache { verb } => commands::cache::cache(&verb, &common, report),
+        Verb::Index(args) => commands::index::index(&args, &common, report),
         Verb::Pin(args) => commands::pin::pin(&args, &common, report),
         Verb::Doctor(args) => commands::doctor::doctor(&args, &common, &environment, report),
         Verb::Man { directory } => commands::man::man(directory.as_deref(), Cli::command(), report),

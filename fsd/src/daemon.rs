@@ -42,7 +42,7 @@ pub use engine::{LayerEngine, try_kernel};
 pub use join::{join, release, release_if_read_only};
 pub use pretence::Pretence;
 pub use serve::serve;
-pub use traces::remove_traces;
+pub use traces::{chunk_trace, remove_traces};
 
 /// What a daemon serves, and how. Everything but `idle`, `cache_dir` and `cache_bytes` is part of its
 /// key: a daemon that runs already keeps its own.

@@ -6,7 +6,7 @@
 
 use crate::source::{Chunked, Served, SourceError};
 use siphon_image::oci::base::Changed;
-use siphon_image::oci::layers::Own;
+use siphon_image::oci::own::Own;
 use siphon_image::oci::pack::{self, compressed};
 use siphon_image::oci::{Descriptor, Digest};
 use siphon_image::reference::Repository;

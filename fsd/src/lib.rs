@@ -22,6 +22,7 @@ pub mod layers;
 pub mod locator;
 pub mod memory;
 pub mod metrics;
+pub mod oci;
 pub mod oras;
 pub mod prefetch;
 pub mod source;

@@ -86,12 +86,13 @@ fn busybox_makes_a_system() {
     let environment = TestEnvironment::new();
     let directory = environment.make_directory("busybox-1");
     std::fs::copy("/bin/busybox", directory.join("busybox")).unwrap();
-    let server = Server::start(&environment.work());
+    // Many a mirror knows no ranges.
+    let server = Server::start_without_ranges(&environment.work());
     let header = format!("Bootstrap: busybox\nOSVersion: 1\nMirrorURL: {}-%{{OSVERSION}}", server.url("busybox"));
 
-    let said = build(&environment, &header, "id -u; readlink /bin/sh; cat /etc/passwd");
+    let said = build(&environment, &header, "id -u; readlink /bin/sh");
 
-    assert_eq!(said, "0\nbusybox\nroot:!:0:0:root:/root:/bin/sh");
+    assert_eq!(said, "0\nbusybox");
 }
 
 #[test]

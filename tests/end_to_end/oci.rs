@@ -228,9 +228,8 @@ fn an_image_in_a_registry_is_pulled_run_and_built_on() {
 
         assert_eq!(environment.siphon(&["run", "made_1.sif", "here"]).stdout(), "entry point: here");
         assert!(first.code == 0 && first.stdout == "above\n", "{first}");
-        assert!(first.stderr.contains("INFO:    Converting OCI blobs to SIF format"), "{first}");
+        assert!(!first.stderr.contains("Converting"), "{first}");
         assert!(second.code == 0 && second.stdout == "entry point: mine\n", "{second}");
-        assert!(second.stderr.contains("INFO:    Using cached SIF image"), "{second}");
         assert_eq!((none.code, none.stderr.matches("FATAL:").count()), (255, 1), "{none}");
         assert_eq!(
             environment.siphon(&["exec", "built.sif", "cat", "/more", "/layers/replaced"]).stdout(),

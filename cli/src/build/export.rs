@@ -9,8 +9,6 @@
 //! own, that is the entry point, with the environment set before. It lies under `/.singularity.d/oci`, since a pull of the image
 //! writes the scripts anew that are there for singularity, and so do the environment's words, under a name of their own.
 
-use super::base_files::NO_ENVIRONMENT;
-use super::convert::is_generated;
 use crate::host::cache_dir;
 use crate::report::{Report, human_bytes, utc};
 use crate::settings::Common;
@@ -21,7 +19,7 @@ use siphon_fsd::locator::{self, Locator};
 use siphon_image::oci::Descriptor;
 use siphon_image::oci::base::Base;
 use siphon_image::oci::config::RunConfig;
-use siphon_image::oci::layers::{Own, OwnBody};
+use siphon_image::oci::own::{NO_ENVIRONMENT, Own, OwnBody, is_generated};
 use siphon_image::open::{Facts, Format, facts};
 use siphon_image::reference::Repository;
 use siphon_image::sif::{Arch, Sif};

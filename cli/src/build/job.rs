@@ -223,12 +223,8 @@ fn act(action: Action, root: &Root, answer: &mut Answer, report: Report) -> anyh
         }
         Action::Missing(paths) => {
             for path in paths {
-                let above: Vec<_> = path.ancestors().filter(|path| path.parent().is_some()).collect();
-                for part in above.into_iter().rev() {
-                    if root.kind(part)?.is_none() {
-                        answer.missing.push(part.to_owned());
-                    }
-                }
+                // What goes round in circles cannot be mounted on.
+                answer.missing.extend(root.missing(&path).unwrap_or_default());
             }
             answer.missing.sort();
             answer.missing.dedup();

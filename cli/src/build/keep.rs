@@ -12,6 +12,7 @@ use super::job::Job;
 use super::workspace::Workspace;
 use anyhow::Context;
 use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::fmt::Write;
@@ -62,8 +63,9 @@ impl Keep {
     pub(super) fn new(directory: &Path, is_on: bool, resumes: bool, recipe: &str) -> anyhow::Result<Self> {
         let failed = || format!("cannot build in {}", directory.display());
         let directory = directory.canonicalize().with_context(failed)?;
-        let lock = File::options().create(true).append(true).open(directory.join(LOCK)).with_context(failed)?;
-        flock(&lock, FlockOperation::LockShared).with_context(failed)?;
+        let lock =
+            File::options().read(true).create(true).append(true).open(directory.join(LOCK)).with_context(failed)?;
+        locked(flock(&lock, FlockOperation::LockShared)).with_context(failed)?;
         Ok(Self { directory, is_on, resumes, recipe: recipe.to_owned(), _lock: lock })
     }
 
@@ -173,6 +175,14 @@ fn is_ours(path: &Path) -> bool {
     key.len() == 64 && key.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
+/// Some file systems, such as Lustre as it is often mounted, have no locks: there nobody is waited for.
+pub(super) fn locked(result: Result<(), Errno>) -> Result<(), Errno> {
+    match result {
+        Err(Errno::NOSYS | Errno::OPNOTSUPP | Errno::NOLCK) => Ok(()),
+        other => other,
+    }
+}
+
 /// A layer that builds have left, for `siphon cache`.
 #[derive(Debug)]
 pub struct KeptLayer {
@@ -231,9 +241,10 @@ pub struct NoBuilds(#[expect(dead_code, reason = "it is held")] File);
 /// If the lock cannot be opened.
 pub fn between_builds(cache_dir: &Path) -> anyhow::Result<Option<NoBuilds>> {
     let path = directory(cache_dir).join(LOCK);
-    let lock = File::options().create(true).append(true).open(&path);
+    let lock = File::options().read(true).create(true).append(true).open(&path);
     let lock = lock.with_context(|| format!("cannot open {}", path.display()))?;
-    Ok(flock(&lock, FlockOperation::NonBlockingLockExclusive).is_ok().then_some(NoBuilds(lock)))
+    let is_alone = locked(flock(&lock, FlockOperation::NonBlockingLockExclusive)).is_ok();
+    Ok(is_alone.then_some(NoBuilds(lock)))
 }
 
 impl NoBuilds {

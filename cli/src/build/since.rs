@@ -1,8 +1,7 @@
 //! What an image differs in from the OCI image that it goes back to: what a push need not send again.
 
-use super::convert::Origin;
 use siphon_image::oci::base::{Base, Changed};
-use siphon_image::oci::layers::Own;
+use siphon_image::oci::own::{Origin, Own};
 use siphon_image::oci::select::ImageFacts;
 use siphon_image::reference::Repository;
 use siphon_image::squashfs::writer::Owners;

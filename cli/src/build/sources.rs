@@ -2,7 +2,7 @@
 //! `docker-archive:FILE[:NAME]`, `docker-daemon:NAME[:TAG]`, `docker://REPOSITORY[:TAG]`.
 
 use super::Told;
-use super::convert::{Origin, convert};
+use super::convert::convert;
 use super::converted::CONVERTED;
 use super::publish::publish;
 use crate::host::cache_dir;
@@ -14,6 +14,7 @@ use siphon_image::oci::Digest;
 use siphon_image::oci::archive::Archive;
 use siphon_image::oci::blobs::Blobs;
 use siphon_image::oci::layout::Layout;
+use siphon_image::oci::own::Origin;
 use siphon_image::oci::select::{ImageFacts, Wanted, read_found, read_image, select};
 use siphon_image::reference::{Reference, Repository};
 use std::borrow::Cow;
@@ -121,7 +122,28 @@ fn place(image: &OciImage, common: &Common) -> PathBuf {
     cache_dir(common).join(CONVERTED).join(format!("{}-{}.sif", digest.algorithm(), digest.digest()))
 }
 
-/// What to open for `image`, as it was typed: an OCI image becomes an image file in the cache, everything else stays as it
+/// What to open to look into `image`, as it was typed, or to run it: a registry's image is read where it is, and all else is
+/// made [`usable`].
+///
+/// # Errors
+/// As [`usable`].
+pub fn readable<'a>(image: &'a str, common: &Common, report: Report) -> anyhow::Result<Cow<'a, str>> {
+    if is_in_registry(image) { Ok(Cow::Borrowed(image)) } else { usable(image, common, report) }
+}
+
+/// As [`readable`], by a process of its own where threads are needed, as [`usable_apart`] has it.
+///
+/// # Errors
+/// As [`usable_apart`].
+pub fn readable_apart<'a>(image: &'a str, report: Report) -> anyhow::Result<Cow<'a, str>> {
+    if is_in_registry(image) { Ok(Cow::Borrowed(image)) } else { usable_apart(image, report) }
+}
+
+fn is_in_registry(name: &str) -> bool {
+    matches!(Reference::parse(name), Ok(Some(Reference::Docker(_))))
+}
+
+/// What to make an image or a sandbox of for `image`, as it was typed: an OCI image becomes an image file in the cache, everything else stays as it
 /// is and is read where it is.
 ///
 /// # Errors
@@ -162,8 +184,7 @@ pub fn file_name(image: &str) -> Option<String> {
 /// Whether the name is one of an OCI image.
 pub fn is_oci(name: &str) -> bool {
     let scheme = name.split_once(':').map(|(scheme, _)| scheme);
-    scheme.is_some_and(|scheme| SCHEMES.contains(&scheme))
-        || matches!(Reference::parse(name), Ok(Some(Reference::Docker(_))))
+    scheme.is_some_and(|scheme| SCHEMES.contains(&scheme)) || is_in_registry(name)
 }
 
 type Opened = (ImageFacts, Arc<dyn Blobs>);

@@ -387,3 +387,14 @@ fn other_users_are_pretended_only_where_root_is_alone() {
     assert!(!as_root(Writes::Refused, true).pretends_ids);
     assert!(!plan(&settings(), &image(), &host()).unwrap().pretends_ids);
 }
+
+#[test]
+fn a_link_of_the_image_leads_no_mount_over_an_earlier_one() {
+    let mut found = plan(&settings(), &image(), &host()).unwrap();
+    let both = |plan: &Plan| ["/tmp", "/var/tmp"].map(|target| targets(plan).contains(&target));
+    assert_eq!(both(&found), [true, true]);
+
+    found.leave_out_repeated(&BTreeMap::from([("/tmp".into(), "/tmp".into()), ("/var/tmp".into(), "/tmp".into())]));
+
+    assert_eq!(both(&found), [true, false]);
+}

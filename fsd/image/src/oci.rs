@@ -7,7 +7,9 @@ pub mod config;
 pub mod layers;
 pub mod layout;
 pub mod lazy;
+pub mod own;
 pub mod pack;
 pub mod select;
+mod time;
 
 pub use oci_spec::image::{Descriptor, Digest, ImageIndex, ImageManifest, MediaType};

@@ -176,6 +176,13 @@ pub enum TransportError {
     Io(#[from] std::io::Error),
 }
 
+impl SourceError {
+    /// Whether the server did not say anything about the object.
+    pub fn is_away(&self) -> bool {
+        matches!(self, Self::Unreachable { .. } | Self::Status { .. })
+    }
+}
+
 impl From<reqwest::Error> for TransportError {
     fn from(error: reqwest::Error) -> Self {
         // The client's error quotes the URL with its query, which may be a signature.

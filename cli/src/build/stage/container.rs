@@ -9,6 +9,8 @@ use crate::settings::NOTE_MOUNT_POINTS;
 use anyhow::{Context, bail};
 use nix::sys::stat::{Mode, umask};
 use siphon_fsd::daemon::Ids;
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -91,7 +93,9 @@ impl Builder<'_> {
     /// A run of this stage's container, up to its options.
     pub(in crate::build) fn container(&self, verb: &str, layer: &Path) -> anyhow::Result<Command> {
         let mut command = self.workspace.siphon();
-        command.arg(verb).args(["--pwd", "/", "--no-mount", "home,cwd"]);
+        // Recipes set the image's own time zone by a link, which a mount would keep them from.
+        let left_out = if verb == "exec" { "home,cwd,tmp,/etc/localtime" } else { "home,cwd,tmp" };
+        command.arg(verb).args(["--pwd", "/", "--no-mount", left_out]);
         if !matches!(self.ids, Ids::Host) {
             command.arg("--fakeroot");
         }
@@ -100,6 +104,14 @@ impl Builder<'_> {
         }
         if can_have_processes() {
             command.arg("--pid");
+        }
+        // The host's own would be emptied by what many recipes end with, `rm -rf /tmp/*`.
+        let scratch = tempfile::Builder::new().prefix("tmp-").tempdir_in(&self.workspace.path)?.keep();
+        for (name, inside) in [("tmp", "/tmp"), ("var-tmp", "/var/tmp")] {
+            let directory = scratch.join(name);
+            std::fs::create_dir(&directory)?;
+            std::fs::set_permissions(&directory, Permissions::from_mode(0o1777))?;
+            command.arg("--bind").arg(format!("{}:{inside}", directory.display()));
         }
         for (name, warning) in [("resolv.conf", "Name resolution could fail"), ("hosts", "Host resolution could fail")]
         {

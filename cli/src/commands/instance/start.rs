@@ -134,12 +134,12 @@ fn overlays(settings: &RunSettings) -> anyhow::Result<Vec<PathBuf>> {
 fn serve(
     registry: &Registry,
     record: &mut Record,
-    prepared: Prepared,
+    mut prepared: Prepared,
     logs: Logs,
     caller: &mut Caller,
     report: Report,
 ) -> anyhow::Result<()> {
-    let place = enter_daemon(&prepared)?;
+    let place = enter_daemon(&mut prepared)?;
     let mut keeper = match split()? {
         Part::First(first) => {
             // Only the keeper speaks: the caller waits until nobody can any more.

@@ -24,6 +24,7 @@ pub(super) mod tar;
 
 use self::tar::{Entry, Kind};
 use super::blobs::Blobs;
+use super::own::{Own, OwnBody};
 use super::{Descriptor, Digest};
 use crate::squashfs::writer::stream::{Chunk, Contents};
 use crate::squashfs::writer::{self, Options, Progress, Summary};
@@ -70,30 +71,6 @@ pub struct Source {
     pub diff_ids: Vec<Digest>,
     /// Counts the bytes that were fetched, for another thread to look at.
     pub fetched_bytes: Arc<AtomicU64>,
-}
-
-/// A file that the image is given beside those of its layers.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Own {
-    /// Where. Missing directories on the way are made.
-    pub path: String,
-    /// What.
-    pub body: OwnBody,
-    /// Permissions.
-    pub mode: u16,
-    /// Whether it takes the place of what the layers have there, which otherwise stays.
-    pub replaces: bool,
-}
-
-/// What a file of [`Own`] is.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum OwnBody {
-    /// A directory. One that is there stays.
-    Directory,
-    /// A regular file.
-    File(Vec<u8>),
-    /// A symbolic link to this.
-    Symlink(String),
 }
 
 /// Why layers could not be made into an image.
@@ -289,13 +266,6 @@ pub fn preview(own: &[Own]) -> Result<Merged, Error> {
 }
 
 impl Own {
-    fn bytes(&self) -> &[u8] {
-        match &self.body {
-            OwnBody::File(bytes) => bytes,
-            OwnBody::Directory | OwnBody::Symlink(_) => &[],
-        }
-    }
-
     /// Puts it into a tree.
     fn apply(&self, merged: &mut Merged, content: Content, seconds: i64) -> Result<(), Error> {
         let (kind, link) = match &self.body {

@@ -14,7 +14,7 @@ mod compress;
 mod tar;
 
 use super::base::Changed;
-use super::layers::{Own, OwnBody};
+use super::own::{Own, OwnBody};
 use crate::tree::{self, Attr, Entry, Kind, NodeId, Tree};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::ffi::OsStr;

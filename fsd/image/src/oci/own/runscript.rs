@@ -26,7 +26,7 @@ exec "$@"
 "#;
 
 /// The script for these words.
-pub(in crate::build) fn runscript(entrypoint: &[String], cmd: &[String]) -> String {
+pub(super) fn runscript(entrypoint: &[String], cmd: &[String]) -> String {
     let variable = |words: &[String]| {
         let words: Vec<_> = words.iter().map(|word| format!("\"{}\"", in_double_quotes(word))).collect();
         single_quoted(&words.join(" "))
@@ -46,7 +46,7 @@ pub(in crate::build) fn runscript(entrypoint: &[String], cmd: &[String]) -> Stri
 }
 
 /// Whether `script` is the one for these words, whoever wrote it: that of apptainer keeps them in the same two variables.
-pub(in crate::build) fn is_generated(script: &str, entrypoint: &[String], cmd: &[String]) -> bool {
+pub fn is_generated(script: &str, entrypoint: &[String], cmd: &[String]) -> bool {
     let own = runscript(entrypoint, cmd);
     let words = |script: &str| {
         let found = |name: &str| script.lines().find(|line| line.starts_with(name)).map(str::to_owned);
