@@ -10,7 +10,9 @@ use oci::{Memory, listing, squashfs};
 use siphon_image::oci::Descriptor;
 use siphon_image::oci::layers::Source;
 use siphon_image::oci::pack::{self, Packed, compressed};
-use siphon_image::squashfs::writer::Options;
+use siphon_image::read_at::FileAt;
+use siphon_image::squashfs::reader::Squashfs;
+use siphon_image::squashfs::writer::{Options, Progress, write};
 use siphon_image::tree::{Kind, NodeId, Tree};
 use std::io::{self, Write};
 use std::num::NonZeroUsize;
@@ -18,8 +20,8 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 
-/// A tree with all that a header of 512 bytes has no room for.
-fn awkward() -> MemoryTree {
+/// An image of a tree with all that a header of 512 bytes has no room for.
+fn awkward() -> Squashfs {
     let mut tree = MemoryTree::default();
     let root = NodeId(0);
     let mut parent = root;
@@ -40,7 +42,9 @@ fn awkward() -> MemoryTree {
     tree.add(root, "socket", Content::Special(Kind::Socket, 0));
     tree.file(root, "\u{1f6b0} \n\\ '\"", "odd name");
     tree.file(root, "empty", "");
-    tree
+    let file = tempfile::tempfile().unwrap();
+    write(&tree, &file, 0, &Options::default(), &Progress::default()).unwrap();
+    Squashfs::open(Arc::new(FileAt::new(file).unwrap())).unwrap()
 }
 
 fn packed(tree: &dyn Tree, threads: usize) -> (Packed, Vec<u8>) {
