@@ -60,7 +60,7 @@ fn a_run_needs_no_room_where_daemons_have_their_state() {
     let environment = TestEnvironment::new();
     let run = format!("siphon exec {} cat /data/greeting", environment.images().sif());
     let line = format!(
-        "unset SIPHON_RUNTIME_DIR; export XDG_RUNTIME_DIR=$PWD/full; {run} && {run}; siphon status | grep -c pid
+        "unset SIPHON_RUNTIME_DIR; export XDG_RUNTIME_DIR=$PWD/full; {run} && {run}; siphon status | grep -c \"daemon *pid\"
         mount -o remount,ro full; {run}"
     );
 

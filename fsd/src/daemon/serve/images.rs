@@ -145,33 +145,33 @@ impl Images {
     pub(super) fn let_go(&self, patience: Duration) -> Option<Duration> {
         let mut mounts = self.mounts.lock();
         mounts.gone.retain(|session| !session.is_finished());
-        for mount in std::mem::take(&mut mounts.present) {
-            match self.is_unused(mount, patience) {
-                Ok(DataMount { number, session, .. }) => {
-                    self.remove(number);
-                    mounts.gone.push(session);
-                }
-                Err(mount) => mounts.present.push(mount),
+        for mut mount in std::mem::take(&mut mounts.present) {
+            if self.is_unused(&mut mount, patience) {
+                self.remove(mount.number);
+                mounts.gone.push(mount.session);
+            } else {
+                mounts.present.push(mount);
             }
         }
         let since = mounts.present.iter().filter_map(|mount| mount.unused).min()?;
         Some(patience.saturating_sub(since.elapsed()))
     }
 
-    /// The mount again, as `Ok` if it was unused for `patience`.
-    fn is_unused(&self, mut mount: DataMount, patience: Duration) -> Result<DataMount, DataMount> {
+    /// Whether it was unused for `patience`, and no program sees it.
+    fn is_unused(&self, mount: &mut DataMount, patience: Duration) -> bool {
         mount.users.retain(is_alive);
         if !mount.users.is_empty() {
-            return Err(mount);
+            return false;
         }
-        let since = *mount.unused.get_or_insert_with(Instant::now);
+        let since = mount.unused.get_or_insert_with(Instant::now);
         if since.elapsed() < patience {
-            return Err(mount);
+            return false;
         }
-        match mounts::is_seen_by_others(&self.place_of(mount.number)) {
-            Ok(false) => Ok(mount),
-            _ => Err(DataMount { unused: Some(Instant::now()), ..mount }),
+        let is_seen = mounts::is_seen_by_others(&self.place_of(mount.number)).unwrap_or(true);
+        if is_seen {
+            *since = Instant::now();
         }
+        !is_seen
     }
 
     fn remove(&self, number: u64) {
