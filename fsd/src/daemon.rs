@@ -227,6 +227,8 @@ impl DaemonError {
 pub struct Joined {
     /// The root of the image: a path in the daemon's mount namespace, or in the host's for a host mount.
     pub root: PathBuf,
+    /// The sandbox that writes go to, if they go to one.
+    pub sandbox: Option<PathBuf>,
     /// An empty directory to mount over.
     pub session: PathBuf,
     /// The directory that has a mount for each of the other images that clients of the daemon bind from, if it exists.

@@ -9,6 +9,7 @@
 
 mod content;
 mod paths;
+mod places;
 
 pub use paths::paths;
 
@@ -19,6 +20,8 @@ use std::collections::{BTreeMap, HashSet};
 use std::ffi::OsString;
 use std::io;
 use std::path::PathBuf;
+
+pub use places::WithoutPlaces;
 
 /// Deepest nesting of directories: no image that a kernel mounts has longer paths (`PATH_MAX` 4096, two bytes a level).
 const MAX_DEPTH: usize = 2048;
