@@ -8,10 +8,14 @@
 mod support;
 
 mod end_to_end {
+    /// Recipes over base systems that programs of the host make.
+    mod agents;
     /// Parts of an image that run by a name of their own.
     mod apps;
     /// Sandboxes and what is built from them.
     mod build;
+    /// Options of builds from recipes.
+    mod build_options;
     /// What is kept of remote images.
     mod cache;
     /// Commits that copy what did not change.
@@ -34,10 +38,14 @@ mod end_to_end {
     mod fakeroot;
     /// Drivers of GPUs, and devices by CDI.
     mod gpu;
+    /// Recipes that mean harm.
+    mod hostile_recipes;
     /// Files out of other images.
     mod image_binds;
     /// Lines of the container's shell, for the tests of the other modules.
     mod in_image;
+    /// OCI images that are run where they are.
+    mod in_registry;
     /// Looking into an image without mounting it.
     mod inspect;
     /// Containers in the background.
@@ -60,6 +68,10 @@ mod end_to_end {
     mod oci;
     /// Layers over an image, and what makes them.
     mod overlay;
+    /// Pulls that come to no good end.
+    mod pull;
+    /// Image files sent to registries as images of layers.
+    mod push;
     /// Images and sandboxes from definition files.
     mod recipes;
     /// Images in registries and libraries: fetched, sent and run.
@@ -70,6 +82,8 @@ mod end_to_end {
     mod sif;
     /// What a program finds when it starts: descriptors and mounts.
     mod surroundings;
+    /// The recipes that newcomers learn by.
+    mod tutorial;
     /// Variables, and options that have no effect.
     mod variables;
 }

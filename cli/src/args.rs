@@ -7,6 +7,7 @@ mod compatibility;
 mod doctor;
 mod gpu;
 mod images;
+mod index;
 mod instance;
 mod layer;
 mod layers;
@@ -24,6 +25,7 @@ pub use gpu::GpuFlags;
 pub use images::{
     BuildArgs, CatArgs, CommitArgs, ImageFlags, InspectArgs, LsArgs, MountArgs, RunHelpArgs, StatusArgs, UmountArgs,
 };
+pub use index::IndexArgs;
 pub use instance::{InstanceListArgs, InstanceStartArgs, InstanceStatsArgs, InstanceStopArgs, InstanceVerb};
 pub use layer::{DiffArgs, LayerResetArgs, LayerVerb};
 pub use layers::{OverlayCreateArgs, OverlayVerb};
@@ -116,28 +118,22 @@ impl Verb {
 
     /// What the command line says of registries.
     pub fn registries(&self) -> RegistryFlags {
-        let other = match self {
-            Self::Pull(args) => return args.registry.clone(),
-            Self::Push(args) => return args.registry.clone(),
-            Self::Tag(args) => return args.registry.clone(),
-            Self::Registry { verb: RegistryVerb::Login(args) } => {
-                return RegistryFlags { no_https: args.no_https, ..RegistryFlags::default() };
+        match self {
+            Self::Pull(args) => args.registry.clone(),
+            Self::Push(args) => args.registry.clone(),
+            Self::Tag(args) => args.registry.clone(),
+            Self::Build(args) => args.registry.clone(),
+            Self::Exec(args) => args.flags.other.registry.clone(),
+            Self::Shell(args) => args.flags.other.registry.clone(),
+            Self::Run(args) => args.flags.other.registry.clone(),
+            Self::Test(args) => args.flags.other.registry.clone(),
+            Self::Instance { verb: InstanceVerb::Start(args) | InstanceVerb::Run(args) } => {
+                args.flags.other.registry.clone()
             }
-            Self::Exec(args) => &args.flags.other,
-            Self::Shell(args) => &args.flags.other,
-            Self::Run(args) => &args.flags.other,
-            Self::Test(args) => &args.flags.other,
-            Self::Instance { verb: InstanceVerb::Start(args) | InstanceVerb::Run(args) } => &args.flags.other,
-            _ => return RegistryFlags::default(),
-        };
-        RegistryFlags {
-            authfile: other.authfile.as_ref().map(PathBuf::from),
-            docker_login: other.docker_login,
-            docker_host: None,
-            docker_username: other.docker_username.clone(),
-            docker_password: other.docker_password.clone(),
-            no_https: other.no_https,
-            library: None,
+            Self::Registry { verb: RegistryVerb::Login(args) } => {
+                RegistryFlags { no_https: args.no_https, ..RegistryFlags::default() }
+            }
+            _ => RegistryFlags::default(),
         }
     }
 
@@ -291,6 +287,8 @@ pub enum Verb {
     },
     /// Fetch all of a remote image and keep it: it then runs without network
     Pin(PinArgs),
+    /// Make what lets an OCI image be read in place, for this machine or for all
+    Index(IndexArgs),
     /// Check what this machine has of that which siphon needs
     Doctor(DoctorArgs),
     /// Print completions for a shell

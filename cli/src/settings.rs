@@ -32,7 +32,7 @@ pub use image_file::{Compression, ImageSettings};
 pub use limits::{Limit, Written, of_file as limits_of_file};
 pub use namespaces::{Namespaces, Processes};
 pub use overlays::OverlaySpec;
-pub use recipe::{RecipeSettings, is_own_variable};
+pub use recipe::{NOTE_MOUNT_POINTS, RecipeSettings, is_own_variable};
 pub use registries::{RegistrySettings, credentials_file};
 pub use registries_conf::RegistriesConf;
 #[cfg(test)]

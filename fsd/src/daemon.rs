@@ -42,7 +42,7 @@ pub use engine::{LayerEngine, try_kernel};
 pub use join::{join, release, release_if_read_only};
 pub use pretence::Pretence;
 pub use serve::serve;
-pub use traces::remove_traces;
+pub use traces::{chunk_trace, remove_traces};
 
 /// What a daemon serves, and how. Everything but `idle`, `cache_dir` and `cache_bytes` is part of its
 /// key: a daemon that runs already keeps its own.
@@ -227,6 +227,8 @@ impl DaemonError {
 pub struct Joined {
     /// The root of the image: a path in the daemon's mount namespace, or in the host's for a host mount.
     pub root: PathBuf,
+    /// The sandbox that writes go to, if they go to one.
+    pub sandbox: Option<PathBuf>,
     /// An empty directory to mount over.
     pub session: PathBuf,
     /// The directory that has a mount for each of the other images that clients of the daemon bind from, if it exists.

@@ -6,6 +6,7 @@
 //!     base.json       which image the layer belongs to
 //!     lock            flock(2)ed by the one process that writes; who that is, and what the kernel merges (`upper/lock.rs`)
 //!     markers         exists once marker files were used for whiteouts
+//!     places          what was made for mounts alone (`upper/places.rs`)
 //!     stubs           exists while files may be here whose content is in the image (`upper/content.rs`)
 //!     links/          what is known of hard links of the image (`upper/links.rs`)
 //!     work/           nodes being made, and nodes that wait for their removal
@@ -27,6 +28,7 @@ mod form;
 mod kernel;
 mod links;
 mod lock;
+mod places;
 mod reset;
 mod staging;
 

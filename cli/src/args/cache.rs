@@ -19,7 +19,7 @@ pub enum CacheVerb {
     },
 }
 
-/// Kinds of what singularity keeps. Siphon has four of them.
+/// Kinds of what singularity keeps. Siphon has five of them, and one of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum CacheKind {
     /// Images of a container library
@@ -35,6 +35,9 @@ pub enum CacheKind {
     Net,
     /// Images that a registry holds as files
     Oras,
+    /// Layers of builds from recipes
+    #[value(alias = "builds")]
+    Build,
     /// All kinds
     All,
 }
@@ -42,7 +45,7 @@ pub enum CacheKind {
 /// `cache clean`.
 #[derive(Debug, Args)]
 pub struct CacheCleanArgs {
-    /// Kinds to clean, separated by commas; siphon keeps net, oras, library and oci
+    /// Kinds to clean, separated by commas; siphon keeps net, oras, library, oci and build
     #[arg(short = 'T', long = "type", value_name = "LIST", value_delimiter = ',', default_value = "all")]
     pub kinds: Vec<CacheKind>,
     /// Only what was first fetched before so many days
@@ -59,7 +62,7 @@ pub struct CacheCleanArgs {
 /// `cache list`.
 #[derive(Debug, Args)]
 pub struct CacheListArgs {
-    /// Kinds to list, separated by commas; siphon keeps net, oras, library and oci
+    /// Kinds to list, separated by commas; siphon keeps net, oras, library, oci and build
     #[arg(short = 'T', long = "type", value_name = "LIST", value_delimiter = ',', default_value = "all")]
     pub kinds: Vec<CacheKind>,
     /// One line for each image too

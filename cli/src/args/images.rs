@@ -1,6 +1,6 @@
 //! Arguments of the commands that make images and look into them.
 
-use super::{DaemonFlags, RecipeFlags};
+use super::{DaemonFlags, RecipeFlags, RegistryFlags};
 use clap::Args;
 use std::path::PathBuf;
 
@@ -22,17 +22,14 @@ pub struct BuildArgs {
     /// Take the image as it is, without a note of what it is made of
     #[arg(long, hide = true)]
     pub as_it_is: bool,
-    /// Of an OCI image for several platforms, take the one for this architecture: amd64, arm64, ...
-    #[arg(long, value_name = "ARCH")]
-    pub arch: Option<String>,
-    /// The variant of the architecture, such as v7
-    #[arg(long, value_name = "VARIANT")]
-    pub arch_variant: Option<String>,
+    /// Who we are towards registries, and how they are spoken to
+    #[command(flatten)]
+    pub registry: RegistryFlags,
     /// What to make: an image file, SIF or by the endings .sqfs and .squashfs bare squashfs; or with --sandbox a directory
     pub target: PathBuf,
     /// What to make it from: a definition file, an image, a sandbox, a directory, an http(s), oras:// or library:// URL, or an
-    /// OCI image: docker://NAME, oci:DIRECTORY, oci-archive:FILE, docker-archive:FILE, the latter with :NAME behind if they
-    /// hold several
+    /// OCI image: docker://NAME, docker-daemon:NAME, oci:DIRECTORY, oci-archive:FILE, docker-archive:FILE, the latter with
+    /// :NAME behind if they hold several
     #[arg(required_unless_present = "check")]
     pub source: Option<String>,
 }

@@ -49,6 +49,18 @@ pub struct RecipeFlags {
     /// Make the host's AMD ROCm libraries usable in %post and %test
     #[arg(long)]
     pub rocm: bool,
+    /// The same as --nv; nvidia-container-cli is not used
+    #[arg(long)]
+    pub nvccli: bool,
+    /// With --nv, bring the 32-bit libraries along too
+    #[arg(long)]
+    pub compat32: bool,
+    /// Of an OCI image for several platforms, take the one for this architecture: amd64, arm64, ...
+    #[arg(long, value_name = "ARCH")]
+    pub arch: Option<String>,
+    /// The variant of the architecture, such as v7
+    #[arg(long, value_name = "VARIANT")]
+    pub arch_variant: Option<String>,
     /// Let %test write, and forget it
     #[arg(long)]
     pub writable_tmpfs: bool,
@@ -73,4 +85,28 @@ pub struct RecipeFlags {
     /// Build in this directory
     #[arg(long, value_name = "DIR")]
     pub tmpdir: Option<PathBuf>,
+    /// Use a user namespace, as siphon does for everyone but root anyway
+    #[arg(long, hide = true)]
+    pub userns: bool,
+    /// Do without a user namespace; without effect
+    #[arg(long, hide = true)]
+    pub ignore_userns: bool,
+    /// Encrypt the image
+    #[arg(short = 'e', long, hide = true)]
+    pub encrypt: bool,
+    /// Ask for a passphrase to encrypt the image with
+    #[arg(long, hide = true)]
+    pub passphrase: bool,
+    /// The key to encrypt the image with
+    #[arg(long, value_name = "FILE", hide = true)]
+    pub pem_path: Option<PathBuf>,
+    /// Make an image of data only
+    #[arg(long, hide = true)]
+    pub data: bool,
+    /// Build on another machine
+    #[arg(long, hide = true)]
+    pub remote: bool,
+    /// Where BuildKit is
+    #[arg(long, value_name = "ADDRESS", hide = true)]
+    pub buildkit_host: Option<String>,
 }

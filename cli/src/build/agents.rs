@@ -1,18 +1,23 @@
-//! Base systems that programs of the host make: debootstrap, dnf, zypper, pacstrap, and busybox from its own site.
+//! Base systems that programs of the host make: debootstrap, dnf, zypper, pacman, and busybox from its own site.
+
+mod devices;
 
 use super::definition::Stage;
 use super::root::Root;
 use crate::report::Report;
 use anyhow::{Context, bail};
+use devices::Devices;
 use serde::{Deserialize, Serialize};
-use siphon_fsd::blob::Blob;
-use siphon_image::read_at::ReadAt;
+use siphon_fsd::source::Whole;
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 /// A static busybox has about 2 MiB.
 const MAX_BUSYBOX_BYTES: u64 = 64 << 20;
+const MAX_CONFIGURATION_BYTES: u64 = 1 << 20;
 /// What apptainer leaves out of a Debian.
 const LEFT_OUT: &str = "openssl,udev,debconf-i18n,e2fsprogs";
 
@@ -66,7 +71,7 @@ impl Bootstrap {
             "debootstrap" => (&["mmdebstrap", "debootstrap"], "mmdebstrap, or debootstrap"),
             "yum" | "dnf" => (&["dnf", "yum"], "dnf"),
             "zypper" => (&["zypper"], "zypper"),
-            "arch" => (&["pacstrap"], "arch-install-scripts"),
+            "arch" => (&["pacman"], "pacman-package-manager, which some systems call pacman"),
             _ => return Ok(()),
         };
         if find(programs).is_none() {
@@ -152,6 +157,7 @@ fn dnf(bootstrap: &Bootstrap, root: &Root, report: Report) -> anyhow::Result<()>
         "[main]\ncachedir=/var/cache/{name}\nkeepcache=0\ngpgcheck=0\nplugins=1\nreposdir=/dev/null\n\n{repositories}"
     );
     root.put("etc/bootstrap-yum.conf", configuration.as_bytes(), 0o644)?;
+    let _devices = Devices::bind(root)?;
     report.info(format_args!("Running {name} for {}", bootstrap.get("mirrorurl")));
     let mut command = Command::new(program);
     command.arg("-c").arg(root.path.join("etc/bootstrap-yum.conf"));
@@ -184,31 +190,38 @@ fn zypper(bootstrap: &Bootstrap, root: &Root, report: Report) -> anyhow::Result<
     let place = root.path.display().to_string();
     let zypper =
         |arguments: &[&str]| finished("zypper", Command::new("zypper").args(["--root", &place]).args(arguments));
+    let _devices = Devices::bind(root)?;
     report.info(format_args!("Running zypper for {}", bootstrap.get("mirrorurl")));
-    zypper(&["ar", bootstrap.get("mirrorurl"), "repo"])?;
+    // A repository's key is taken from itself, so that having none is no worse; but what is signed has to be signed rightly.
+    let add = |url: &str, name: &str| zypper(&["-n", "ar", "--gpgcheck-allow-unsigned", url, name]);
+    add(bootstrap.get("mirrorurl"), "repo")?;
     for (key, url) in bootstrap.header.iter().filter(|(key, _)| key.starts_with("otherurl")) {
-        zypper(&["ar", url, key])?;
+        add(url, key)?;
     }
-    zypper(&["--gpg-auto-import-keys", "refresh"])?;
+    zypper(&["-n", "--gpg-auto-import-keys", "refresh"])?;
     let mut wanted = vec!["-n", "install", "--auto-agree-with-licenses", "--download-in-advance", "aaa_base"];
     wanted.extend(bootstrap.packages());
     zypper(&wanted)
 }
 
+/// As pacstrap does it. That program mounts what only root of the host may mount.
 fn arch(bootstrap: &Bootstrap, root: &Root, report: Report) -> anyhow::Result<()> {
-    let mut command = Command::new("pacstrap");
-    let url = bootstrap.get("confurl");
-    if url.is_empty() {
-        command.args(["-C", "/etc/pacman.conf"]);
-    } else {
-        let configuration = fetch(url, MAX_BUSYBOX_BYTES)?;
-        root.put("etc/bootstrap-pacman.conf", &configuration, 0o644)?;
-        command.arg("-C").arg(root.path.join("etc/bootstrap-pacman.conf"));
+    let scratch = tempfile::tempdir().context("cannot make a directory for pacman")?;
+    let mut configuration = PathBuf::from("/etc/pacman.conf");
+    if !bootstrap.get("confurl").is_empty() {
+        configuration = scratch.path().join("pacman.conf");
+        std::fs::write(&configuration, fetch(bootstrap.get("confurl"), MAX_CONFIGURATION_BYTES)?)?;
     }
-    report.info("Running pacstrap");
-    command.args(["-c", "-G", "-M"]).arg(&root.path).args(["base", "haveged"]).args(bootstrap.packages());
-    finished("pacstrap", &mut command)?;
-    root.remove("etc/bootstrap-pacman.conf")
+    for directory in ["var/lib/pacman", "var/log", "etc/pacman.d", "run"] {
+        root.make_directory(Path::new(directory), 0o755)?;
+    }
+    let _devices = Devices::bind(root)?;
+    report.info("Running pacman");
+    let mut command = Command::new("pacman");
+    command.arg("--root").arg(&root.path).arg("--config").arg(&configuration);
+    // What is fetched is neither the host's nor the image's to keep.
+    command.arg("--cachedir").arg(scratch.path()).args(["--noconfirm", "-Sy", "base", "haveged"]);
+    finished("pacman", command.args(bootstrap.packages()))
 }
 
 fn busybox(bootstrap: &Bootstrap, root: &Root, report: Report) -> anyhow::Result<()> {
@@ -231,16 +244,17 @@ fn busybox(bootstrap: &Bootstrap, root: &Root, report: Report) -> anyhow::Result
     Ok(())
 }
 
-/// The bytes behind a URL.
+/// The bytes behind a URL, `file://` too.
 fn fetch(url: &str, max_bytes: u64) -> anyhow::Result<Vec<u8>> {
     let failed = || format!("cannot fetch {url}");
-    let scratch = tempfile::tempdir().with_context(failed)?;
-    let blob = Blob::open(url, Path::new(scratch.path())).with_context(failed)?;
-    let length = blob.len();
-    if length > max_bytes {
-        bail!("{url} has {length} bytes, and {max_bytes} are the most");
+    let source: Box<dyn Read> = match url.strip_prefix("file://") {
+        Some(path) => Box::new(File::open(path).with_context(failed)?),
+        None => Box::new(Whole::open(url).with_context(failed)?),
+    };
+    let mut bytes = Vec::new();
+    source.take(max_bytes + 1).read_to_end(&mut bytes).with_context(failed)?;
+    if bytes.len() as u64 > max_bytes {
+        bail!("{url} has more than {max_bytes} bytes");
     }
-    let mut bytes = vec![0; usize::try_from(length)?];
-    blob.read_exact_at(&mut bytes, 0).with_context(failed)?;
     Ok(bytes)
 }

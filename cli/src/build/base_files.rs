@@ -3,47 +3,12 @@
 
 use super::root::Root;
 use rustix::fs::{AtFlags, statat};
+use siphon_image::oci::own::{DIRECTORIES, EMPTY_FILES, LINKS, SCRIPTS};
 use std::path::Path;
 
-const DIRECTORIES: [&str; 11] = [
-    ".singularity.d/libs",
-    ".singularity.d/actions",
-    ".singularity.d/env",
-    "dev",
-    "proc",
-    "root",
-    "var/tmp",
-    "tmp",
-    "etc",
-    "sys",
-    "home",
-];
-
-const FILES: [(&str, u32, &str); 14] = [
-    ("etc/hosts", 0o644, ""),
-    ("etc/resolv.conf", 0o644, ""),
-    (".singularity.d/actions/exec", 0o755, include_str!("base_files/exec")),
-    (".singularity.d/actions/run", 0o755, include_str!("base_files/run")),
-    (".singularity.d/actions/shell", 0o755, include_str!("base_files/shell")),
-    (".singularity.d/actions/start", 0o755, include_str!("base_files/start")),
-    (".singularity.d/actions/test", 0o755, include_str!("base_files/test")),
-    (".singularity.d/env/01-base.sh", 0o755, include_str!("base_files/01-base.sh")),
-    (".singularity.d/env/90-environment.sh", 0o755, include_str!("base_files/90-environment.sh")),
-    (".singularity.d/env/95-apps.sh", 0o755, include_str!("base_files/95-apps.sh")),
-    (".singularity.d/env/99-base.sh", 0o755, include_str!("base_files/99-base.sh")),
-    (".singularity.d/env/99-runtimevars.sh", 0o755, include_str!("base_files/99-runtimevars.sh")),
-    (".singularity.d/runscript", 0o755, include_str!("base_files/runscript")),
-    (".singularity.d/startscript", 0o755, include_str!("base_files/startscript")),
-];
-
-const LINKS: [(&str, &str); 6] = [
-    ("singularity", ".singularity.d/runscript"),
-    (".run", ".singularity.d/actions/run"),
-    (".exec", ".singularity.d/actions/exec"),
-    (".test", ".singularity.d/actions/test"),
-    (".shell", ".singularity.d/actions/shell"),
-    ("environment", ".singularity.d/env/90-environment.sh"),
-];
+/// The runscript of an image that has none.
+const RUNSCRIPT: (&str, &str) =
+    (".singularity.d/runscript", "#!/bin/sh\n\necho \"There is no runscript defined for this container\"\n");
 
 /// Makes what is missing.
 pub(super) fn complete(root: &Root) -> anyhow::Result<()> {
@@ -56,7 +21,9 @@ pub(super) fn complete(root: &Root) -> anyhow::Result<()> {
     for (path, target) in LINKS {
         root.link(path, target)?;
     }
-    for (path, mode, content) in FILES {
+    let empty = EMPTY_FILES.map(|path| (path, 0o644, ""));
+    let scripts = SCRIPTS.into_iter().chain([RUNSCRIPT]).map(|(path, content)| (path, 0o755, content));
+    for (path, mode, content) in empty.into_iter().chain(scripts) {
         if root.kind(Path::new(path))?.is_none() && !is_link(root, path) {
             root.put(path, content.as_bytes(), mode)?;
         }

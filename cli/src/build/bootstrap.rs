@@ -40,14 +40,7 @@ pub(super) fn base(stage: &Stage) -> anyhow::Result<Base> {
             let path = from.strip_prefix(&format!("{agent}://")).unwrap_or(&from);
             Ok(Base::Image(format!("{agent}://{}", path.trim_start_matches('/'))))
         }
-        "docker-archive" | "oci" | "oci-archive" => Ok(Base::Image(format!("{agent}:{}", from()?))),
-        "docker-daemon" => {
-            from()?;
-            bail!(
-                "Bootstrap: {agent} is not supported yet; save the image with \"docker save\", and name the file with \
-                   \"Bootstrap: docker-archive\""
-            )
-        }
+        "docker-archive" | "docker-daemon" | "oci" | "oci-archive" => Ok(Base::Image(format!("{agent}:{}", from()?))),
         "buildkit" | "dockerfile" => {
             bail!(
                 "Bootstrap: {agent} is not supported; build the image with its own program, and name the file that it \

@@ -11,6 +11,7 @@ use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid
 use rustix::io::Errno;
 use siphon_image::path::resolve;
 use siphon_image::tree::{Attr, Kind, NodeId, Tree};
+use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
 use std::fs::{File, Metadata};
 use std::io::{self, Write};
@@ -165,6 +166,7 @@ pub(super) fn from_tree(root: &Root, tree: &dyn Tree, stage: &str, transfer: &Tr
     if found.is_empty() && glob::is_pattern(&transfer.source) {
         bail!("nothing matches {} in stage {stage}", transfer.source);
     }
+    let mut copied = Copied { root, tree, links: HashMap::new() };
     for source in found {
         let failed = || format!("cannot copy {} of stage {stage}", source.display());
         // The link that was named is followed, within its own root; those below are copied as links.
@@ -173,18 +175,48 @@ pub(super) fn from_tree(root: &Root, tree: &dyn Tree, stage: &str, transfer: &Tr
             bail!("cannot copy {} of stage {stage}: there is no such file", source.display());
         };
         let (parent, name) = destination(root, &source, &transfer.destination).with_context(failed)?;
-        copy_node(tree, node, &parent, name.as_deref(), 0).with_context(failed)?;
+        copy_node(&mut copied, node, &parent, name.as_deref(), 0).with_context(failed)?;
     }
     Ok(())
 }
 
+/// A copy of a line under way.
+struct Copied<'a> {
+    root: &'a Root,
+    tree: &'a dyn Tree,
+    /// Where files with several names are in the root, each by the first of its names that was copied.
+    links: HashMap<NodeId, PathBuf>,
+}
+
+impl Copied<'_> {
+    /// Gives a file that was copied already a further name. Whether it has it: where it cannot, it is copied again.
+    fn link(&self, node: NodeId, parent: &OwnedFd, name: &OsStr) -> bool {
+        let Some((first, first_name)) = self.links.get(&node).and_then(|path| self.root.parent(path).ok()) else {
+            return false;
+        };
+        replace(parent, name).is_ok()
+            && rustix::fs::linkat(&first, &first_name, parent, name, AtFlags::empty())
+                .inspect_err(|error| tracing::debug!("{} is no link: {error}", name.display()))
+                .is_ok()
+    }
+
+    /// Remembers the name of a file that may have more.
+    fn note(&mut self, node: NodeId, parent: &OwnedFd, name: &OsStr) {
+        let directory = std::fs::read_link(format!("/proc/self/fd/{}", parent.as_raw_fd()));
+        if let Some(inside) = directory.ok().as_deref().and_then(|path| path.strip_prefix(&self.root.path).ok()) {
+            self.links.insert(node, inside.join(name));
+        }
+    }
+}
+
 fn copy_node(
-    tree: &dyn Tree,
+    copied: &mut Copied<'_>,
     node: NodeId,
     parent: &OwnedFd,
     name: Option<&OsStr>,
     depth: usize,
 ) -> anyhow::Result<()> {
+    let tree = copied.tree;
     if depth > MAX_DEPTH {
         bail!("directories are more than {MAX_DEPTH} deep");
     }
@@ -195,7 +227,7 @@ fn copy_node(
             None => parent.try_clone()?,
         };
         for entry in tree.entries(node)? {
-            copy_node(tree, entry.node, &into, Some(&entry.name), depth + 1)
+            copy_node(copied, entry.node, &into, Some(&entry.name), depth + 1)
                 .with_context(|| format!("cannot copy {}", entry.name.display()))?;
         }
         if let Some(name) = name {
@@ -204,6 +236,9 @@ fn copy_node(
         return Ok(());
     }
     let name = name.context("a file needs a name")?;
+    if attr.nlink > 1 && copied.link(node, parent, name) {
+        return Ok(());
+    }
     match attr.kind {
         Kind::File => {
             let mut file = create(parent, name, 0o600)?;
@@ -234,7 +269,11 @@ fn copy_node(
         }
         Kind::Directory => {}
     }
-    settle(tree, node, &attr, parent, name)
+    settle(tree, node, &attr, parent, name)?;
+    if attr.nlink > 1 {
+        copied.note(node, parent, name);
+    }
+    Ok(())
 }
 
 fn replace(parent: &OwnedFd, name: &OsStr) -> io::Result<()> {

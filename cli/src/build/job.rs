@@ -148,7 +148,8 @@ fn copy_layer(from: &Path, to: &Path) -> anyhow::Result<()> {
         .with_context(|| format!("cannot copy the layer {}", from.display()))
 }
 
-fn remove(path: &Path) -> anyhow::Result<()> {
+/// Removes a directory, whatever permissions are in it; nothing if there is none.
+pub(super) fn remove(path: &Path) -> anyhow::Result<()> {
     // A directory without permissions is still its owner's.
     match std::fs::remove_dir_all(path) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
@@ -222,12 +223,8 @@ fn act(action: Action, root: &Root, answer: &mut Answer, report: Report) -> anyh
         }
         Action::Missing(paths) => {
             for path in paths {
-                let above: Vec<_> = path.ancestors().filter(|path| path.parent().is_some()).collect();
-                for part in above.into_iter().rev() {
-                    if root.kind(part)?.is_none() {
-                        answer.missing.push(part.to_owned());
-                    }
-                }
+                // What goes round in circles cannot be mounted on.
+                answer.missing.extend(root.missing(&path).unwrap_or_default());
             }
             answer.missing.sort();
             answer.missing.dedup();

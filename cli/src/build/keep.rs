@@ -5,17 +5,25 @@
 //! BUILDS/KEY/note.json     what it is
 //! BUILDS/failed-KEY/layer  what a %post that failed has left, by the digest of what came before it
 //! BUILDS/empty             the base of images that have none
+//! BUILDS/lock              held by each build for as long as it lives, together with others; alone by who clears away
 //! ```
 
 use super::job::Job;
 use super::workspace::Workspace;
 use anyhow::Context;
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::fmt::Write;
+use std::fs::File;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
+/// Where layers are kept, below the cache.
+const BUILDS: &str = "builds";
+const LOCK: &str = "lock";
 const NOTE: &str = "note.json";
 const LAYER: &str = "layer";
 const FAILED: &str = "failed-";
@@ -29,6 +37,9 @@ pub(super) struct Note {
     pub(super) missing: Vec<PathBuf>,
     /// What its making took, in seconds.
     pub(super) seconds: f64,
+    /// The recipe that it was made for first.
+    #[serde(default)]
+    pub(super) recipe: String,
 }
 
 /// The directory of kept layers.
@@ -38,12 +49,24 @@ pub(super) struct Keep {
     /// Whether layers are taken from it, and left in it.
     is_on: bool,
     resumes: bool,
+    /// The recipe that is built.
+    recipe: String,
+    _lock: File,
+}
+
+/// Where layers are made and kept.
+pub(super) fn directory(cache_dir: &Path) -> PathBuf {
+    cache_dir.join(BUILDS)
 }
 
 impl Keep {
-    pub(super) fn new(directory: &Path, is_on: bool, resumes: bool) -> anyhow::Result<Self> {
-        let directory = directory.canonicalize().with_context(|| format!("cannot build in {}", directory.display()))?;
-        Ok(Self { directory, is_on, resumes })
+    pub(super) fn new(directory: &Path, is_on: bool, resumes: bool, recipe: &str) -> anyhow::Result<Self> {
+        let failed = || format!("cannot build in {}", directory.display());
+        let directory = directory.canonicalize().with_context(failed)?;
+        let lock =
+            File::options().read(true).create(true).append(true).open(directory.join(LOCK)).with_context(failed)?;
+        locked(flock(&lock, FlockOperation::LockShared)).with_context(failed)?;
+        Ok(Self { directory, is_on, resumes, recipe: recipe.to_owned(), _lock: lock })
     }
 
     /// The base of images that have none.
@@ -81,7 +104,8 @@ impl Keep {
                 return Ok(layer.to_owned());
             }
         }
-        std::fs::write(directory.join(NOTE), serde_json::to_vec(note)?)?;
+        let note = Note { recipe: self.recipe.clone(), ..note.clone() };
+        std::fs::write(directory.join(NOTE), serde_json::to_vec(&note)?)?;
         Ok(place)
     }
 
@@ -115,6 +139,8 @@ impl Keep {
         std::fs::create_dir_all(&directory)?;
         let place = directory.join(LAYER);
         std::fs::rename(layer, &place).with_context(|| format!("cannot keep {}", layer.display()))?;
+        let note = Note { recipe: self.recipe.clone(), ..Note::default() };
+        std::fs::write(directory.join(NOTE), serde_json::to_vec(&note)?)?;
         Ok(place)
     }
 
@@ -134,16 +160,100 @@ impl Keep {
             let used = std::fs::metadata(path.join(NOTE)).or_else(|_| std::fs::metadata(path));
             used.and_then(|found| found.modified()).is_ok_and(|time| time.elapsed().is_ok_and(|age| age > MAX_AGE))
         };
-        let is_ours = |path: &PathBuf| {
-            let name = path.file_name().unwrap_or_default().to_string_lossy();
-            let key = name.strip_prefix(FAILED).unwrap_or(&name);
-            key.len() == 64 && key.bytes().all(|byte| byte.is_ascii_hexdigit())
-        };
-        let old: Vec<_> = entries.map(|entry| entry.path()).filter(is_ours).filter(is_old).collect();
+        let old: Vec<_> = entries.map(|entry| entry.path()).filter(|path| is_ours(path)).filter(is_old).collect();
         if !old.is_empty() {
             workspace.step(&Job::Remove { paths: old })?;
         }
         Ok(())
+    }
+}
+
+/// Whether a directory is that of a layer, by its name.
+fn is_ours(path: &Path) -> bool {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let key = name.strip_prefix(FAILED).unwrap_or(&name);
+    key.len() == 64 && key.bytes().all(|byte| byte.is_ascii_hexdigit())
+}
+
+/// Some file systems, such as Lustre as it is often mounted, have no locks: there nobody is waited for.
+pub(super) fn locked(result: Result<(), Errno>) -> Result<(), Errno> {
+    match result {
+        Err(Errno::NOSYS | Errno::OPNOTSUPP | Errno::NOLCK) => Ok(()),
+        other => other,
+    }
+}
+
+/// A layer that builds have left, for `siphon cache`.
+#[derive(Debug)]
+pub struct KeptLayer {
+    /// Its name, which is that of its directory.
+    pub name: String,
+    /// The recipe that it was made for first.
+    pub recipe: String,
+    /// Bytes of storage that it takes.
+    pub bytes: u64,
+    /// When it was made.
+    pub made: SystemTime,
+    path: PathBuf,
+}
+
+/// All layers that builds have left below the cache directory, by their names. Reads sizes as root of a user namespace where
+/// there is anything, since others than the caller may own what is in a layer.
+///
+/// # Errors
+/// If the directory is there and cannot be read.
+pub fn kept_layers(cache_dir: &Path) -> anyhow::Result<Vec<KeptLayer>> {
+    let directory = directory(cache_dir);
+    let context = || format!("cannot read {}", directory.display());
+    let entries = match std::fs::read_dir(&directory) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries.with_context(context)?,
+    };
+    let mut paths: Vec<_> =
+        entries.map(|entry| Ok(entry?.path())).collect::<std::io::Result<_>>().with_context(context)?;
+    paths.retain(|path| is_ours(path));
+    paths.sort();
+    if !paths.is_empty() {
+        super::own_what_is_ours();
+    }
+    let kept = paths.into_iter().map(|path| {
+        let note: Option<Note> =
+            std::fs::read(path.join(NOTE)).ok().and_then(|note| serde_json::from_slice(&note).ok());
+        let made = std::fs::metadata(&path).and_then(|found| found.modified()).unwrap_or(SystemTime::UNIX_EPOCH);
+        KeptLayer {
+            name: path.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+            recipe: note.map(|note| note.recipe).unwrap_or_default(),
+            bytes: super::stage::size(&path),
+            made,
+            path,
+        }
+    });
+    Ok(kept.collect())
+}
+
+/// Keeps builds from beginning, for as long as it lives, so that layers can be removed.
+#[derive(Debug)]
+pub struct NoBuilds(#[expect(dead_code, reason = "it is held")] File);
+
+/// `None` while a build is under way.
+///
+/// # Errors
+/// If the lock cannot be opened.
+pub fn between_builds(cache_dir: &Path) -> anyhow::Result<Option<NoBuilds>> {
+    let path = directory(cache_dir).join(LOCK);
+    let lock = File::options().read(true).create(true).append(true).open(&path);
+    let lock = lock.with_context(|| format!("cannot open {}", path.display()))?;
+    let is_alone = locked(flock(&lock, FlockOperation::NonBlockingLockExclusive)).is_ok();
+    Ok(is_alone.then_some(NoBuilds(lock)))
+}
+
+impl NoBuilds {
+    /// Removes a layer.
+    ///
+    /// # Errors
+    /// If something of it stays.
+    pub fn remove(&self, layer: &KeptLayer) -> anyhow::Result<()> {
+        super::job::remove(&layer.path)
     }
 }
 

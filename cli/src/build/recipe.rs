@@ -5,7 +5,8 @@ use super::child;
 use super::definition::{self, BuildArguments, Recipe, Stage};
 use super::finish::{Finish, with_interpreter};
 use super::job::{Action, Job};
-use super::keep::Keep;
+use super::keep::{self, Keep};
+use super::sources;
 use super::stage::{Builder, Built};
 use super::workspace::{Told, Workspace};
 use crate::host::{cache_dir, runtime_dir, subordinate_ids};
@@ -19,9 +20,6 @@ use std::ffi::OsStr;
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
-
-/// Kept layers, below the cache.
-const BUILDS: &str = "builds";
 
 /// A build, as asked for.
 #[derive(Debug)]
@@ -112,11 +110,11 @@ pub fn build(request: &Request<'_>, report: Report) -> anyhow::Result<()> {
     if request.settings.update && !request.target.is_dir() {
         bail!("--update runs the sections in a sandbox that is there, and {} is none", request.target.display());
     }
-    let builds = builds_directory(request);
+    let builds = keep::directory(&cache_dir(request.common));
     std::fs::create_dir_all(&builds).with_context(|| format!("cannot build in {}", builds.display()))?;
     let place = request.settings.tmpdir.clone().unwrap_or_else(|| builds.clone());
+    let keep = Keep::new(&builds, !request.settings.no_cache, request.settings.resume, request.source)?;
     let workspace = Workspace::create(&place, request.settings.no_cleanup, request.environment, report)?;
-    let keep = Keep::new(&builds, !request.settings.no_cache, request.settings.resume)?;
     let result = build_in(request, &recipe, &workspace, &keep);
     // What a step has said already is not said again.
     if workspace.interrupt.is_set() {
@@ -126,11 +124,6 @@ pub fn build(request: &Request<'_>, report: Report) -> anyhow::Result<()> {
         true => error,
         false => error.context("while performing build"),
     })
-}
-
-/// Where layers are made and kept: below the cache, or where the user says that there is room for temporary files.
-fn builds_directory(request: &Request<'_>) -> PathBuf {
-    cache_dir(request.common).join(BUILDS)
 }
 
 fn build_in(request: &Request<'_>, recipe: &Recipe, workspace: &Workspace<'_>, keep: &Keep) -> anyhow::Result<()> {
@@ -145,6 +138,7 @@ fn build_in(request: &Request<'_>, recipe: &Recipe, workspace: &Workspace<'_>, k
         ids: ids(settings, report),
         runtime_dir: runtime_dir(common),
         cache_dir: cache_dir(common),
+        platform: sources::platform(settings.arch.as_deref(), settings.arch_variant.as_deref())?,
         again: again(request),
     };
     report.info("Starting build...");
@@ -202,7 +196,10 @@ fn finish(request: &Request<'_>, recipe: &Recipe, stage: &Stage) -> Finish {
         scripts: scripts.map(|(name, script)| (name.to_owned(), with_interpreter(script))).collect(),
         header: if is_new { stage.header.clone() } else { Default::default() },
         force: request.image.force,
-        architecture: Arch::from_name(std::env::consts::ARCH).unwrap_or(Arch::UNKNOWN).name().to_owned(),
+        architecture: {
+            let name = request.settings.arch.as_deref().unwrap_or(std::env::consts::ARCH);
+            Arch::from_name(name).unwrap_or(Arch::UNKNOWN).name().to_owned()
+        },
         seconds: super::seconds(request.image).unwrap_or_default(),
     }
 }

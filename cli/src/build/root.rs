@@ -14,6 +14,9 @@ use std::path::{Component, Path, PathBuf};
 /// How often the kernel may ask for another try (openat2(2)).
 const MAX_TRIES: usize = 32;
 
+/// Links that are followed on one way, as in the kernel.
+const MAX_LINKS: usize = 40;
+
 /// A mounted root file system.
 #[derive(Debug)]
 pub(super) struct Root {
@@ -51,6 +54,41 @@ impl Root {
             Err(Errno::NOENT | Errno::NOTDIR) => Ok(None),
             Err(error) => Err(error),
         }
+    }
+
+    /// Which directories and files are missing on the way to `path`, the outermost first: with links followed within the root,
+    /// one that leads nowhere too.
+    pub(super) fn missing(&self, path: &Path) -> Result<Vec<PathBuf>, Errno> {
+        let mut left: Vec<OsString> = plain(path).iter().rev().map(OsStr::to_owned).collect();
+        let (mut at, mut missing, mut links) = (PathBuf::new(), Vec::new(), 0);
+        while let Some(name) = left.pop() {
+            if name == ".." {
+                at.pop();
+                continue;
+            }
+            let next = at.join(&name);
+            match self.resolve(&next, OFlags::PATH | OFlags::NOFOLLOW) {
+                Ok(found) if FileType::from_raw_mode(rustix::fs::fstat(&found)?.st_mode) == FileType::Symlink => {
+                    links += 1;
+                    if links > MAX_LINKS {
+                        return Err(Errno::LOOP);
+                    }
+                    let target = rustix::fs::readlinkat(&found, "", Vec::new())?.into_bytes();
+                    let target = Path::new(OsStr::from_bytes(&target));
+                    if target.is_absolute() {
+                        at = PathBuf::new();
+                    }
+                    left.extend(plain(target).iter().rev().map(OsStr::to_owned));
+                }
+                Ok(_) => at = next,
+                Err(Errno::NOENT | Errno::NOTDIR) => {
+                    missing.push(next.clone());
+                    at = next;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(missing)
     }
 
     /// Opens a directory, which is made with all above it if it is missing.
@@ -192,4 +230,31 @@ pub(super) fn made(parent: &OwnedFd, name: &OsStr, mode: u32) -> Result<OwnedFd,
 /// A path relative to the root, without `.`; what `..` leaves cannot be told from names alone, so that those stay.
 pub(super) fn plain(path: &Path) -> PathBuf {
     path.components().filter(|part| !matches!(part, Component::RootDir | Component::CurDir)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::symlink;
+
+    #[test]
+    fn what_is_missing_is_found_behind_links_too() {
+        let directory = tempfile::tempdir().unwrap();
+        let inside = |path: &str| directory.path().join(path);
+        std::fs::create_dir_all(inside("etc/there")).unwrap();
+        symlink("/run/of/hosts", inside("etc/hosts")).unwrap();
+        symlink("../../../etc/there", inside("up")).unwrap();
+        symlink("round", inside("round")).unwrap();
+        let root = Root::open(directory.path()).unwrap();
+        let missing = |path: &str| {
+            let found = root.missing(Path::new(path)).map_err(|error| error.to_string())?;
+            Ok::<_, String>(found.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(" "))
+        };
+
+        assert_eq!(missing("/etc/there").unwrap(), "");
+        assert_eq!(missing("/etc/new/file").unwrap(), "etc/new etc/new/file");
+        assert_eq!(missing("/etc/hosts").unwrap(), "run run/of run/of/hosts");
+        assert_eq!(missing("/up/x").unwrap(), "etc/there/x");
+        assert!(missing("/round").is_err());
+    }
 }

@@ -1,7 +1,9 @@
 //! One stage: its base, and its sections one after the other, each kept for the next build where it can be.
 
+mod container;
+mod key;
+
 use super::bootstrap::{self, Base};
-use super::copy;
 use super::definition::{Script, Stage, Transfer};
 use super::job::{Action, Answer, Inside, Job, UMASK};
 use super::keep::{Keep, Key, Note};
@@ -11,21 +13,16 @@ use super::{apps, child};
 use crate::report::{Report, human_bytes};
 use crate::settings::{Common, EngineArg, RecipeSettings};
 use anyhow::{Context, bail};
+use container::argv;
 use nix::sys::stat::{Mode, umask};
 use siphon_fsd::daemon::{self, Ids, Layer, LayerEngine, Placement, Spec};
 use siphon_fsd::locator::Locator;
+use siphon_image::oci::select::Wanted;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-/// How often a long section tells how far it is.
-const NEWS: Duration = Duration::from_secs(30);
 /// How long a daemon of the build stays without a step.
 const IDLE: Duration = Duration::from_secs(20);
-/// Where `%post` lies while it runs.
-const POST: &str = ".post.script";
-/// What `%post` may know, under both prefixes.
-const VARIABLES: [(&str, &str); 2] =
-    [("ENVIRONMENT", "/.singularity.d/env/91-environment.sh"), ("LABELS", "/.build.labels")];
 
 /// What all stages of a build share.
 #[derive(Debug)]
@@ -37,6 +34,8 @@ pub(super) struct Builder<'a> {
     pub(super) ids: Ids,
     pub(super) runtime_dir: PathBuf,
     pub(super) cache_dir: PathBuf,
+    /// Which of an OCI base's images is taken.
+    pub(super) platform: Wanted,
     /// The command that goes on with a failed `%post`.
     pub(super) again: String,
 }
@@ -173,8 +172,14 @@ impl Builder<'_> {
         match base {
             Base::Image(image) => {
                 self.report().info(format_args!("Starting from {image}"));
-                let usable = sources::usable(image, self.common, self.report())?;
-                let Answer { identity, is_stable, .. } = create(usable.into_owned())?;
+                let usable = match sources::open(image, &self.platform)? {
+                    Some(oci) => {
+                        let made = sources::cached(&oci, self.common, self.report())?;
+                        made.into_os_string().into_string().ok().context("the cache directory's name is not UTF-8")?
+                    }
+                    None => image.clone(),
+                };
+                let Answer { identity, is_stable, .. } = create(usable)?;
                 Ok(is_stable.then(|| key.and(image).and(identity)))
             }
             Base::Scratch => {
@@ -203,35 +208,6 @@ impl Builder<'_> {
                 Ok(Some(key))
             }
         }
-    }
-
-    /// What everything before `%post` depends on. Nothing where that cannot be known: `%setup` may do anything.
-    fn before_post_key(&self, start: Option<Key>, stage: &Stage, earlier: &[Built]) -> anyhow::Result<Option<Key>> {
-        let Some(mut key) = start else { return Ok(None) };
-        if self.settings.no_cache || (!stage.setup.is_empty() && self.settings.sections.has("setup")) {
-            return Ok(None);
-        }
-        let apps: Vec<_> = stage.apps.iter().map(apps::App::from).collect();
-        key = key.and(serde_json::to_vec(&apps)?);
-        if self.settings.sections.has("files") {
-            for files in &stage.files {
-                key = key.and(files.from.as_deref().unwrap_or_default());
-                if let Some(from) = &files.from {
-                    let Some(other) = find(earlier, from)?.key.clone() else { return Ok(None) };
-                    key = key.and(other);
-                }
-                for transfer in &files.transfers {
-                    key = key.and(&transfer.source).and(&transfer.destination);
-                    if files.from.is_none() {
-                        digest(transfer, &mut key)?;
-                    }
-                }
-            }
-        }
-        for transfer in stage.apps.iter().flat_map(|app| &app.files) {
-            digest(transfer, &mut key)?;
-        }
-        Ok(Some(key))
     }
 
     /// Begins with a layer of an earlier build, if there is one.
@@ -302,109 +278,6 @@ impl Builder<'_> {
         }
     }
 
-    fn post(&self, post: &Script, key: Option<&str>, layer: &Path, is_target: bool) -> anyhow::Result<Note> {
-        let path = format!("/{POST}");
-        let argv = argv("post", &path, post)?;
-        let put = Action::Put { path: path.clone(), text: post.text.clone(), mode: 0o755 };
-        let targets =
-            [PathBuf::from("/etc/localtime")].into_iter().chain(self.settings.bind_targets.iter().cloned()).collect();
-        let missing = self.inside(layer, vec![Action::Missing(targets), put])?.missing;
-        let mut command = self.container("exec", layer)?;
-        command.args(["--writable", "--cleanenv"]);
-        for (name, value) in VARIABLES {
-            command.arg("--env").arg(format!("APPTAINER_{name}={value},SINGULARITY_{name}={value}"));
-        }
-        command.arg(layer).args(&argv);
-        self.report().info("Running post scriptlet");
-        let start = Instant::now();
-        let status = self.run_in_container(&mut command, "%post", layer);
-        let took = start.elapsed();
-        if let Err(error) = &status {
-            tracing::debug!("{error:#}");
-        }
-        let status = status?;
-        self.inside(layer, vec![Action::Take { path }])?;
-        if !status.success() {
-            self.release(layer);
-            self.tell("%post", layer, took);
-            self.keep_failed(key, layer, is_target)?;
-            bail!("while running engine: while running %post section: {}", child::said(status));
-        }
-        self.tell("%post", layer, took);
-        if let Some(key) = key {
-            self.keep.forget_failed(self.workspace, key)?;
-        }
-        Ok(Note { missing, seconds: took.as_secs_f64() })
-    }
-
-    fn keep_failed(&self, key: Option<&str>, layer: &Path, is_target: bool) -> anyhow::Result<()> {
-        if self.settings.no_cache || is_target {
-            return Ok(());
-        }
-        // Without a digest of what came before it can only be looked at.
-        let unknown = Key::new().and(layer.as_os_str().as_encoded_bytes()).text();
-        let place = self.keep.store_failed(self.workspace, key.unwrap_or(&unknown), layer)?;
-        let fakeroot = if matches!(self.ids, Ids::Host) { "" } else { " --fakeroot" };
-        self.report().info(format_args!(
-            "What %post has done is kept. Look at it with:\n           siphon shell{fakeroot} --writable {}",
-            place.display()
-        ));
-        if key.is_some() {
-            self.report().info(format_args!("Run %post again on top of it with:\n           {}", self.again));
-        }
-        Ok(())
-    }
-
-    /// A run of this stage's container, up to its options.
-    pub(super) fn container(&self, verb: &str, layer: &Path) -> anyhow::Result<std::process::Command> {
-        let mut command = self.workspace.siphon();
-        command.arg(verb).args(["--pwd", "/", "--no-mount", "home,cwd"]);
-        if !matches!(self.ids, Ids::Host) {
-            command.arg("--fakeroot");
-        }
-        if matches!(&self.ids, Ids::Root(others) if others.is_empty()) {
-            command.arg("--ignore-subuid");
-        }
-        if can_have_processes() {
-            command.arg("--pid");
-        }
-        for (name, warning) in [("resolv.conf", "Name resolution could fail"), ("hosts", "Host resolution could fail")]
-        {
-            let staged = self.workspace.path.join(name);
-            // Package managers leave a file alone that is not as their package has it, and this one cannot be replaced.
-            match std::fs::read(Path::new("/etc").join(name)) {
-                Ok(content) => {
-                    std::fs::write(&staged, [&content[..], b"\n"].concat())?;
-                    command.arg("--bind").arg(format!("{}:/etc/{name}", staged.display()));
-                }
-                Err(error) => self.report().warning(format_args!("{warning}: /etc/{name}: {error}")),
-            }
-        }
-        command.args(&self.settings.run_options).current_dir("/");
-        tracing::debug!("{verb} in {}", layer.display());
-        Ok(command)
-    }
-
-    /// Runs it, and tells now and then how far it is.
-    pub(super) fn run_in_container(
-        &self,
-        command: &mut std::process::Command,
-        what: &str,
-        layer: &Path,
-    ) -> anyhow::Result<std::process::ExitStatus> {
-        let tells = self.report().is_watched();
-        let mut next = NEWS;
-        let before = umask(Mode::from_bits_truncate(UMASK));
-        let status = self.workspace.interrupt.run(command, |elapsed| {
-            if tells && elapsed >= next {
-                next = elapsed + NEWS;
-                self.tell_so_far(what, layer, elapsed);
-            }
-        });
-        umask(before);
-        status
-    }
-
     fn tell(&self, what: &str, layer: &Path, took: Duration) {
         let seconds = took.as_secs_f64();
         self.report().info(format_args!("{what}: {seconds:.1} s, the layer has {}", human_bytes(size(layer))));
@@ -452,49 +325,9 @@ impl Builder<'_> {
     }
 }
 
-/// The words that run a section: `-c SHELL...` has that shell run it.
-fn argv(name: &str, path: &str, script: &Script) -> anyhow::Result<Vec<String>> {
-    let mut argv = vec!["/bin/sh".to_owned(), "-ex".to_owned()];
-    let words: Vec<_> = script.words().collect();
-    match words.iter().position(|word| *word == "-c") {
-        Some(at) if at + 1 == words.len() => {
-            bail!(
-                "bad {name} section '-c' parameter: missing arguments; it takes a shell, such as \"%{name} -c /bin/bash\""
-            )
-        }
-        Some(at) => {
-            argv.extend(words[..=at].iter().map(|&word| word.to_owned()));
-            argv.push(format!("{} {path}", words[at + 1..].join(" ")));
-        }
-        None => {
-            argv.extend(words.iter().map(|&word| word.to_owned()));
-            argv.push(path.to_owned());
-        }
-    }
-    Ok(argv)
-}
-
 fn find<'b>(earlier: &'b [Built], name: &str) -> anyhow::Result<&'b Built> {
     let found = earlier.iter().find(|stage| stage.name.as_deref() == Some(name));
     found.with_context(|| format!("stage {name} was not found"))
-}
-
-/// What a line of `%files` copies, into the digest.
-fn digest(transfer: &Transfer, key: &mut Key) -> anyhow::Result<()> {
-    for source in copy::sources_on_host(transfer)? {
-        key.update(source.as_os_str().as_encoded_bytes());
-        copy::digest(&source, &mut |part| key.update(part), 0)
-            .with_context(|| format!("cannot read {}", source.display()))?;
-    }
-    Ok(())
-}
-
-/// Whether a `/proc` of a container's own can be mounted: not where the host's is covered in parts, as in containers of
-/// Docker (`mount_too_revealing` of the kernel).
-fn can_have_processes() -> bool {
-    let Ok(mounts) = std::fs::read_to_string("/proc/self/mountinfo") else { return false };
-    let targets = mounts.lines().filter_map(|line| line.split(' ').nth(4));
-    !targets.into_iter().any(|target| target.starts_with("/proc/") && target != "/proc/sys/fs/binfmt_misc")
 }
 
 /// Bytes of storage below a directory, as far as the caller may look.
@@ -512,24 +345,4 @@ pub(super) fn size(directory: &Path) -> u64 {
         }
     }
     bytes
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_section_is_run_by_the_shell_that_its_arguments_name() {
-        let cases = [
-            ("", &["/bin/sh", "-ex", "/x"][..]),
-            ("-v", &["/bin/sh", "-ex", "-v", "/x"]),
-            ("-c /bin/bash -e", &["/bin/sh", "-ex", "-c", "/bin/bash -e /x"]),
-            ("-u -c /bin/busybox sh", &["/bin/sh", "-ex", "-u", "-c", "/bin/busybox sh /x"]),
-        ];
-        for (arguments, expected) in cases {
-            let script = Script { arguments: arguments.into(), text: String::new() };
-            assert_eq!(argv("post", "/x", &script).unwrap(), expected, "{arguments}");
-        }
-        assert!(argv("post", "/x", &Script { arguments: "-c".into(), text: String::new() }).is_err());
-    }
 }

@@ -9,6 +9,7 @@
 
 use super::child::{self, Interrupt};
 use super::job::{Answer, Job, answer_of};
+use super::keep::locked;
 use crate::report::Report;
 use crate::settings::Environment;
 use anyhow::{Context, bail};
@@ -46,7 +47,7 @@ impl<'a> Workspace<'a> {
         let parent = parent.canonicalize().with_context(failed)?;
         let path = tempfile::Builder::new().prefix(PREFIX).tempdir_in(&parent).with_context(failed)?.keep();
         let lock = File::create(path.join(LOCK)).with_context(failed)?;
-        flock(&lock, FlockOperation::NonBlockingLockExclusive).with_context(failed)?;
+        locked(flock(&lock, FlockOperation::NonBlockingLockExclusive)).with_context(failed)?;
         let executable = std::env::current_exe().context("cannot find the siphon program itself")?;
         let interrupt = Interrupt::watch()?;
         let workspace = Self { path, interrupt, report, environment, executable, keep, _lock: lock };

@@ -53,7 +53,7 @@ fn reset(args: &LayerResetArgs, common: &Common, report: Report) -> anyhow::Resu
     let paths = args.paths.iter().map(|path| find(trees, path, &args.sandbox)).collect::<anyhow::Result<Vec<_>>>()?;
     for (path, names) in args.paths.iter().zip(paths) {
         let context = || format!("cannot put {} back", path.display());
-        match upper.reset(&names).with_context(context)? {
+        match upper.reset(&names, opened.lower.as_ref()).with_context(context)? {
             Reset::Done => report.info(format_args!("{} is as in the image again", path.display())),
             Reset::Unchanged => report.info(format_args!("{} is as in the image", path.display())),
         }

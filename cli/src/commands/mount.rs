@@ -3,7 +3,7 @@
 use super::layers::{self, Layers};
 use super::run::engine;
 use crate::args::MountArgs;
-use crate::build::sources::usable;
+use crate::build::sources::readable;
 use crate::host::{cache_dir, runtime_dirs};
 use crate::report::Report;
 use crate::settings::{Common, OverlaySpec};
@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 /// If the image cannot be opened or the directory not be mounted on.
 pub fn mount(args: &MountArgs, common: &Common, report: Report) -> anyhow::Result<()> {
     let context = || format!("cannot mount {} on {}", args.image, args.directory.display());
-    let usable = usable(&args.image, common, report).with_context(context)?;
+    let usable = readable(&args.image, common, report).with_context(context)?;
     let locator = Locator::parse(&usable).with_context(context)?;
     daemon::unmount_dead(&args.directory).with_context(context)?;
     let directory = args.directory.canonicalize().with_context(context)?;

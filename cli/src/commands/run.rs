@@ -3,12 +3,12 @@
 use super::instance::enter::{INSTANCE, enter};
 use super::layers::{Layers, find};
 use super::limits::limit;
-use crate::build::sources::usable_apart;
+use crate::build::sources::readable_apart;
 use crate::host::{cache_dir, gather, runtime_dirs, subordinate_ids};
 use crate::plan::{HostFacts, Plan, PlanError, SourceKind, home, plan};
 use crate::report::Report;
 use crate::runtime::{Place, apply};
-use crate::settings::{Common, EngineArg, Environment, ImageBind, RunSettings, Writes};
+use crate::settings::{Common, EngineArg, Environment, ImageBind, NOTE_MOUNT_POINTS, RunSettings, Writes};
 use anyhow::{Context, bail};
 use siphon_fsd::daemon::{
     self, DataImage, DataPlace, Ids, Joined, Layer, LayerEngine, MountPointKind, Placement, Spec,
@@ -39,7 +39,14 @@ pub fn run(
         let name = name.to_owned();
         return enter(&name, settings, common, environment);
     }
+    let note = environment.get(NOTE_MOUNT_POINTS).map(PathBuf::from);
     let mut prepared = prepare(&mut settings, common, environment, report)?;
+    if let Some(note) = note {
+        let points: Vec<_> = prepared.plan.mount_points().into_iter().map(|(path, _)| path).collect();
+        std::fs::write(&note, serde_json::to_vec(&points)?)
+            .with_context(|| format!("cannot write {}", note.display()))?;
+        std::process::exit(0);
+    }
     let place = enter_daemon(&mut prepared)?;
     apply(&prepared.plan, place, report)
 }
@@ -62,7 +69,7 @@ pub(super) fn prepare(
     report: Report,
 ) -> anyhow::Result<Prepared> {
     let context = || format!("could not open image {}", settings.image);
-    let usable = usable_apart(&settings.image, report).with_context(context)?;
+    let usable = readable_apart(&settings.image, report).with_context(context)?;
     let locator = Locator::parse(&usable).with_context(context)?;
     settings.image = usable.into_owned();
     let layers = find(&settings.overlays, report)?;

@@ -10,6 +10,13 @@ use std::path::PathBuf;
 /// Names of sections that may be chosen.
 const CHOICES: [&str; 8] = ["all", "none", "setup", "post", "files", "environment", "test", "labels"];
 
+/// By this variable `build` asks a run which mount points it is going to have: they are written to the file that it names, as
+/// a JSON list of paths, and nothing is run.
+pub const NOTE_MOUNT_POINTS: &str = "SIPHON_NOTE_MOUNT_POINTS";
+/// What is said of encryption.
+const ENCRYPTION: &str = "images are not encrypted; encrypt the file itself, such as with \"age\" or \"gpg\", or keep it on an \
+                          encrypted file system";
+
 /// How a definition file is built.
 #[derive(Debug, Clone, Default)]
 pub struct RecipeSettings {
@@ -25,6 +32,10 @@ pub struct RecipeSettings {
     pub json: bool,
     /// Whether the sections run in a sandbox that is there.
     pub update: bool,
+    /// For machines of which architecture the image is, if not of this one's.
+    pub arch: Option<String>,
+    /// Which of the architecture's variants.
+    pub arch_variant: Option<String>,
     /// Which sections run.
     pub sections: Sections,
     /// Whether nothing is taken from an earlier build, nor kept for a later one.
@@ -33,8 +44,6 @@ pub struct RecipeSettings {
     pub resume: bool,
     /// Options of the runs of `%post` and `%test`.
     pub run_options: Vec<String>,
-    /// Where in the container `run_options` bind something.
-    pub bind_targets: Vec<PathBuf>,
     /// Whether `%test` may write.
     pub writable_tmpfs: bool,
     /// Whether a sandbox is opened up for its user.
@@ -82,9 +91,11 @@ impl RecipeSettings {
     /// Reads the flags and the environment.
     ///
     /// # Errors
-    /// [`SettingsError::Section`], [`SettingsError::MksquashfsArgs`].
+    /// [`SettingsError::Section`], [`SettingsError::MksquashfsArgs`]; [`SettingsError::Unsupported`] for an option that
+    /// siphon knows and does not have.
     pub fn resolve(flags: &RecipeFlags, environment: &Environment) -> Result<Self, SettingsError> {
         let on = |flag: bool, key: &str| flag || environment.switch(&[key]);
+        refuse(flags, environment)?;
         let mut warnings = Vec::new();
         let mut names: Vec<_> = flags.section.iter().map(|name| name.trim().to_ascii_lowercase()).collect();
         if let (true, Some(list)) = (names.is_empty(), environment.text(&["SECTION"])) {
@@ -101,15 +112,16 @@ impl RecipeSettings {
         let binds: Vec<_> = flags.bind.iter().cloned().chain(environment.text(&["BIND", "BINDPATH"])).collect();
         let mut run_options: Vec<_> = binds.iter().flat_map(|spec| ["--bind".to_owned(), spec.clone()]).collect();
         let mounts: Vec<_> = flags.mount.iter().cloned().chain(environment.text(&["MOUNT"])).collect();
-        let mut parsed: Vec<Bind> = Vec::new();
-        for spec in &binds {
-            parsed.extend(Bind::parse_list(spec)?);
-        }
-        for spec in &mounts {
-            parsed.extend(mount_spec::parse(spec)?);
-        }
+        // What is wrong with one is said before anything runs.
+        binds.iter().try_for_each(|spec| Bind::parse_list(spec).map(drop))?;
+        mounts.iter().try_for_each(|spec| mount_spec::parse(spec).map(drop))?;
         run_options.extend(mounts.into_iter().flat_map(|spec| ["--mount".to_owned(), spec]));
-        let devices = [("--nv", on(flags.nv, "NV")), ("--rocm", on(flags.rocm, "ROCM"))];
+        let devices = [
+            ("--nv", on(flags.nv, "NV")),
+            ("--nvccli", on(flags.nvccli, "NVCCLI")),
+            ("--rocm", on(flags.rocm, "ROCM")),
+            ("--compat32", on(flags.compat32, "COMPAT32")),
+        ];
         run_options.extend(devices.into_iter().filter(|(_, wanted)| *wanted).map(|(option, _)| option.to_owned()));
         Ok(Self {
             check: flags.check,
@@ -118,11 +130,12 @@ impl RecipeSettings {
             may_be_unused: flags.warn_unused_build_args,
             json: flags.json,
             update: on(flags.update, "UPDATE"),
+            arch: flags.arch.clone().or_else(|| environment.text(&["BUILD_ARCH"])),
+            arch_variant: flags.arch_variant.clone().or_else(|| environment.text(&["BUILD_ARCH_VARIANT"])),
             sections: Sections { names, test: !on(flags.notest, "NOTEST") },
             no_cache: on(flags.no_cache, "DISABLE_CACHE"),
             resume: flags.resume,
             run_options,
-            bind_targets: parsed.into_iter().map(|bind| bind.destination).collect(),
             writable_tmpfs: on(flags.writable_tmpfs, "WRITABLE_TMPFS"),
             fix_perms: on(flags.fix_perms, "FIXPERMS"),
             subordinate_ids: !on(flags.ignore_subuid, "IGNORE_SUBUID"),
@@ -131,6 +144,27 @@ impl RecipeSettings {
             compression: args.map(|args| compression(&args, &mut warnings)).transpose()?.flatten(),
             warnings,
         })
+    }
+}
+
+/// Says of what siphon does not have what to use instead.
+fn refuse(flags: &RecipeFlags, environment: &Environment) -> Result<(), SettingsError> {
+    let text = |flag: &Option<String>, key: &str| flag.is_some() || environment.setting(&[key]).is_some();
+    let refused = [
+        ("--encrypt", flags.encrypt || environment.switch(&["ENCRYPT"]), ENCRYPTION),
+        ("--passphrase", flags.passphrase, ENCRYPTION),
+        ("--pem-path", flags.pem_path.is_some(), ENCRYPTION),
+        ("--data", flags.data, "a directory or a squashfs file is bound as data: -B data.sqfs:/data:image-src=/"),
+        ("--remote", flags.remote, "images are built on this machine, without root"),
+        (
+            "--buildkit-host",
+            text(&flags.buildkit_host, "BUILDKIT_HOST"),
+            "build the image with buildctl or docker, and start from the archive that it saves: \"Bootstrap: oci-archive\"",
+        ),
+    ];
+    match refused.into_iter().find(|(_, given, _)| *given) {
+        Some((option, _, instead)) => Err(SettingsError::Unsupported { option: option.to_owned(), instead }),
+        None => Ok(()),
     }
 }
 

@@ -133,7 +133,11 @@ fn attach(state: &StateDirectory) -> Result<Joined, DaemonError> {
     let pidfd =
         open_process(pid).map_err(|source| DaemonError::Process { step: "watch the process of the daemon", source })?;
     let (session, images) = (state.session(), state.images());
-    Ok(Joined { root, session, images, facts, writable, other_ids, engine, pid, pidfd, socket })
+    let sandbox = match state.read_spec().map(|spec| spec.layer) {
+        Ok(Layer::Directory(directory)) => Some(directory),
+        _ => None,
+    };
+    Ok(Joined { root, sandbox, session, images, facts, writable, other_ids, engine, pid, pidfd, socket })
 }
 
 fn start(spec: &Spec, state: &StateDirectory, lock: &Lock, executable: &Path) -> Result<(), DaemonError> {

@@ -111,6 +111,7 @@ fn keep(
         library_path: library_path(&settings.gpu),
         as_root: settings.fakeroot.is_some(),
         pretends_at: None,
+        overlays: overlays(&settings)?,
         output: output_path,
         error: error_path,
     };
@@ -122,6 +123,11 @@ fn keep(
     });
     registry.remove(&record)?;
     result
+}
+
+fn overlays(settings: &RunSettings) -> anyhow::Result<Vec<PathBuf>> {
+    let paths = settings.overlays.iter().map(|overlay| std::path::absolute(&overlay.path));
+    paths.collect::<Result<_, _>>().context("cannot find out the working directory")
 }
 
 /// Runs the container and waits for its end.

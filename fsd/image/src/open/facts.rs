@@ -92,6 +92,7 @@ pub fn app_facts(tree: &dyn Tree, name: &str) -> Facts {
             .map(|text| Script { name: "90-environment.sh".into(), text: text.clone() })
             .collect(),
         runscript: meta("runscript"),
+        startscript: meta("startscript"),
         test: meta("test"),
         helpfile: meta("runscript.help"),
         labels: meta("labels.json").map(|json| labels(&json)).unwrap_or_default(),

@@ -118,7 +118,8 @@ pub(super) fn set_up(state: StateDirectory) -> Result<Server, DaemonError> {
     }
     if let Some(remote) = opened.remote() {
         serving.filesystem.foresee_loading();
-        remote.follow(&Traces::of_chunks(&spec.cache_dir, &opened.identity).read());
+        let own = Traces::of_chunks(&spec.cache_dir, &opened.identity).read();
+        remote.follow(if own.is_empty() { opened.shared_trace() } else { &own });
     }
 
     let facts = facts.join().map_err(|_| failed("read the image")(io::Error::other("the reader panicked")))?;

@@ -1,3 +1,0 @@
-#!/bin/sh
-# Custom environment shell code should follow
-
