@@ -116,9 +116,12 @@ impl Run {
             config.clone().and_then(|config| serde_json::from_value(config).ok()).unwrap_or_default();
         let mut config = config.and_then(|config| config.as_object().cloned()).unwrap_or_default();
         let mut own = Vec::new();
-        // Who wrote none gets one that says so, from us and from apptainer.
+        // Who wrote none gets one that says so, or that is empty, from us and from apptainer.
+        let does_something = |line: &str| !line.trim().is_empty() && !line.starts_with('#');
         let is_own = |script: &&String| {
-            !is_generated(script, &known.entrypoint, &known.cmd) && !script.contains(NO_RUNSCRIPT_SAYS)
+            !is_generated(script, &known.entrypoint, &known.cmd)
+                && script.lines().any(does_something)
+                && !script.contains(NO_RUNSCRIPT_SAYS)
         };
         let file = |path: &str, text: &str| Own {
             path: path.to_owned(),
