@@ -1,6 +1,6 @@
 # What the README and CI call. On a fresh Debian or Ubuntu with Rust, `make demo` and `make test` install what they need.
 
-.PHONY: demo test compat bench bench-whole bench-layer bench-network bench-micro lint setup
+.PHONY: demo test compat bench bench-whole bench-layer bench-network bench-images bench-start bench-micro real-work lint setup
 
 demo:
 	bash demo/demo.sh
@@ -32,10 +32,27 @@ bench-layer: setup
 	cargo build --release
 	WORK="$(filter $(LAYER_WORK),$(WORK))" python3 benches/layer
 
+# Package managers, git, a build, sqlite and rsync in a sandbox of the Debian or Ubuntu IMAGE, by both engines, which have to come
+# to the same. As an ordinary user with subordinate ids, and with the network; OPTIONS go to each run.
+real-work:
+	cargo build --release
+	SIPHON="$(or $(SIPHON),target/release/siphon)" OPTIONS="$(OPTIONS)" benches/layer/real-work "$(IMAGE)"
+
 # What an image behind a slow link costs: IMAGE is a SIF or squashfs, WORK some of the works that --help names.
 bench-network: setup
 	cargo build --release
 	python3 benches/network $(WORK)
+
+# What making an image costs: IMAGE is a SIF, LAYOUT the OCI layout of the same, TREE what it unpacks to, WORK some of the works
+# that --help names. As root, for file systems of its own and for dropping caches.
+bench-images: setup
+	cargo build --release
+	python3 benches/images --image "$(IMAGE)" $(if $(LAYOUT),--layout "$(LAYOUT)") $(if $(TREE),--tree "$(TREE)") $(WORK)
+
+# How long a program takes to start, and 32 at once: IMAGE is a SIF or squashfs that has /bin/true.
+bench-start:
+	cargo build --release
+	python3 benches/start $(IMAGE)
 
 bench-micro:
 	cargo bench -p siphon-image --bench squashfs

@@ -37,7 +37,7 @@ macro_rules! groups {
 }
 
 groups! {
-    apps binds build cli contain env exit fakeroot gpu home inspect instances mounts namespaces oci overlays run shell streams writes
+    apps binds build cli contain env exit fakeroot gpu home inspect instances messages mounts namespaces oci overlays regressions run shell streams writes
 }
 
 fn record_or_compare(group: &str) {

@@ -44,6 +44,8 @@ mod end_to_end {
     mod image_binds;
     /// Lines of the container's shell, for the tests of the other modules.
     mod in_image;
+    /// OCI images that are run where they are.
+    mod in_registry;
     /// Looking into an image without mounting it.
     mod inspect;
     /// Containers in the background.
@@ -66,6 +68,10 @@ mod end_to_end {
     mod oci;
     /// Layers over an image, and what makes them.
     mod overlay;
+    /// Pulls that come to no good end.
+    mod pull;
+    /// Image files sent to registries as images of layers.
+    mod push;
     /// Images and sandboxes from definition files.
     mod recipes;
     /// Images in registries and libraries: fetched, sent and run.

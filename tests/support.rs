@@ -6,6 +6,7 @@ pub(crate) mod image;
 pub(crate) mod listener;
 pub(crate) mod registry;
 pub(crate) mod server;
+pub(crate) mod stalling;
 
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 

@@ -10,6 +10,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -77,6 +78,11 @@ def as_user(command, reads_everything=False):
         return command
     rights = ["--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search"] if reads_everything else []
     return ["setpriv", f"--reuid={ACCOUNT}", f"--regid={ACCOUNT}", "--init-groups", *rights, "--", *command]
+
+
+def python():
+    """A Python that the account can run, in a namespace of its own too: root's may be in root's home."""
+    return "/usr/bin/python3" if IS_ROOT else sys.executable
 
 
 def pipeline(script, *arguments, reads_everything=True):

@@ -5,6 +5,13 @@ from statistics import median
 LEGEND = "In parentheses: siphon's median over that one's (for IOPS the other way round); below 1, siphon is better."
 
 
+def markdown(head, rows):
+    """The lines of a Markdown table whose columns are aligned."""
+    widths = [max(map(len, column)) for column in zip(head, *rows)]
+    for line in [head, ["-" * width for width in widths], *rows]:
+        yield "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths)) + " |"
+
+
 class Figures:
     """What was measured and what failed, as it comes in."""
 
@@ -21,12 +28,8 @@ class Figures:
 
     def table(self, peers):
         """The lines of a Markdown table, then one for each failure."""
-        lines = [["work", "case", "unit", *peers]]
-        lines += [[row.work, row.case, row.unit, *(self._cell(row, peer) for peer in peers)] for row in self.values]
-        widths = [max(map(len, column)) for column in zip(*lines)]
-        lines.insert(1, ["-" * width for width in widths])
-        for line in lines:
-            yield "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths)) + " |"
+        rows = [[row.work, row.case, row.unit, *(self._cell(row, peer) for peer in peers)] for row in self.values]
+        yield from markdown(["work", "case", "unit", *peers], rows)
         yield ""
         yield LEGEND
         for (work, peer), reason in self.failures.items():

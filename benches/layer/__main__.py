@@ -22,6 +22,7 @@ sys.path.append(str(REPOSITORY / "benches" / "compare"))
 import machine
 import systems as mergers
 from machine import Failure
+from table import markdown
 
 # What a work name stands for: rows, and what the worker is told. `cold` empties the caches first, `-` is not timed.
 WORKS = {
@@ -116,9 +117,8 @@ def measure(system, works, inputs):
 
 def table(values, failures, names):
     """Lines of a Markdown table: medians in seconds."""
-    rows = [row for work in WORKS.values() for row, _ in work if row in values]
-    lines = [["seconds", *names]]
-    for row in rows:
+    lines = []
+    for row in [row for work in WORKS.values() for row, _ in work if row in values]:
         medians = {name: median(found) for name, found in values[row].items()}
         cells = []
         for name in names:
@@ -128,10 +128,7 @@ def table(values, failures, names):
                 text += f" ({medians[name] / rival:.2f})"
             cells.append(text)
         lines.append([row, *cells])
-    widths = [max(map(len, column)) for column in zip(*lines)]
-    lines.insert(1, ["-" * width for width in widths])
-    for line in lines:
-        yield "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths)) + " |"
+    yield from markdown(["seconds", *names], lines)
     yield ""
     yield (
         "In parentheses: fuse over fuse-overlayfs, kernel over kernel overlayfs on the kernel's squashfs; for the reading, "

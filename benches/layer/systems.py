@@ -6,7 +6,6 @@ import os
 import shlex
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import machine
@@ -17,7 +16,7 @@ SCRATCH = "siphon-bench-work"
 
 
 class System:
-    """A directory that can be written to. `prefix` is put before the worker's command."""
+    """A directory that can be written to: `root`, once it is mounted. `prefix` is put before the worker's command."""
 
     name = None
     has_lower = True
@@ -27,22 +26,24 @@ class System:
         self.scratch = scratch / self.name.replace(" ", "-")
         self.root = self.scratch / "root"
         self.prefix = []
+        self.python = machine.python()
 
     @contextlib.contextmanager
     def worker(self, inputs):
         """A function that does the work that it is told, and returns the seconds that it took."""
-        machine.run(machine.as_user(["mkdir", "-p", str(self.root)]))
+        machine.run(machine.as_user(["mkdir", str(self.scratch)]))
         try:
             self.mount()
             # The worker's own file must be open to whom it runs as.
             copy = inputs / "worker.py"
-            command = [*self.prefix, sys.executable, "-B", str(copy), str(self.root / SCRATCH), str(inputs)]
+            command = [*self.prefix, self.python, "-B", str(copy), str(self.root / SCRATCH), str(inputs)]
             process = subprocess.Popen(
                 machine.as_user(command), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
             )
 
             def work(name):
-                print(name, file=process.stdin, flush=True)
+                with contextlib.suppress(BrokenPipeError):
+                    print(name, file=process.stdin, flush=True)
                 answer = json.loads(process.stdout.readline() or '{"error": "the worker died"}')
                 if "error" in answer:
                     raise Failure(answer["error"])
@@ -51,14 +52,15 @@ class System:
             try:
                 yield work
             finally:
-                process.stdin.close()
+                with contextlib.suppress(BrokenPipeError):
+                    process.stdin.close()
                 process.wait()
         finally:
             self.release()
             remove(self.scratch)
 
     def mount(self):
-        """Merges a new layer with the image on `root`."""
+        """Merges a new layer with the image on `root`. Only `scratch` is there yet."""
 
     def release(self):
         """Undoes it."""
@@ -107,7 +109,7 @@ class FuseOverlayfs(System):
 
     def mount(self):
         lower, upper, work = (self.scratch / name for name in ("lower", "upper", "work"))
-        machine.run(machine.as_user(["mkdir", *map(str, (lower, upper, work))]))
+        machine.run(machine.as_user(["mkdir", *map(str, (self.root, lower, upper, work))]))
         machine.run(machine.as_user([*self.squashfuse, str(self.image), str(lower)]), patient=True)
         options = f"lowerdir={lower},upperdir={upper},workdir={work}"
         machine.run(machine.as_user([*self.merger, "-o", options, str(self.root)]), patient=True)
@@ -125,7 +127,7 @@ class KernelOverlay(System):
 
     def mount(self):
         lower, upper, work = (self.scratch / name for name in ("lower", "upper", "work"))
-        machine.run(machine.as_user(["mkdir", *map(str, (lower, upper, work))]))
+        machine.run(machine.as_user(["mkdir", *map(str, (self.root, lower, upper, work))]))
         machine.run(["mount", "-o", "loop,ro", "-t", "squashfs", str(self.image), str(lower)], patient=True)
         options = f"lowerdir={lower},upperdir={upper},workdir={work}"
         machine.run(["mount", "-t", "overlay", "-o", options, "overlay", str(self.root)], patient=True)
@@ -140,6 +142,9 @@ class Plain(System):
 
     name = "plain"
     has_lower = False
+
+    def mount(self):
+        machine.run(machine.as_user(["mkdir", str(self.root)]))
 
 
 def remove(path):

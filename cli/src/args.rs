@@ -7,6 +7,7 @@ mod compatibility;
 mod doctor;
 mod gpu;
 mod images;
+mod index;
 mod instance;
 mod layer;
 mod layers;
@@ -16,6 +17,7 @@ mod registry;
 mod run;
 mod shorthands;
 mod sif;
+mod unknown;
 
 pub use cache::{CacheCleanArgs, CacheKind, CacheListArgs, CacheVerb};
 pub use doctor::DoctorArgs;
@@ -23,6 +25,7 @@ pub use gpu::GpuFlags;
 pub use images::{
     BuildArgs, CatArgs, CommitArgs, ImageFlags, InspectArgs, LsArgs, MountArgs, RunHelpArgs, StatusArgs, UmountArgs,
 };
+pub use index::IndexArgs;
 pub use instance::{InstanceListArgs, InstanceStartArgs, InstanceStatsArgs, InstanceStopArgs, InstanceVerb};
 pub use layer::{DiffArgs, LayerResetArgs, LayerVerb};
 pub use layers::{OverlayCreateArgs, OverlayVerb};
@@ -32,12 +35,15 @@ pub use registry::{LoginArgs, LogoutArgs, PullArgs, PushArgs, RegistryFlags, Reg
 pub use run::{ContainFlags, ExecArgs, NamespaceFlags, OtherFlags, RunArgs, RunFlags, ShellArgs, TestArgs};
 pub use sif::{SifAddArgs, SifObjectArgs, SifVerb};
 
-use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::ffi::OsString;
 use std::path::PathBuf;
 
 /// What follows the name in `siphon --version`, as `apptainer version 1.4.5` has it.
 const VERSION: &str = concat!("version ", env!("CARGO_PKG_VERSION"));
+
+/// The program that image files name as their interpreter.
+const LAUNCHER: &str = "run-singularity";
 
 /// Runs container images without unpacking them
 ///
@@ -64,17 +70,26 @@ impl Cli {
     /// # Errors
     /// What clap says of it: help and version are among the errors.
     pub fn read() -> Result<Self, clap::Error> {
-        let words: Vec<_> = std::env::args_os().collect();
+        let words = Self::launched(std::env::args_os().collect());
         if let Some(daemon) = Self::of_daemon(&words) {
             return Ok(daemon);
         }
-        let cli = booleans::read(&words)?;
+        let cli = booleans::read(&words).map_err(|error| unknown::explain(error, &words))?;
         // The image and all behind it are taken as they are, so that a wrong option before it looks like an image.
         if let Some(option) = cli.verb.image().filter(|image| image.as_encoded_bytes().starts_with(b"-")) {
-            let message = format!("unknown flag: {}; options stand before the image", option.display());
-            return Err(Self::command().error(clap::error::ErrorKind::UnknownArgument, message));
+            return Err(unknown::flag(option));
         }
         Ok(cli)
+    }
+
+    /// An image file that is started as a program names `run-singularity` in its first line. That is this program too, by
+    /// another name, and stands for a run.
+    fn launched(mut words: Vec<OsString>) -> Vec<OsString> {
+        let name = words.first().and_then(|name| std::path::Path::new(name).file_name());
+        if name.is_some_and(|name| name == LAUNCHER) {
+            words.splice(1..1, ["--quiet", "run"].map(OsString::from));
+        }
+        words
     }
 
     /// The command line that a daemon is started with, which takes a millisecond less this way than through the parser.
@@ -103,29 +118,22 @@ impl Verb {
 
     /// What the command line says of registries.
     pub fn registries(&self) -> RegistryFlags {
-        let other = match self {
-            Self::Build(args) => return args.registry.clone(),
-            Self::Pull(args) => return args.registry.clone(),
-            Self::Push(args) => return args.registry.clone(),
-            Self::Tag(args) => return args.registry.clone(),
-            Self::Registry { verb: RegistryVerb::Login(args) } => {
-                return RegistryFlags { no_https: args.no_https, ..RegistryFlags::default() };
+        match self {
+            Self::Pull(args) => args.registry.clone(),
+            Self::Push(args) => args.registry.clone(),
+            Self::Tag(args) => args.registry.clone(),
+            Self::Build(args) => args.registry.clone(),
+            Self::Exec(args) => args.flags.other.registry.clone(),
+            Self::Shell(args) => args.flags.other.registry.clone(),
+            Self::Run(args) => args.flags.other.registry.clone(),
+            Self::Test(args) => args.flags.other.registry.clone(),
+            Self::Instance { verb: InstanceVerb::Start(args) | InstanceVerb::Run(args) } => {
+                args.flags.other.registry.clone()
             }
-            Self::Exec(args) => &args.flags.other,
-            Self::Shell(args) => &args.flags.other,
-            Self::Run(args) => &args.flags.other,
-            Self::Test(args) => &args.flags.other,
-            Self::Instance { verb: InstanceVerb::Start(args) | InstanceVerb::Run(args) } => &args.flags.other,
-            _ => return RegistryFlags::default(),
-        };
-        RegistryFlags {
-            authfile: other.authfile.as_ref().map(PathBuf::from),
-            docker_login: other.docker_login,
-            docker_host: None,
-            docker_username: other.docker_username.clone(),
-            docker_password: other.docker_password.clone(),
-            no_https: other.no_https,
-            library: None,
+            Self::Registry { verb: RegistryVerb::Login(args) } => {
+                RegistryFlags { no_https: args.no_https, ..RegistryFlags::default() }
+            }
+            _ => RegistryFlags::default(),
         }
     }
 
@@ -279,6 +287,8 @@ pub enum Verb {
     },
     /// Fetch all of a remote image and keep it: it then runs without network
     Pin(PinArgs),
+    /// Make what lets an OCI image be read in place, for this machine or for all
+    Index(IndexArgs),
     /// Check what this machine has of that which siphon needs
     Doctor(DoctorArgs),
     /// Print completions for a shell
@@ -293,6 +303,22 @@ pub enum Verb {
     },
     /// Print the version
     Version,
+    /// Print where the parts of this installation are
+    ///
+    /// All as NAME=VALUE, or the value of one name. They have the names that apptainer gives to what it fixes when it is
+    /// built.
+    Buildcfg {
+        /// The name of the one to print
+        parameter: Option<String>,
+    },
+    /// Write an apptainer.conf that says what siphon does
+    ///
+    /// Siphon reads no configuration file. Of an old one it is said which of its directives have no effect.
+    Confgen {
+        /// The file to write, and before it an old one to look at
+        #[arg(value_name = "[OLD] NEW", required = true, num_args = 1..=2)]
+        files: Vec<PathBuf>,
+    },
     /// Make an image file of an OCI image in the cache, and print its path; started by runs
     #[command(hide = true)]
     Convert {
@@ -319,6 +345,7 @@ pub enum Verb {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use clap::CommandFactory;
 
     #[test]
     fn a_daemon_is_started_as_its_command_line_says_without_the_parser_too() {
@@ -328,6 +355,17 @@ mod tests {
 
         assert_eq!(quick, format!("{:?}", Cli::try_parse_from(&words).unwrap().verb));
         assert!(Cli::of_daemon(&words[..5]).is_none());
+    }
+
+    #[test]
+    fn an_image_that_is_started_as_a_program_is_run() {
+        let words = |line: &str| line.split(' ').map(OsString::from).collect::<Vec<_>>();
+
+        assert_eq!(
+            Cli::launched(words("/bin/run-singularity ./a.sif -x")),
+            words("/bin/run-singularity --quiet run ./a.sif -x")
+        );
+        assert_eq!(Cli::launched(words("/bin/singularity ./a.sif")), words("/bin/singularity ./a.sif"));
     }
 
     #[test]

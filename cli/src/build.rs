@@ -7,9 +7,11 @@ mod base_files;
 mod bootstrap;
 mod child;
 pub mod convert;
+pub mod converted;
 mod copy;
 mod definition;
 pub mod elsewhere;
+pub mod export;
 mod finish;
 mod glob;
 pub mod job;
@@ -18,6 +20,7 @@ mod provenance;
 pub mod publish;
 pub mod recipe;
 mod root;
+mod since;
 pub mod sources;
 mod stage;
 mod workspace;
@@ -33,6 +36,7 @@ use provenance::Provenance;
 use publish::publish;
 use siphon_fsd::locator::{self, Locator, Opened};
 use siphon_fsd::sys::namespaces;
+use siphon_image::oci::base::OCI_BASE;
 use siphon_image::open::{OCI_CONFIG, facts};
 use siphon_image::sif::writer::SifWriter;
 use siphon_image::sif::{Arch, DataType};
@@ -187,6 +191,11 @@ impl Made<'_> {
         }
         let metadata = everything(tree, &facts);
         sif.add_object(DataType::GenericJson, INSPECT_METADATA, metadata.to_string().as_bytes())?;
+        let base = self.opened.image.oci_base();
+        let base = base.and_then(|base| since::carried_on(base, self.opened.image.tree.as_ref(), tree, self.owners));
+        if let Some(base) = base.and_then(|base| base.to_json()) {
+            sif.add_object(DataType::GenericJson, OCI_BASE, &base)?;
+        }
         if let Some(config) = self.opened.image.oci_config() {
             sif.add_object(DataType::GenericJson, OCI_CONFIG, &config)?;
         }

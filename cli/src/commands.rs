@@ -6,10 +6,12 @@ pub mod cache;
 pub mod cat;
 pub mod commit;
 pub mod completion;
+pub mod configuration;
 pub mod convert;
 pub mod daemon;
 pub mod diff;
 pub mod doctor;
+pub mod index;
 pub mod inspect;
 pub mod instance;
 pub mod layer;
@@ -29,7 +31,7 @@ pub mod sif;
 pub mod status;
 pub mod umount;
 
-use crate::build::sources::usable;
+use crate::build::sources::readable;
 use crate::host::cache_dir;
 use crate::report::Report;
 use crate::settings::Common;
@@ -46,7 +48,7 @@ fn open_tree(image: &str, common: &Common, report: Report) -> anyhow::Result<Arc
 /// Opens an image without a mount.
 fn open_image(image: &str, common: &Common, report: Report) -> anyhow::Result<Opened> {
     let context = || format!("could not open image {image}");
-    let usable = usable(image, common, report).with_context(context)?;
+    let usable = readable(image, common, report).with_context(context)?;
     let locator = Locator::parse(&usable).with_context(context)?;
     locator::open(&locator, &cache_dir(common), common.cache_bytes).with_context(context)
 }

@@ -166,11 +166,19 @@ pub fn disk_numbers(path: &str) -> anyhow::Result<String> {
 /// Where this user's daemons keep their sockets: as set, else `$XDG_RUNTIME_DIR/siphon` if that is ours, else
 /// `/tmp/siphon-UID`, by the id that the user has outside of its user namespace: there the directory may be another's.
 pub fn runtime_dir(common: &Common) -> PathBuf {
+    runtime_dirs(common).swap_remove(0)
+}
+
+/// The same, and where they do so while that is full or read-only, unless it was set.
+pub fn runtime_dirs(common: &Common) -> Vec<PathBuf> {
+    if let Some(set) = &common.runtime_dir {
+        return vec![set.clone()];
+    }
     let uid = geteuid().as_raw();
     let ours = |dir: &&PathBuf| std::fs::metadata(dir).is_ok_and(|metadata| metadata.is_dir() && metadata.uid() == uid);
-    let set = common.runtime_dir.clone();
-    let xdg = || common.xdg_runtime_dir.as_ref().filter(ours).map(|dir| dir.join("siphon"));
-    set.or_else(xdg).unwrap_or_else(|| PathBuf::from(format!("/tmp/siphon-{}", outer_uid(uid).unwrap_or(uid))))
+    let below = |directory: &str| PathBuf::from(format!("{directory}/siphon-{}", outer_uid(uid).unwrap_or(uid)));
+    let xdg = common.xdg_runtime_dir.as_ref().filter(ours).map(|dir| dir.join("siphon"));
+    vec![xdg.unwrap_or_else(|| below("/tmp")), below("/dev/shm")]
 }
 
 /// Where this user's instances on this host are written down: as set, else `~/.local/state/siphon`, else beside the

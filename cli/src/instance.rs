@@ -46,6 +46,9 @@ pub struct Record {
     pub as_root: bool,
     /// The socket of the daemon that pretends users and owners for it, if they are pretended.
     pub pretends_at: Option<PathBuf>,
+    /// What `--overlay` put on its image, lowest first, as absolute paths.
+    #[serde(default)]
+    pub overlays: Vec<PathBuf>,
     /// Where its standard output goes.
     pub output: PathBuf,
     /// Where its standard error goes.

@@ -71,7 +71,7 @@ fn run(verb: Verb, limited: bool, environment: Environment, report: Report) -> a
         Verb::Build(args) => commands::build::build(&args, &common, &environment, report),
         Verb::Commit(args) => commands::commit::commit(&args, &common, &environment, report),
         Verb::Pull(args) => commands::pull::pull(&args, &common, &environment, report),
-        Verb::Push(args) => commands::push::push(&args, report),
+        Verb::Push(args) => commands::push::push(&args, &common, report),
         Verb::Tag(args) => commands::push::tag(&args, report),
         Verb::Registry { verb } => commands::registry::registry(&verb, &environment, report),
         Verb::Diff(args) => commands::diff::diff(&args, &common, report),
@@ -86,11 +86,16 @@ fn run(verb: Verb, limited: bool, environment: Environment, report: Report) -> a
         Verb::Overlay { verb: OverlayVerb::Create(args) } => commands::overlay::create(&args, report),
         Verb::Sif { verb } => commands::sif::sif(&verb, report),
         Verb::Cache { verb } => commands::cache::cache(&verb, &common, report),
+        Verb::Index(args) => commands::index::index(&args, &common, report),
         Verb::Pin(args) => commands::pin::pin(&args, &common, report),
         Verb::Doctor(args) => commands::doctor::doctor(&args, &common, &environment, report),
         Verb::Man { directory } => commands::man::man(directory.as_deref(), Cli::command(), report),
         Verb::Completion { shell } => commands::completion::completion(shell, Cli::command(), report),
         Verb::Version => Ok(report.line(env!("CARGO_PKG_VERSION"))?),
+        Verb::Buildcfg { parameter } => {
+            commands::configuration::buildcfg(parameter.as_deref(), Cli::command(), &common, report)
+        }
+        Verb::Confgen { files } => commands::configuration::confgen(&files, report),
         Verb::Convert { image } => commands::convert::convert(&image, &common, report),
         Verb::BuildStep { job } => commands::build_step::build_step(&job, report),
         Verb::Daemon { state, .. } => commands::daemon::daemon(&state),

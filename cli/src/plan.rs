@@ -17,6 +17,7 @@ pub use host_facts::HostFacts;
 
 use crate::settings::{RunSettings, Writes};
 use siphon_image::open::Facts;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
@@ -296,6 +297,16 @@ impl Plan {
         };
         let needed = all.iter().enumerate().filter(|(index, mount)| !covered(*index, &mount.target));
         needed.map(|(_, mount)| (mount.target.clone(), mount.what.kind())).collect()
+    }
+
+    /// Leaves mounts out that nobody asked for where a link of the image leads them over an earlier one: `/var/tmp` that is a
+    /// link to `/tmp`. `places` has what mount points are without links.
+    pub fn leave_out_repeated(&mut self, places: &BTreeMap<PathBuf, PathBuf>) {
+        let mut taken = BTreeSet::new();
+        self.mounts.retain(|mount| {
+            let place = places.get(&mount.target).unwrap_or(&mount.target);
+            taken.insert(place.clone()) || mount.failure == Failure::Fatal
+        });
     }
 }
 

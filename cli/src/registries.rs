@@ -32,6 +32,8 @@ pub fn apply(settings: RegistrySettings, report: Report) -> anyhow::Result<()> {
         authfile: settings.authfile.map(|path| std::path::absolute(&path).unwrap_or(path)),
         rules,
         library: settings.library,
+        hub: settings.hub,
+        docker_host: settings.docker_host.filter(|host| !host.is_empty()),
         library_token: None,
     });
     Ok(())

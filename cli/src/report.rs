@@ -79,7 +79,7 @@ impl Report {
 
     /// What ended the command: the error with its causes, and what to do if something can be done.
     pub fn fatal(self, error: &anyhow::Error) {
-        eprintln!("FATAL:   {error:#}");
+        eprintln!("FATAL:   {}", text::without_numbers(&format!("{error:#}")));
     }
 
     /// A progress bar for work on `total_bytes` bytes; silent where stderr is no terminal.

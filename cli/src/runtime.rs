@@ -126,7 +126,8 @@ fn enter() -> anyhow::Result<()> {
 fn start(start: &Start) -> anyhow::Result<()> {
     match start {
         Start::At(directory) => {
-            chdir(directory).with_context(|| format!("failed to set working directory: chdir {}", directory.display()))
+            let failed = || format!("failed to set working directory: chdir {}", directory.display());
+            chdir(directory).map_err(std::io::Error::from).with_context(failed)
         }
         Start::FirstOf(directories) => match directories.iter().any(|directory| chdir(directory.as_path()).is_ok()) {
             true => Ok(()),

@@ -96,6 +96,21 @@ pub enum BlobError {
     },
 }
 
+impl BlobCounters {
+    /// Those of two objects together.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        Self {
+            requests: self.requests + other.requests,
+            retries: self.retries + other.retries,
+            bytes_fetched: self.bytes_fetched + other.bytes_fetched,
+            bytes_from_cache: self.bytes_from_cache + other.bytes_from_cache,
+            bytes_read: self.bytes_read + other.bytes_read,
+            pinned: self.pinned && other.pinned,
+        }
+    }
+}
+
 impl Blob {
     /// Opens the object at `url` and its chunks under `cache_dir`. Blocks for one request.
     ///
@@ -128,7 +143,9 @@ impl Blob {
         {
             tracing::debug!(%error, "cannot remember what a URL leads to");
         }
-        Self::connected(Connection::new(url, patience, named, remote), cache)
+        let address = url.to_owned();
+        let open = move || Remote::open_with(&address, FIRST_BYTES, patience);
+        Self::connected(Connection::new(open, named, remote), cache)
     }
 
     /// An object that is open, with its chunks under `cache_dir`.
@@ -136,8 +153,23 @@ impl Blob {
     /// # Errors
     /// If the cache directory cannot be used.
     pub fn over(remote: Remote, cache_dir: &Path) -> Result<Self, BlobError> {
-        let (cache, url) = (Cache::open(cache_dir)?, remote.name().to_owned());
-        Self::connected(Connection::new(&url, Patience::default(), named(&remote), Some(remote)), cache)
+        // It is connected for good, so that this is never asked.
+        let name = remote.name().to_owned();
+        let open = move || Err(SourceError::NotFound { name: name.clone(), status: 410 });
+        Self::connected(Connection::new(open, named(&remote), Some(remote)), Cache::open(cache_dir)?)
+    }
+
+    /// The object `known`, with its chunks under `cache_dir`. `open` opens it at its server, which is asked once something
+    /// is missing.
+    ///
+    /// # Errors
+    /// If the cache directory cannot be used.
+    pub fn apart(
+        known: Named,
+        open: impl Fn() -> Result<Remote, SourceError> + Send + Sync + 'static,
+        cache_dir: &Path,
+    ) -> Result<Self, BlobError> {
+        Self::connected(Connection::new(open, known, None), Cache::open(cache_dir)?)
     }
 
     fn connected(connection: Connection, cache: Cache) -> Result<Self, BlobError> {
@@ -369,6 +401,13 @@ impl ReadAt for Blob {
         }
         let (first, end) = (chunk_of(range.start), chunk_of(end - 1) + 1);
         (first..end).step_by(MAX_RUN as usize).for_each(|chunk| self.fetch_now(chunk..end.min(chunk + MAX_RUN)));
+    }
+
+    fn discard(&self, range: Range<u64>) {
+        let end = range.end.min(self.len());
+        if range.start < end {
+            self.core.object.discard(chunk_of(range.start)..chunk_of(end - 1) + 1);
+        }
     }
 
     fn may_read(&self, ranges: &[Range<u64>]) {

@@ -61,6 +61,7 @@ use quota::Quota;
 pub use entries::Entry;
 pub use fill::Run;
 pub use names::Named;
+pub(crate) use packs::write_whole;
 pub use quota::DEFAULT_QUOTA_BYTES;
 
 /// The bytes of a chunk; the last one of an object may be shorter.
@@ -327,6 +328,17 @@ impl Object {
         let fill = Arc::new(Fill::new(first));
         fills.extend((first..end).map(|claimed| (claimed, fill.clone())));
         Some(Claim { object: self.clone(), first, stored: first, end, fill, ended: false })
+    }
+
+    /// Has these chunks be absent: what is stored of them is not what it should be.
+    pub fn discard(&self, chunks: Range<u32>) {
+        self.unstored.lock().retain(|run| chunks.clone().all(|chunk| run.bytes_from(chunk, 0).is_empty()));
+        let Some(packs) = &self.packs else { return };
+        for chunk in chunks.start..chunks.end.min(self.chunks) {
+            if let Err(error) = packs.discard(chunk) {
+                tracing::warn!(url = self.description.url, chunk, %error, "cannot discard a cached chunk");
+            }
+        }
     }
 
     /// Whether nobody has `chunk` yet, nor is fetching it.

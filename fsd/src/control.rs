@@ -79,7 +79,7 @@ pub struct DataImage {
 /// Where the files of a [`DataImage`] are.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DataPlace {
-    /// In the daemon's mount namespace.
+    /// Free of links, and relative to [`crate::daemon::Joined::images`] in the daemon's mount namespace.
     pub path: PathBuf,
     /// What is there.
     pub kind: MountPointKind,
@@ -113,7 +113,7 @@ pub(crate) enum Reply {
     Attached(Box<Attached>),
     /// Paths relative to the root, links followed.
     MountPoints(Vec<PathBuf>),
-    /// Where in the daemon's mount namespace the files are.
+    /// Where the files are.
     Image(DataPlace),
     /// One answer for each library that was asked for.
     Libraries(Vec<bool>),
@@ -233,28 +233,32 @@ fn receive<T: DeserializeOwned>(stream: &mut UnixStream) -> io::Result<T> {
     Ok(serde_json::from_slice(&line)?)
 }
 
-/// All daemons of `runtime_dir` that answer, in order of their start.
+/// All daemons of `runtime_dirs` that answer, in order of their start.
 ///
 /// # Errors
-/// If the directory exists and cannot be read.
-pub fn list(runtime_dir: &Path) -> io::Result<Vec<Status>> {
-    // What others put there would be asked, and believed.
-    if fs::metadata(runtime_dir).is_ok_and(|directory| directory.uid() != geteuid().as_raw()) {
-        return Err(io::ErrorKind::PermissionDenied.into());
-    }
-    let entries = match fs::read_dir(runtime_dir) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        entries => entries?,
-    };
+/// If one of the directories exists and cannot be read.
+pub fn list(runtime_dirs: &[PathBuf]) -> io::Result<Vec<Status>> {
     let mut found = Vec::new();
-    for entry in entries {
-        let socket = entry?.path().join(SOCKET);
-        if let Ok(Reply::Status(status)) = ask(&socket, &Request::Status) {
-            found.push(*status);
+    for runtime_dir in runtime_dirs {
+        for socket in sockets(runtime_dir)? {
+            if let Ok(Reply::Status(status)) = ask(&socket, &Request::Status) {
+                found.push(*status);
+            }
         }
     }
     found.sort_by_key(|status| (status.started, status.pid));
     Ok(found)
+}
+
+fn sockets(runtime_dir: &Path) -> io::Result<Vec<PathBuf>> {
+    // What others put there would be asked, and believed.
+    if fs::metadata(runtime_dir).is_ok_and(|directory| directory.uid() != geteuid().as_raw()) {
+        return Err(io::ErrorKind::PermissionDenied.into());
+    }
+    match fs::read_dir(runtime_dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        entries => entries?.map(|entry| Ok(entry?.path().join(SOCKET))).collect(),
+    }
 }
 
 #[cfg(test)]

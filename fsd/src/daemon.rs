@@ -12,7 +12,8 @@
 //! ```
 //!
 //! A daemon without clients, whose mount no background program sees any more, leaves after a while: with the lock held,
-//! it takes its directory away and detaches the mount from its own namespace. Told to leave, it does so at once, and
+//! it takes its directory away and detaches the mount from its own namespace. What killed ones left beside it is taken
+//! away whenever one starts or leaves. Told to leave, it does so at once, and
 //! goes on serving the programs that have copies of the mount, unseen, until the last of them is gone.
 
 mod engine;
@@ -38,10 +39,10 @@ use crate::sys::{mounts, namespaces};
 
 pub use crate::control::{DataImage, DataPlace, Engine, EngineName, MountPointKind};
 pub use engine::{LayerEngine, try_kernel};
-pub use join::{join, release};
+pub use join::{join, release, release_if_read_only};
 pub use pretence::Pretence;
 pub use serve::serve;
-pub use traces::remove_traces;
+pub use traces::{chunk_trace, remove_traces};
 
 /// What a daemon serves, and how. Everything but `idle`, `cache_dir` and `cache_bytes` is part of its
 /// key: a daemon that runs already keeps its own.
@@ -202,6 +203,14 @@ pub enum DaemonError {
 }
 
 impl DaemonError {
+    /// Whether the filesystem where daemons have their state is full or read-only.
+    fn takes_no_files(&self) -> bool {
+        use rustix::io::Errno;
+        let Self::State { source, .. } = self else { return false };
+        let reasons = [Errno::NOSPC, Errno::DQUOT, Errno::ROFS];
+        Errno::from_io_error(source).is_some_and(|errno| reasons.contains(&errno))
+    }
+
     /// Whether the machine does not let siphon do what every run needs, whatever the image.
     pub fn is_the_machines(&self) -> bool {
         match self {
@@ -218,6 +227,8 @@ impl DaemonError {
 pub struct Joined {
     /// The root of the image: a path in the daemon's mount namespace, or in the host's for a host mount.
     pub root: PathBuf,
+    /// The sandbox that writes go to, if they go to one.
+    pub sandbox: Option<PathBuf>,
     /// An empty directory to mount over.
     pub session: PathBuf,
     /// The directory that has a mount for each of the other images that clients of the daemon bind from, if it exists.

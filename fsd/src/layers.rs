@@ -9,6 +9,7 @@
 //! ```
 
 use crate::sys::ext::{self, ExtImage, ExtMount};
+use crate::sys::mounts::seen_overlayfs;
 use rustix::fs::{Access, AtFlags, CWD, accessat};
 use siphon_image::ext::size_bytes as ext_size_bytes;
 use siphon_image::open::is_squashfs;
@@ -211,7 +212,7 @@ impl Overlay {
             Part::Directory | Part::Squashfs { .. } => Upper::open_overlay(&self.path),
         };
         let upper = upper.map_err(failed)?;
-        upper.lock_exclusive().map_err(failed)?;
+        upper.lock_exclusive_unless(seen_overlayfs).map_err(failed)?;
         Ok(upper)
     }
 
@@ -227,7 +228,7 @@ impl Overlay {
         mounts.push(image.mount(place)?);
         let failed = |source| Error::Layer { path: self.path.clone(), source };
         let upper = Upper::open(&mounts.last().map_or_else(PathBuf::new, root_of)).map_err(failed)?;
-        match upper.lock_exclusive() {
+        match upper.lock_exclusive_unless(seen_overlayfs) {
             Ok(()) => Ok(upper),
             // The kernel lets nobody write where a user or group of no id in the namespace is the owner.
             Err(error) if error.errno() == EROFS => Err(Error::OthersRoot { path: self.path.clone() }),

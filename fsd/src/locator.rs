@@ -2,15 +2,16 @@
 
 use crate::blob::{Blob, BlobCounters, BlobError, FIRST_BYTES};
 use crate::memory::default_cache_bytes;
+use crate::oci;
 use crate::oras;
 use crate::prefetch::Prefetch;
-use crate::source::{Remote, library_image};
+use crate::source::{Remote, hub_image, library_image};
 use crate::storage::{Storage, StorageUse};
 use crate::sys::ext::{self, ExtImage};
 use siphon_image::ext::Ext;
 use siphon_image::open::{self, Format, Image};
 use siphon_image::read_at::{FileAt, ReadAt};
-use siphon_image::reference::{self, Reference};
+use siphon_image::reference::{self, Reference, Repository};
 use siphon_image::squashfs::reader::Options;
 use siphon_image::tree::{self, Tree};
 use siphon_overlay::upper::{Base, PRIVATE_NAME, Upper};
@@ -22,6 +23,7 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::UNIX_EPOCH;
 
 /// Where a sandbox keeps what it is a layer of.
 const BASE_FILE: &str = ".siphon/base.json";
@@ -37,7 +39,7 @@ pub enum Locator {
     Sandbox(PathBuf),
     /// An image file on a web server.
     Url(String),
-    /// An image file in a registry or a library.
+    /// An image file in a registry or a library, or an OCI image in a registry.
     Elsewhere(Reference),
 }
 
@@ -52,6 +54,18 @@ pub enum Error {
         /// What the system said.
         #[source]
         source: io::Error,
+    },
+    /// There is no such file, and it does not look as if one was meant.
+    #[error(
+        "cannot open {name}: there is no such file, and images elsewhere are named docker://, oras://, library:// or \
+         http(s)://, or oci:, oci-archive: or docker-archive: with a path{}",
+        meant.as_deref().map(|meant| format!("; is {meant} meant?")).unwrap_or_default()
+    )]
+    NoSuchName {
+        /// As it was given.
+        name: String,
+        /// A name that it may have been meant as.
+        meant: Option<String>,
     },
     /// Neither a file nor a directory.
     #[error("{path} is neither an image file nor a directory")]
@@ -78,14 +92,8 @@ pub enum Error {
         source: reference::Error,
     },
     /// What is there is no image file, and cannot be read as it is.
-    #[error("{name} is no image file; make one of it first: siphon pull {name}")]
+    #[error("{name} is no image file but layers; make a file of them: siphon pull {name}")]
     Unmade {
-        /// The reference.
-        name: String,
-    },
-    /// Nothing answers for it any more.
-    #[error("{name} cannot be had: Singularity Hub is gone, and there is no other server for shub://")]
-    Gone {
         /// The reference.
         name: String,
     },
@@ -101,6 +109,15 @@ pub enum Error {
     /// Someone writes to its ext3 file system.
     #[error(transparent)]
     InUse(#[from] ext::Error),
+    /// The registry has no such OCI image, or it cannot be read.
+    #[error("cannot open {name}")]
+    Oci {
+        /// The reference.
+        name: String,
+        /// What happened.
+        #[source]
+        source: Box<oci::Error>,
+    },
     /// Its content is not an image.
     #[error("cannot read the image {image}")]
     Format {
@@ -174,7 +191,8 @@ pub struct Opened {
     pub upper_dir: Option<PathBuf>,
     /// The format and what comes with it.
     pub image: Image,
-    /// What tells this content from any other: length and time of a file, validator of a URL.
+    /// What tells this content from any other: length and time of a file, validator of a URL; number and birth of a
+    /// directory.
     pub identity: String,
     /// Bytes of the image file; 0 for a directory.
     pub image_bytes: u64,
@@ -182,8 +200,11 @@ pub struct Opened {
     pub is_stable: bool,
     /// Bytes of decoded content that are kept at most; 0 for a directory, which needs no decoding.
     pub cache_bytes: u64,
-    storage: Option<Arc<Storage>>,
+    /// Of each file or object that the image is in.
+    storage: Vec<Arc<Storage>>,
     remote: Option<Arc<Prefetch>>,
+    /// What runs on other machines touched of it.
+    trace: Vec<u8>,
     /// Keeps others from writing to an ext3 file system, which is read as it lies in its file.
     lock: Option<Arc<File>>,
 }
@@ -211,7 +232,12 @@ impl Opened {
 
     /// What was asked of the image file; all zero for a directory.
     pub fn storage_use(&self) -> StorageUse {
-        self.storage.as_ref().map(|storage| storage.usage()).unwrap_or_default()
+        self.storage.iter().map(|storage| storage.usage()).fold(StorageUse::default(), StorageUse::and)
+    }
+
+    /// What runs on other machines touched of a remote image, for [`Prefetch::follow`]; empty if that is not known.
+    pub fn shared_trace(&self) -> &[u8] {
+        &self.trace
     }
 
     /// Lets others write to an ext3 file system: what is here of it is not to be read any more.
@@ -221,10 +247,10 @@ impl Opened {
 
     /// What was fetched, for a remote image.
     pub fn fetched(&self) -> Option<BlobCounters> {
-        self.remote.as_ref().map(|remote| remote.blob().counters())
+        self.remote.as_ref().map(|remote| remote.counters())
     }
 
-    /// The object that a remote image is.
+    /// The objects that a remote image is in.
     pub fn remote(&self) -> Option<&Prefetch> {
         self.remote.as_deref()
     }
@@ -239,12 +265,15 @@ impl Locator {
         let wrong = |source| Error::Name { name: name.to_owned(), source };
         match Reference::parse(name).map_err(wrong)? {
             None => {}
-            Some(found @ (Reference::Oras(_) | Reference::Library(_))) => return Ok(Self::Elsewhere(found)),
-            Some(found @ Reference::Docker(_)) => return Err(Error::Unmade { name: found.to_string() }),
-            Some(Reference::Shub(_)) => return Err(Error::Gone { name: name.to_owned() }),
+            Some(found @ (Reference::Docker(_) | Reference::Oras(_) | Reference::Library(_) | Reference::Shub(_))) => {
+                return Ok(Self::Elsewhere(found));
+            }
             Some(Reference::Web(url)) => return Ok(Self::Url(url)),
         }
-        let failed = |source| Error::Path { path: name.into(), source };
+        let failed = |source: io::Error| match source.kind() {
+            io::ErrorKind::NotFound if name.contains(':') => no_such_name(name),
+            _ => Error::Path { path: name.into(), source },
+        };
         let path = fs::canonicalize(name).map_err(failed)?;
         let kind = fs::metadata(&path).map_err(failed)?;
         match kind {
@@ -273,6 +302,18 @@ impl Locator {
     }
 }
 
+/// What is wrong with a name that leads to no file and has a colon.
+fn no_such_name(name: &str) -> Error {
+    let (scheme, rest) = name.split_once(':').unwrap_or_default();
+    let meant = match rest.trim_start_matches('/') {
+        repository if scheme == "docker" => Some(format!("docker://{repository}")),
+        _ if rest.starts_with("//") => None,
+        // `ubuntu:24.04`, as docker has it.
+        _ => Some(format!("docker://{name}")),
+    };
+    Error::NoSuchName { name: name.to_owned(), meant }
+}
+
 impl fmt::Display for Locator {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -293,6 +334,7 @@ pub fn open(locator: &Locator, cache_dir: &Path, cache_bytes: Option<u64>) -> Re
         Locator::File(path) => open_file(path, cache_bytes),
         Locator::Directory(path) => open_directory(path),
         Locator::Url(url) => open_url(url, cache_dir, cache_bytes),
+        Locator::Elsewhere(Reference::Docker(repository)) => open_oci(repository, cache_dir, cache_bytes),
         Locator::Elsewhere(reference) => open_elsewhere(reference, cache_dir, cache_bytes),
         Locator::Sandbox(path) => open_sandbox(path, cache_dir, cache_bytes),
     }
@@ -305,50 +347,78 @@ pub fn open(locator: &Locator, cache_dir: &Path, cache_bytes: Option<u64>) -> Re
 /// Any [`Error`].
 pub fn open_data(path: &Path, id: Option<u32>, cache_bytes: Option<u64>) -> Result<Data, Error> {
     let failed = |source| Error::Path { path: path.into(), source };
-    let bytes = Arc::new(File::open(path).and_then(FileAt::new).map_err(failed)?);
+    let file = File::open(path).map_err(failed)?;
+    let opened = file.metadata().map_err(failed)?;
+    let bytes = Arc::new(FileAt::new(file).map_err(failed)?);
     let options = Options { cache_bytes: cache_bytes.unwrap_or_else(default_cache_bytes) };
     let image = open::open_data(bytes, id, options)
         .map_err(|source| Error::Format { image: path.display().to_string(), source })?;
-    let lock = lock_for_reading(path, &image)?;
+    let lock = lock_for_reading(path, &opened, &image)?;
     Ok(Data { image, _lock: lock })
 }
 
 fn open_file(path: &Path, cache_bytes: Option<u64>) -> Result<Opened, Error> {
     let failed = |source| Error::Path { path: path.into(), source };
     let file = File::open(path).map_err(failed)?;
-    let identity = content_identity(&file.metadata().map_err(failed)?);
+    let data = file.metadata().map_err(failed)?;
+    let identity = content_identity(&data);
     let bytes = Arc::new(FileAt::new(file).map_err(failed)?);
     let mut opened = opened(path.display().to_string(), bytes, identity, None, cache_bytes)?;
-    opened.lock = lock_for_reading(path, &opened.image)?;
+    opened.lock = lock_for_reading(path, &data, &opened.image)?;
     Ok(opened)
 }
 
-/// An ext3 file system may be written to, and must not be while it is read.
-fn lock_for_reading(path: &Path, image: &Image) -> Result<Option<Arc<File>>, Error> {
+/// An ext3 file system may be written to, and must not be while it is read. `opened` is the file that is read.
+fn lock_for_reading(path: &Path, opened: &Metadata, image: &Image) -> Result<Option<Arc<File>>, Error> {
     if image.format != Format::Ext {
         return Ok(None);
     }
-    let size_bytes = fs::metadata(path).map_err(|source| Error::Path { path: path.into(), source })?.len();
-    let image = ExtImage { path, offset_bytes: 0, size_bytes, write: false };
-    Ok(Some(Arc::new(image.lock()?)))
+    let lock = ExtImage { path, offset_bytes: 0, size_bytes: opened.len(), write: false }.lock()?;
+    let failed = |source| Error::Path { path: path.into(), source };
+    let locked = lock.metadata().map_err(failed)?;
+    if (locked.dev(), locked.ino()) != (opened.dev(), opened.ino()) {
+        return Err(failed(io::Error::other("another file took its place while it was opened")));
+    }
+    Ok(Some(Arc::new(lock)))
 }
 
 fn open_url(url: &str, cache_dir: &Path, cache_bytes: Option<u64>) -> Result<Opened, Error> {
     let blob = Blob::open(url, cache_dir).map_err(|source| Error::Url { url: url.to_owned(), source })?;
-    let blob = Arc::new(blob);
-    let identity = blob.identity().to_owned();
-    let remote = Arc::new(Prefetch::new(blob));
-    opened(url.to_owned(), remote.clone(), identity, Some(remote), cache_bytes)
+    opened_blob(url.to_owned(), blob, cache_bytes)
 }
 
 fn open_elsewhere(reference: &Reference, cache_dir: &Path, cache_bytes: Option<u64>) -> Result<Opened, Error> {
     let name = reference.to_string();
     let (remote, _) = elsewhere(reference, None)?;
     let blob = Blob::over(remote, cache_dir).map_err(|source| Error::Url { url: name.clone(), source })?;
-    let blob = Arc::new(blob);
+    opened_blob(name, blob, cache_bytes)
+}
+
+/// Opens the image file that `blob` is.
+fn opened_blob(name: String, blob: Blob, cache_bytes: Option<u64>) -> Result<Opened, Error> {
     let identity = blob.identity().to_owned();
-    let remote = Arc::new(Prefetch::new(blob));
-    opened(name, remote.clone(), identity, Some(remote), cache_bytes)
+    let remote = Prefetch::new([Arc::new(blob)]);
+    let object = remote.objects().next().expect("it is of one object");
+    opened(name, Arc::new(object), identity, Some(remote), cache_bytes)
+}
+
+fn open_oci(repository: &Repository, cache_dir: &Path, cache_bytes: Option<u64>) -> Result<Opened, Error> {
+    let cache_bytes = cache_bytes.unwrap_or_else(default_cache_bytes);
+    let failed = |source: oci::Error| Error::Oci { name: format!("docker://{repository}"), source: source.into() };
+    let image = oci::open(repository, this_arch(), cache_dir, cache_bytes).map_err(failed)?;
+    Ok(Opened {
+        lower: image.tree.clone(),
+        upper_dir: None,
+        image_bytes: image.storage.iter().map(|storage| storage.len()).fold(0, u64::saturating_add),
+        image: Image::of_layers(image.tree, &image.run_config),
+        identity: image.digest,
+        is_stable: true,
+        cache_bytes,
+        storage: image.storage,
+        remote: Some(image.layers),
+        trace: image.trace,
+        lock: None,
+    })
 }
 
 /// The image file that `reference` names in a registry, in a library or on a web server, and the digest that its bytes have
@@ -368,7 +438,7 @@ pub fn elsewhere(reference: &Reference, arch: Option<&str>) -> Result<(Remote, O
             Ok((image.remote, image.digest))
         }
         Reference::Docker(_) => Err(Error::Unmade { name: name() }),
-        Reference::Shub(_) => Err(Error::Gone { name: name() }),
+        Reference::Shub(image) => Ok((hub_image(image, FIRST_BYTES).map_err(|error| failed(error.into()))?, None)),
         Reference::Web(url) => {
             let remote = Remote::open(url, FIRST_BYTES).map_err(Arc::new);
             Ok((remote.map_err(|source| Error::Url { url: url.clone(), source: source.into() })?, None))
@@ -412,14 +482,16 @@ fn opened(
         image_bytes: storage.len(),
         is_stable: true,
         cache_bytes,
-        storage: Some(storage),
+        storage: vec![storage],
         remote,
+        trace: Vec::new(),
         lock: None,
     })
 }
 
 fn open_directory(path: &Path) -> Result<Opened, Error> {
-    let identity = Locator::Directory(path.into()).identity()?;
+    let failed = |source: io::Error| Error::Path { path: path.into(), source };
+    let identity = directory_identity(&fs::metadata(path).map_err(failed)?);
     let image = open::open_directory(path, OsStr::new(PRIVATE_NAME))
         .map_err(|source| Error::Format { image: path.display().to_string(), source })?;
     Ok(Opened {
@@ -430,8 +502,9 @@ fn open_directory(path: &Path) -> Result<Opened, Error> {
         image_bytes: 0,
         is_stable: false,
         cache_bytes: 0,
-        storage: None,
+        storage: Vec::new(),
         remote: None,
+        trace: Vec::new(),
         lock: None,
     })
 }
@@ -447,11 +520,23 @@ fn open_sandbox(sandbox: &Path, cache_dir: &Path, cache_bytes: Option<u64>) -> R
         return Err(gone(Error::Kind { path }));
     }
     let opened = open(&locator, cache_dir, cache_bytes).map_err(gone)?;
-    if opened.identity != base.identity {
+    // Of a directory earlier versions wrote down what tells it from all others of one machine.
+    let is_known = |locator: &Locator| {
+        matches!(locator, Locator::Directory(_)) && locator.identity().ok() == Some(base.identity.clone())
+    };
+    if opened.identity != base.identity && !is_known(&locator) {
         let (recorded, found) = (base.identity, opened.identity);
         return Err(Error::BaseChanged { sandbox: sandbox.into(), base: base.image, recorded, found });
     }
     Ok(Opened { upper_dir: Some(sandbox.into()), ..opened })
+}
+
+/// What a directory keeps whatever happens in it, and has on every machine: its number, and when it was made, where the
+/// filesystem remembers that. A sandbox over it is not told of changes in it.
+fn directory_identity(data: &Metadata) -> String {
+    let made = data.created().ok().and_then(|made| made.duration_since(UNIX_EPOCH).ok());
+    let made = made.map_or_else(String::new, |made| format!(" of {}.{:09}", made.as_secs(), made.subsec_nanos()));
+    format!("directory {}{made}", data.ino())
 }
 
 /// Length and time of a file: the same on every machine of a cluster, where device numbers differ.

@@ -25,7 +25,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use parking_lot::Mutex;
 use siphon_image::read_at::ReadAt;
 
-use crate::blob::{Blob, BlobError};
+use crate::blob::{Blob, BlobCounters, BlobError};
 use crate::cache::CHUNK_BYTES;
 use trace::Trace;
 
@@ -35,28 +35,64 @@ pub use trace::MAX_STORED_BYTES;
 const STEP: u32 = (8 << 20) / CHUNK_BYTES as u32;
 const CONNECTIONS: usize = 4;
 
-/// A blob whose first touches are noted, and foreseen.
+/// Chunks that a trace tells apart: of 4 TiB.
+const MAX_TRACED_CHUNKS: u32 = 1 << 26;
+
+/// The objects of an image, whose first touches are noted, and foreseen. Their chunks are numbered through.
 #[derive(Debug)]
 pub struct Prefetch {
-    blob: Arc<Blob>,
+    parts: Vec<Part>,
+    chunks: u32,
     /// `None` until there is a program to follow.
     trace: Mutex<Option<Trace>>,
 }
 
+#[derive(Debug)]
+struct Part {
+    blob: Arc<Blob>,
+    /// The number of its first chunk among those of all.
+    first: u32,
+}
+
+/// One of the objects of an image.
+#[derive(Debug, Clone)]
+pub struct Object {
+    all: Arc<Prefetch>,
+    number: usize,
+}
+
 impl Prefetch {
     /// Notes nothing until [`Prefetch::follow`] is called.
-    pub fn new(blob: Arc<Blob>) -> Self {
-        Self { blob, trace: Mutex::default() }
+    pub fn new(blobs: impl IntoIterator<Item = Arc<Blob>>) -> Arc<Self> {
+        let mut chunks = 0_u32;
+        let mut part = |blob: Arc<Blob>| {
+            let first = chunks;
+            chunks = chunks.saturating_add(blob.chunks());
+            Part { blob, first }
+        };
+        let parts = blobs.into_iter().map(&mut part).collect();
+        Arc::new(Self { parts, chunks: chunks.min(MAX_TRACED_CHUNKS), trace: Mutex::default() })
     }
 
-    /// The object itself.
-    pub fn blob(&self) -> &Arc<Blob> {
-        &self.blob
+    /// The objects themselves.
+    pub fn blobs(&self) -> impl Iterator<Item = &Arc<Blob>> {
+        self.parts.iter().map(|part| &part.blob)
+    }
+
+    /// What reads them, in the same order.
+    pub fn objects(self: &Arc<Self>) -> impl Iterator<Item = Object> {
+        (0..self.parts.len()).map(|number| Object { all: self.clone(), number })
+    }
+
+    /// What was done for all of them.
+    pub fn counters(&self) -> BlobCounters {
+        let all = self.blobs().map(|blob| blob.counters());
+        all.reduce(BlobCounters::and).unwrap_or_default()
     }
 
     /// Notes what is touched from now on, and fetches ahead as `stored`, which [`Prefetch::trace`] gave, has it.
     pub fn follow(&self, stored: &[u8]) {
-        *self.trace.lock() = Some(Trace::of(stored, self.blob.chunks()));
+        *self.trace.lock() = Some(Trace::of(stored, self.chunks));
     }
 
     /// What was touched in this run and the earlier ones, at most [`MAX_STORED_BYTES`]; `None` if this one added nothing.
@@ -64,39 +100,67 @@ impl Prefetch {
         self.trace.lock().as_ref()?.stored()
     }
 
-    fn touch(&self, buf: &[u8], offset: u64) {
+    fn touch(&self, part: &Part, buf: &[u8], offset: u64) {
         if buf.is_empty() {
             return;
         }
         let mut trace = self.trace.lock();
         let Some(trace) = trace.as_mut() else { return };
-        let chunks = chunk_of(offset)..chunk_of(offset.saturating_add(buf.len() as u64 - 1)).saturating_add(1);
-        let due = trace.touched(chunks);
+        let chunk = |offset: u64| part.first.saturating_add(chunk_of(offset));
+        let due = trace.touched(chunk(offset)..chunk(offset.saturating_add(buf.len() as u64 - 1)).saturating_add(1));
         // Who is followed needs no guesses.
-        self.blob.set_foreseen(trace.is_followed());
-        if self.blob.stores() {
-            due.now.into_iter().for_each(|chunks| self.blob.fetch_now(chunks));
-            self.blob.fetch_ahead(due.soon);
+        part.blob.set_foreseen(trace.is_followed());
+        for chunks in due.now {
+            self.for_each_part(chunks, |blob, chunks| blob.fetch_now(chunks));
+        }
+        for chunks in due.soon {
+            self.for_each_part(chunks, |blob, chunks| blob.fetch_ahead([chunks]));
+        }
+    }
+
+    /// Cuts a range of chunks where another object begins.
+    fn for_each_part(&self, chunks: Range<u32>, fetch: impl Fn(&Blob, Range<u32>)) {
+        let next = self.parts.partition_point(|part| part.first <= chunks.start);
+        for part in &self.parts[next.saturating_sub(1)..] {
+            let end = chunks.end.min(part.first.saturating_add(part.blob.chunks()));
+            let start = chunks.start.max(part.first);
+            if part.first >= chunks.end {
+                return;
+            }
+            if start < end && part.blob.stores() {
+                fetch(&part.blob, start - part.first..end - part.first);
+            }
         }
     }
 }
 
-impl ReadAt for Prefetch {
+impl Object {
+    fn part(&self) -> &Part {
+        &self.all.parts[self.number]
+    }
+}
+
+impl ReadAt for Object {
     fn len(&self) -> u64 {
-        self.blob.len()
+        self.part().blob.len()
     }
 
     fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
-        self.touch(buf, offset);
-        self.blob.read_exact_at(buf, offset)
+        let part = self.part();
+        self.all.touch(part, buf, offset);
+        part.blob.read_exact_at(buf, offset)
     }
 
     fn will_read(&self, range: Range<u64>) {
-        self.blob.will_read(range);
+        self.part().blob.will_read(range);
     }
 
     fn may_read(&self, ranges: &[Range<u64>]) {
-        self.blob.may_read(ranges);
+        self.part().blob.may_read(ranges);
+    }
+
+    fn discard(&self, range: Range<u64>) {
+        self.part().blob.discard(range);
     }
 }
 

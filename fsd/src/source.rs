@@ -18,6 +18,7 @@
 
 mod access;
 mod answer;
+mod docker_daemon;
 mod engine;
 mod error;
 mod library;
@@ -25,6 +26,7 @@ mod origin;
 mod patience;
 mod registry;
 mod setup;
+mod shub;
 mod upload;
 mod whole;
 
@@ -41,11 +43,13 @@ use engine::{Engine, engine};
 use origin::{Failure, Origin};
 use patience::Tries;
 
+pub use docker_daemon::{SavedImage, saved_image};
 pub use error::{SourceError, TransportError};
 pub use library::{LibraryImage, library_image};
 pub use patience::Patience;
-pub use registry::{Manifest, Served, log_in, sha256 as digest};
+pub use registry::{INDEX_TYPE, Manifest, Served, log_in, referrers_tag, sha256 as digest};
 pub use setup::{Mirror, Registries, Rule, configure, registries};
+pub use shub::hub_image;
 pub use upload::{Chunked, Uploaded};
 pub use whole::Whole;
 

@@ -32,6 +32,18 @@ pub struct StorageUse {
     pub storage_nanos: u64,
 }
 
+impl StorageUse {
+    /// That of two storages together.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        Self {
+            storage_reads: self.storage_reads + other.storage_reads,
+            storage_bytes: self.storage_bytes + other.storage_bytes,
+            storage_nanos: self.storage_nanos + other.storage_nanos,
+        }
+    }
+}
+
 impl Storage {
     /// Counts what is asked of `inner` from now on.
     pub fn new(inner: Arc<dyn ReadAt>) -> Self {
@@ -84,6 +96,10 @@ impl ReadAt for Storage {
 
     fn may_read(&self, ranges: &[Range<u64>]) {
         self.inner.may_read(ranges);
+    }
+
+    fn discard(&self, range: Range<u64>) {
+        self.inner.discard(range);
     }
 
     fn file_at(&self, offset: u64) -> Option<(&File, u64)> {

@@ -4,6 +4,7 @@
 pub mod descriptors;
 pub mod ext;
 pub mod fuse_device;
+pub mod loop_device;
 pub mod mounts;
 pub mod namespaces;
 pub mod processes;

@@ -70,7 +70,7 @@ fn join_image(directory: &Path, image: String) -> Result<Joined, DaemonError> {
         placement: Placement::InNamespace,
         engine: LayerEngine::Auto,
     };
-    daemon::join(&spec, &runtime_dir(directory), &std::env::current_exe().unwrap())
+    daemon::join(&spec, &[runtime_dir(directory)], &std::env::current_exe().unwrap())
 }
 
 fn runtime_dir(directory: &Path) -> PathBuf {
@@ -165,7 +165,7 @@ fn client_command(directory: &Path, script: &str) -> Command {
 }
 
 fn daemons(directory: &Path) -> Vec<Status> {
-    control::list(&runtime_dir(directory)).unwrap()
+    control::list(&[runtime_dir(directory)]).unwrap()
 }
 
 fn is_running(pid: i32) -> bool {

@@ -336,11 +336,12 @@ fn a_run_that_is_known_is_fetched_ahead_in_few_requests() {
     let places: Vec<u64> = (0..300).map(|step| step * 7 % 300 / 3 * 19 + step % 3).collect();
     let run = |cache: &TempDir, trace: &[u8]| {
         let before = server.requests();
-        let prefetch = Prefetch::new(Arc::new(open(&server, cache)));
+        let prefetch = Prefetch::new([Arc::new(open(&server, cache))]);
+        let object = prefetch.objects().next().unwrap();
         prefetch.follow(trace);
         for chunk in &places {
             let mut buf = [0; 100];
-            prefetch.read_exact_at(&mut buf, chunk * CHUNK + 9).unwrap();
+            object.read_exact_at(&mut buf, chunk * CHUNK + 9).unwrap();
             assert!(buf == bytes[*chunk as usize * CHUNK_BYTES + 9..][..100]);
         }
         (prefetch.trace(), server.requests() - before)

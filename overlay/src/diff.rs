@@ -8,6 +8,10 @@
 //! what is in a directory. How many names a file has is not compared either.
 
 mod content;
+mod paths;
+mod places;
+
+pub use paths::paths;
 
 use crate::view::{Ino, View};
 use siphon_image::squashfs::writer::Owners;
@@ -16,6 +20,8 @@ use std::collections::{BTreeMap, HashSet};
 use std::ffi::OsString;
 use std::io;
 use std::path::PathBuf;
+
+pub use places::WithoutPlaces;
 
 /// Deepest nesting of directories: no image that a kernel mounts has longer paths (`PATH_MAX` 4096, two bytes a level).
 const MAX_DEPTH: usize = 2048;

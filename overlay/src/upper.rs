@@ -4,8 +4,9 @@
 //! layer/              the user's sandbox: files of the layer, whiteouts, opaque directories
 //!   .siphon/          never shown through a view
 //!     base.json       which image the layer belongs to
-//!     lock            flock(2)ed by the one process that writes; holds its pid and host
+//!     lock            flock(2)ed by the one process that writes; who that is, and what the kernel merges (`upper/lock.rs`)
 //!     markers         exists once marker files were used for whiteouts
+//!     places          what was made for mounts alone (`upper/places.rs`)
 //!     stubs           exists while files may be here whose content is in the image (`upper/content.rs`)
 //!     links/          what is known of hard links of the image (`upper/links.rs`)
 //!     work/           nodes being made, and nodes that wait for their removal
@@ -26,6 +27,8 @@ mod content;
 mod form;
 mod kernel;
 mod links;
+mod lock;
+mod places;
 mod reset;
 mod staging;
 
@@ -39,16 +42,16 @@ pub use staging::Scratch;
 
 use crate::error::Error;
 use form::{Abilities, Form};
-use rustix::fs::{self, AtFlags, FlockOperation, Mode, OFlags};
+use rustix::fs::{self, AtFlags, Mode, OFlags};
 use rustix::io::Errno;
 use siphon_image::directory::host;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
-use std::io::{self, ErrorKind, Read, Write};
+use std::io::{self, ErrorKind};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64};
 
 /// The directory at the root of a layer that holds what is ours.
 pub const PRIVATE_NAME: &str = ".siphon";
@@ -60,8 +63,6 @@ const OVERLAY_WORK: &str = "work";
 const LINKS_NAME: &str = "links";
 /// What overlayfs and fuse-overlayfs make in there.
 const FOREIGN_WORK: &str = "work";
-/// Longest holder's line that is read from a lock file.
-const MAX_HOLDER_BYTES: u64 = 256;
 
 /// An open layer directory.
 #[derive(Debug)]
@@ -187,53 +188,12 @@ impl Upper {
         Ok(upper)
     }
 
-    /// Makes this process the only writer until the layer is closed, and clears away what a crashed one left behind.
-    ///
-    /// # Errors
-    /// [`Error::Locked`] if another process is it already; `EROFS` if the directory may not be written to.
-    pub fn lock_exclusive(&self) -> Result<(), Error> {
-        let private = self.private()?;
-        let mut lock = &private.lock;
-        match fs::flock(lock, FlockOperation::NonBlockingLockExclusive) {
-            Err(Errno::WOULDBLOCK) => {
-                let mut holder = String::new();
-                let read = lock.take(MAX_HOLDER_BYTES).read_to_string(&mut holder);
-                let holder = holder.trim().to_owned();
-                return Err(Error::Locked { holder: (read.is_ok() && !holder.is_empty()).then_some(holder) });
-            }
-            other => other?,
-        }
-        lock.set_len(0)?;
-        let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-        writeln!(lock, "process {} on {}", std::process::id(), host.trim())?;
-        self.clear_work()?;
-        if let (true, Some(links)) = (self.is_portable, &self.links) {
-            for left in host::list(links.as_fd())? {
-                fs::unlinkat(links, &left.name, AtFlags::empty())?;
-            }
-        }
-        self.is_locked.store(true, Ordering::Relaxed);
-        Ok(())
-    }
-
-    fn clear_work(&self) -> Result<(), Error> {
-        for left in host::list(self.work()?)? {
-            self.discard(&left.name)?;
-        }
-        Ok(())
-    }
-
     fn private(&self) -> Result<&Private, Errno> {
         self.private.as_ref().ok_or(Errno::ROFS)
     }
 
     pub(crate) fn work(&self) -> Result<BorrowedFd<'_>, Errno> {
         Ok(self.private()?.work.as_fd())
-    }
-
-    /// Whether this process is the only writer.
-    pub(crate) fn is_locked(&self) -> bool {
-        self.is_locked.load(Ordering::Relaxed)
     }
 
     /// Whether xattrs can be kept at all.

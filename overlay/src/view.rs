@@ -38,6 +38,7 @@ use crate::upper::Upper;
 use parking_lot::{Mutex, RwLock};
 use siphon_image::tree::{NodeId, Timestamp, Tree};
 use state::State;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::OnceLock;
 use std::sync::atomic::AtomicBool;
@@ -245,6 +246,14 @@ impl View {
     /// Whether the layer may hold files that only [`View::complete`] makes readable for the kernel's overlayfs.
     pub fn may_be_incomplete(&self) -> bool {
         self.layer.as_ref().is_some_and(|layer| layer.upper.may_have_stubs())
+    }
+
+    /// Notes that `path`, absolute in the view, was made for something to be mounted on it.
+    ///
+    /// # Errors
+    /// `EROFS` without a layer that can be written, or as `write(2)`.
+    pub fn note_place(&self, path: &Path) -> Result<(), Error> {
+        self.layer()?.upper.note_place(path)
     }
 
     /// Whether POSIX ACLs can be kept: an image alone has none that count.

@@ -4,14 +4,19 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![allow(clippy::print_stdout, reason = "the seed of a random test is told")]
 
+use siphon_image::oci::base::Changed;
+use siphon_image::oci::blobs::Blobs;
+use siphon_image::oci::layers::Source;
+use siphon_image::oci::{Descriptor, Digest, pack};
 use siphon_image::read_at::{FileAt, ReadAt};
 use siphon_image::squashfs::format::Compressor;
 use siphon_image::squashfs::reader::Squashfs;
 use siphon_image::squashfs::writer::{Error, Options, Owners, Progress, Summary, write, write_over};
 use siphon_image::tree::{EmptyTree, Kind, NodeId, Tree};
-use siphon_overlay::diff::Changes;
+use siphon_overlay::diff::{Changes, paths};
 use siphon_overlay::upper::Upper;
 use siphon_overlay::view::{Ino, OpenMode, Permissions, RenameMode, SetAttr, SetTime, View};
+use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs::File;
 use std::num::NonZeroUsize;
@@ -62,9 +67,12 @@ fn open(path: &Path) -> Arc<Squashfs> {
     Arc::new(Squashfs::open(Arc::new(FileAt::new(File::open(path).unwrap()).unwrap())).unwrap())
 }
 
+fn create(path: &Path) -> File {
+    File::options().read(true).write(true).create(true).truncate(true).open(path).unwrap()
+}
+
 fn commit(tree: &dyn Tree, base: &Squashfs, path: &Path, options: &Options) -> Result<Summary, Error> {
-    let file = File::options().read(true).write(true).create(true).truncate(true).open(path).unwrap();
-    write_over(tree, Some(base), &file, 0, options, &Progress::default())
+    write_over(tree, Some(base), &create(path), 0, options, &Progress::default())
 }
 
 fn layer_over(base: Arc<Squashfs>, directory: &Path) -> View {
@@ -190,7 +198,7 @@ fn commits_of_commits_equal_the_merged_view_each_time() {
         let mut random = Random(seed);
         let place = tempfile::tempdir().unwrap();
         let mut present = place.path().join("image 0");
-        let file = File::create(&present).unwrap();
+        let file = create(&present);
         write(&EmptyTree, &file, 0, &options(compressor, 1, 3), &Progress::default()).unwrap();
         for generation in 1..=GENERATIONS {
             let base = open(&present);
@@ -219,6 +227,100 @@ fn commits_of_commits_equal_the_merged_view_each_time() {
     }
 }
 
+/// Layers in memory, by their digests.
+#[derive(Debug, Default)]
+struct Layers(BTreeMap<String, Vec<u8>>);
+
+impl Blobs for Layers {
+    fn open(&self, blob: &Descriptor) -> std::io::Result<Box<dyn std::io::Read + Send>> {
+        Ok(Box::new(std::io::Cursor::new(self.0[blob.digest().as_ref() as &str].clone())))
+    }
+}
+
+/// `tree`, or what of it `changed` names, as a layer that is not compressed, with its digest.
+fn packed(tree: &dyn Tree, changed: Option<&Changed>) -> (String, Vec<u8>) {
+    let mut tar = Vec::new();
+    pack::write(tree, changed, &[], 0, &mut tar).unwrap();
+    let fill = |out: &mut dyn std::io::Write| out.write_all(&tar);
+    let sum = pack::compressed(NonZeroUsize::MIN, fill, |_| Ok(())).unwrap();
+    (sum.diff_id, tar)
+}
+
+/// What a runtime makes of these layers, the lowest first.
+fn applied(layers: &[(String, Vec<u8>)]) -> Squashfs {
+    let digests: Vec<Digest> = layers.iter().map(|(digest, _)| digest.parse().unwrap()).collect();
+    let described = |(digest, tar): (&Digest, &(String, Vec<u8>))| {
+        Descriptor::new("application/vnd.oci.image.layer.v1.tar".into(), tar.1.len() as u64, digest.clone())
+    };
+    let source = Source {
+        layers: digests.iter().zip(layers).map(described).collect(),
+        diff_ids: digests,
+        blobs: Arc::new(Layers(layers.iter().cloned().collect())),
+        fetched_bytes: Arc::default(),
+    };
+    let file = tempfile::tempfile().unwrap();
+    siphon_image::oci::layers::write(&source, &[], 0, &file, 0, &Options::default(), &Progress::default()).unwrap();
+    Squashfs::open(Arc::new(FileAt::new(file).unwrap())).unwrap()
+}
+
+#[test]
+fn an_image_is_the_one_it_goes_back_to_and_a_layer_of_what_commits_changed() {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+    let seed = std::env::var("SEED").map_or(u64::from(now.subsec_nanos()) | 1, |text| text.parse().unwrap());
+    println!("seed {seed}");
+    let mut random = Random(seed);
+    let place = tempfile::tempdir().unwrap();
+    let path = |generation: u64| place.path().join(format!("image {generation}"));
+    let options = options(Compressor::Zstd, 2, 3);
+    write(&EmptyTree, &create(&path(0)), 0, &options, &Progress::default()).unwrap();
+    let mut first = None;
+    let mut changed = Changed::default();
+    for generation in 1..=GENERATIONS {
+        let base = open(&path(generation - 1));
+        let view = layer_over(base.clone(), &place.path().join(format!("layer {generation}")));
+        change(&view, &mut random);
+        change_names(&view, &mut random);
+        if first.is_some() {
+            assert!(paths(base.as_ref(), &view, Owners::Keep, &mut changed).unwrap());
+        }
+        commit(&view, &base, &path(generation), &options).unwrap();
+        let image = open(&path(generation));
+        let lowest = first.get_or_insert_with(|| packed(image.as_ref(), None));
+
+        let merged = applied(&[lowest.clone(), packed(image.as_ref(), Some(&changed))]);
+
+        let changes: Vec<_> = Changes::between(image.as_ref(), &merged, Owners::Keep).collect();
+        assert!(changes.is_empty(), "seed {seed}, generation {generation}: {changes:?}");
+        assert_eq!(links(image.as_ref()), links(&merged), "seed {seed}, generation {generation}: hard links");
+    }
+}
+
+/// Directories that go, come again, and take the place of files.
+fn change_names(view: &View, random: &mut Random) {
+    let directories = directories(view);
+    let directory = directories[random.below(directories.len())];
+    let name = format!("n{}", random.below(12));
+    let known = view.lookup(directory, OsStr::new(&name)).ok();
+    if let Some((ino, attr)) = known {
+        if attr.kind == Kind::Directory {
+            for entry in view.entries(ino).unwrap() {
+                let _what_is_not_empty_stays = view.remove_directory(ino, &entry.name);
+                let _only_files_go = view.unlink(ino, &entry.name);
+            }
+            if view.remove_directory(directory, OsStr::new(&name)).is_err() {
+                return;
+            }
+        } else {
+            view.unlink(directory, OsStr::new(&name)).unwrap();
+        }
+        if random.below(2) == 0 && attr.kind == Kind::Directory {
+            write_file(view, directory, &name, b"in the place of a directory");
+        } else if random.below(2) == 0 {
+            view.make_directory(directory, OsStr::new(&name), Permissions::exactly(0o755), None).unwrap();
+        }
+    }
+}
+
 /// A base with two files of blocks, one in the middle of the content, and a layer over it.
 fn two_files(place: &Path) -> (Arc<Squashfs>, View) {
     let source = place.join("source");
@@ -231,7 +333,7 @@ fn two_files(place: &Path) -> (Arc<Squashfs>, View) {
         std::fs::write(source.join(name), noise()).unwrap();
     }
     let tree = siphon_image::directory::Directory::open(&source).unwrap();
-    let file = File::create(place.join("base")).unwrap();
+    let file = create(&place.join("base"));
     write(&tree, &file, 0, &options(Compressor::Zstd, 2, 3), &Progress::default()).unwrap();
     let base = open(&place.join("base"));
     (base.clone(), layer_over(base, &place.join("layer")))
@@ -313,7 +415,7 @@ fn a_base_whose_blocks_lie_where_none_may_is_an_error() {
     }
     let tree = siphon_image::directory::Directory::open(&source).unwrap();
     let path = place.path().join("base");
-    let file = File::create(&path).unwrap();
+    let file = create(&path);
     // Tables that can be changed without a compressor.
     let plain = Options { uncompressed: true, ..options(Compressor::Gzip, 1, 3) };
     write(&tree, &file, 0, &plain, &Progress::default()).unwrap();

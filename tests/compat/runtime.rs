@@ -17,8 +17,14 @@ exec env -i PATH="$PATH" HOME="$home" USER=user TERM=dumb IMAGES="$images" IMAGE
 const SIPHON_VARIABLES: [&str; 4] =
     ["SIPHON_CACHEDIR", "SIPHON_CONFIGDIR", "SIPHON_RUNTIME_DIR", "SIPHON_IDLE_SECONDS"];
 
-/// What apptainer says of programs that the machine it runs on lacks, whatever it is asked for.
-const OF_THE_MACHINE: [&str; 2] = ["INFO:    fuse2fs not found", "INFO:    gocryptfs not found"];
+/// What apptainer says of the machine that it runs on, and of how busy that is, whatever it is asked for.
+const OF_THE_MACHINE: [&str; 5] = [
+    "INFO:    fuse2fs not found",
+    "INFO:    gocryptfs not found",
+    "INFO:    Instance stats will not be available",
+    "INFO:    Terminating squashfuse_ll after timeout",
+    "INFO:    Timeouts can be caused by a running background process",
+];
 
 /// Something that calls itself `apptainer`.
 pub(crate) trait Runtime {

@@ -227,3 +227,19 @@ fn a_run_sees_what_the_one_before_changed_of_the_images_own_shell() {
         assert!(run.stderr.contains("no /bin/sh"), "{run}");
     });
 }
+
+#[test]
+fn a_sandbox_over_a_directory_knows_it_again_and_no_other() {
+    let environment = TestEnvironment::new();
+    let root = environment.images().root.display();
+    environment.shell(&format!("cp -r {root} base; siphon build --sandbox box base; touch base/data/later")).stdout();
+
+    let after = environment.siphon(&["exec", "box", "ls", "/data/later"]).stdout();
+    environment.shell("mv base old; cp -r old base").stdout();
+    environment.wait_for_daemons_to_leave();
+    let other = environment.siphon(&["exec", "box", "true"]).run();
+
+    assert_eq!(after, "/data/later");
+    assert_eq!(other.code, 255, "{other}");
+    assert!(other.stderr.contains("which has changed since"), "{other}");
+}

@@ -174,3 +174,34 @@ fn a_sandbox_over_a_remote_image_is_committed_through_the_network() {
         environment.siphon(&["exec", environment.images().sif(), "sh", "-c", "md5sum < /data/payload"]).stdout();
     assert_eq!(remote, format!("new\nhello from the image\n{local}"));
 }
+
+#[test]
+fn the_layer_of_an_instance_becomes_an_image() {
+    let environment = TestEnvironment::new();
+    let image = environment.images().sif();
+    environment.make_directory("layer");
+    environment.siphon(&["build", "--sandbox", "box", image]).stdout();
+    for (name, more) in
+        [("over", &["--overlay", "layer", image][..]), ("box", &["--writable", "box"]), ("none", &[image])]
+    {
+        environment.siphon(&[&["instance", "start"], more, &[name]].concat()).stdout();
+        let line = format!("echo {name} > /data/new");
+        let _only_where_it_is_kept =
+            environment.siphon(&["exec", &format!("instance://{name}"), "sh", "-c", &line]).run();
+    }
+
+    for name in ["over", "box"] {
+        let target = format!("{name}.sif");
+        environment.siphon(&["build", &target, &format!("instance://{name}")]).stdout();
+        assert_eq!(
+            environment.siphon(&["exec", &target, "cat", "/data/new", "/data/greeting"]).stdout(),
+            format!("{name}\nhello from the image")
+        );
+    }
+    let none = environment.siphon(&["build", "none.sif", "instance://none"]).run();
+    let unknown = environment.siphon(&["build", "none.sif", "instance://unknown"]).run();
+    environment.siphon(&["instance", "stop", "--all"]).stdout();
+
+    assert!(none.code == 255 && none.stderr.contains("keeps no changes"), "{none}");
+    assert!(unknown.code == 255 && unknown.stderr.contains("unknown"), "{unknown}");
+}

@@ -1,7 +1,9 @@
 use crate::support::environment::{Invocation, TestEnvironment, as_user_and_as_root};
 use crate::support::image::PAYLOAD_BYTES;
+use crate::support::is_root;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader};
+use std::os::unix::fs::PermissionsExt;
 use std::process::Child;
 use std::time::{Duration, Instant};
 
@@ -64,7 +66,8 @@ fn thirty_two_concurrent_starts_make_one_daemon() {
 #[test]
 fn a_killed_daemon_is_replaced() {
     let environment = TestEnvironment::new();
-    end(running(&environment));
+    let run = environment.siphon(&["exec", environment.images().sif(), "true"]);
+    run.env("SIPHON_IDLE_SECONDS", "1000").stdout();
     let killed = environment.daemons();
 
     for pid in &killed {
@@ -75,6 +78,23 @@ fn a_killed_daemon_is_replaced() {
     assert_eq!(killed.len(), 1);
     assert_ne!(environment.daemons(), killed);
     end(next);
+}
+
+#[test]
+fn a_mount_that_a_kill_left_among_the_states_of_daemons_is_taken_away() {
+    if !is_root() {
+        return println!("needs root");
+    }
+    let environment = TestEnvironment::root();
+    let state = environment.runtime_directory().join("0123456789abcdef");
+    std::fs::create_dir_all(state.join("root")).unwrap();
+    std::fs::set_permissions(&state, PermissionsExt::from_mode(0o700)).unwrap();
+    // As `fuse2fs` has it for a moment in the host's own tree.
+    environment.shell(&format!("mount -t tmpfs left {}/root", state.display())).stdout();
+
+    environment.siphon(&["exec", environment.images().sif(), "true"]).stdout();
+
+    assert!(!state.exists());
 }
 
 #[test]

@@ -19,6 +19,85 @@ fn an_image_that_does_not_exist_is_named() {
 }
 
 #[test]
+fn a_name_that_is_nearly_one_of_a_registry_is_explained() {
+    let environment = TestEnvironment::new();
+    for (name, said) in [
+        ("ubuntu:24.04", "is docker://ubuntu:24.04 meant?"),
+        ("docker:/ubuntu", "is docker://ubuntu meant?"),
+        ("dokcer://ubuntu", "images elsewhere are named docker://"),
+    ] {
+        assert_fatal(&environment.siphon(&["exec", name, "true"]).run(), &[name, said]);
+    }
+}
+
+#[test]
+fn a_command_of_apptainer_that_is_missing_is_refused_with_what_to_do() {
+    let environment = TestEnvironment::new();
+    for (line, said) in [
+        (&["verify", "image.sif"][..], "siphon checks no signatures"),
+        (&["config", "fakeroot", "--add", "user"], "usermod --add-subuids"),
+        (&["exec", "--bnd", "/tmp", "image.sif", "true"], "did you mean --bind?"),
+    ] {
+        let finished = environment.siphon(line).run();
+
+        assert_eq!(finished.code, 1, "{finished}");
+        assert!(finished.stderr.contains(said), "{finished}");
+    }
+}
+
+/// Runs `line` where the directory `full` is a filesystem of its own that has room for nothing.
+fn beside_a_full_disk(environment: &TestEnvironment, line: &str) -> Finished {
+    environment.make_directory("full");
+    let line = format!(
+        "unshare -rm sh -c 'mount -t tmpfs -o size=64k tmpfs full || exit 9; head -c 100k /dev/zero > full/fill 2>/dev/null
+        {line}'"
+    );
+    environment.shell(&line).run()
+}
+
+#[test]
+fn a_run_needs_no_room_where_daemons_have_their_state() {
+    let environment = TestEnvironment::new();
+    let run = format!("siphon exec {} cat /data/greeting", environment.images().sif());
+    let line = format!(
+        "unset SIPHON_RUNTIME_DIR; export XDG_RUNTIME_DIR=$PWD/full; {run} && {run}; siphon status | grep -c \"daemon *pid\"
+        mount -o remount,ro full; {run}"
+    );
+
+    let finished = beside_a_full_disk(&environment, &line);
+
+    let greeting = "hello from the image";
+    assert_eq!(finished.stdout, format!("{greeting}\n{greeting}\n1\n{greeting}\n"), "{finished}");
+}
+
+#[test]
+fn a_sandbox_takes_writes_as_soon_as_there_is_room() {
+    let environment = TestEnvironment::new();
+    let image = environment.images().sif();
+    let write = "SIPHON_IDLE_SECONDS=20 siphon exec --writable full/box sh -c \"echo x > /new; cat /new\"";
+    // The daemon that could not lock the layer is there still when the second one asks, and leaves for it.
+    let line = format!(
+        "rm full/fill; siphon build --sandbox full/box {image}; head -c 100k /dev/zero > full/fill 2>/dev/null
+        {write} || echo refused; rm full/fill; {write}; siphon status | sed -n \"s/.*daemon *pid \\([0-9]*\\).*/\\1/p\" | xargs kill"
+    );
+
+    let finished = beside_a_full_disk(&environment, &line);
+
+    assert_eq!(finished.stdout, "refused\nx\n", "{finished}");
+}
+
+#[test]
+fn a_sandbox_that_cannot_be_made_leaves_nothing() {
+    let environment = TestEnvironment::new();
+    let line = format!("siphon build --sandbox full/box {}; ls full", environment.images().sif());
+
+    let finished = beside_a_full_disk(&environment, &line);
+
+    assert!(finished.stderr.contains("No space left on device"), "{finished}");
+    assert_eq!(finished.stdout, "fill\n", "{finished}");
+}
+
+#[test]
 fn a_file_that_is_no_image_is_refused() {
     let environment = TestEnvironment::new();
     for (name, content) in

@@ -1,8 +1,13 @@
 use super::in_image::{exec, printed};
 use crate::support::environment::{TestEnvironment, as_user_and_as_root};
 use crate::support::image::{pack, wrap_data};
+use std::io::{BufRead, BufReader};
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+/// Longer than a loaded machine takes for anything here.
+const LIMIT: Duration = Duration::from_secs(30);
 
 /// A squashfs with files, a directory and links, one of which leads to a file that only the image of the run has.
 fn squashfs(environment: &TestEnvironment) -> PathBuf {
@@ -102,4 +107,29 @@ fn runs_share_the_mount_of_a_bound_image_and_a_changed_image_is_another() {
 
     assert_eq!(first, second);
     assert!(device().ends_with("changed"));
+}
+
+#[test]
+fn the_daemon_lets_go_of_an_image_that_nobody_binds_any_more() {
+    as_user_and_as_root(|environment| {
+        squashfs(environment);
+        let image = environment.images().sif();
+        let mut other = environment.siphon(&["exec", image, "sh", "-c", "echo up; cat"]).spawn();
+        BufReader::new(other.stdout.as_mut().unwrap()).read_line(&mut String::new()).unwrap();
+        let bound = || printed(environment, &["-B", "data.sqfs:/new:image-src=/"], "cat /new/file");
+        assert_eq!(bound(), "data");
+        let daemon = environment.daemons()[0];
+        let mounted = || std::fs::read_to_string(format!("/proc/{daemon}/mountinfo")).unwrap().contains("/images/");
+
+        let deadline = Instant::now() + LIMIT;
+        while mounted() {
+            assert!(Instant::now() < deadline, "the image stays");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+
+        assert_eq!(bound(), "data");
+        assert_eq!(environment.daemons(), [daemon]);
+        drop(other.stdin.take());
+        other.wait().unwrap();
+    });
 }

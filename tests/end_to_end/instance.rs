@@ -1,4 +1,5 @@
 use crate::support::environment::{Finished, TestEnvironment, as_user_and_as_root};
+use crate::support::is_root;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::thread::sleep;
@@ -381,4 +382,29 @@ fn the_ids_of_an_instance_are_those_of_the_runs_in_it() {
     let inside = environment.siphon(&["exec", "--fakeroot", "instance://mine", "id", "-u"]).run();
     assert_ne!(inside.stdout, "0\n", "{inside}");
     instance(&environment, &["stop", "mine"]);
+}
+
+#[test]
+fn root_lists_and_stops_the_instances_of_a_user() {
+    if !is_root() {
+        return println!("needs root");
+    }
+    let (environment, root) = (TestEnvironment::new(), TestEnvironment::root());
+    let (user, name) = (&environment.user().name, format!("of-a-user-{}", std::process::id()));
+    let image = environment.images().sif();
+    // Where root looks: in the user's own home.
+    environment.shell(&format!("unset SIPHON_CONFIGDIR; siphon instance start {image} {name}")).stdout();
+    let list = || root.siphon(&["instance", "list", "--user", user]).stdout();
+
+    let before = list();
+    let json = root.siphon(&["instance", "list", "--json", "--user", user, &name]).stdout();
+    let refused = environment.siphon(&["instance", "stop", "--user", "root", &name]).run();
+    let unknown = root.siphon(&["instance", "list", "--user", "no-such-user"]).run();
+    root.siphon(&["instance", "stop", "--user", user, &name]).stdout();
+
+    assert!(before.lines().any(|line| line.starts_with(&format!("{name} ")) && line.contains(image)), "{before}");
+    assert!(json.contains(&name), "{json}");
+    assert!(refused.stderr.contains("Only root user can stop user's instances"), "{refused}");
+    assert!(unknown.stderr.contains("no-such-user"), "{unknown}");
+    assert!(!list().contains(&name));
 }

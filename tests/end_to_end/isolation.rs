@@ -2,7 +2,7 @@ use super::in_image::{exec, printed};
 use crate::support::environment::{TestEnvironment, as_user_and_as_root};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Child, ChildStdout};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -96,7 +96,8 @@ fn a_program_that_stops_stops_siphon_and_goes_on_with_it() {
 #[test]
 fn an_init_reaps_what_programs_leave_behind() {
     let environment = TestEnvironment::new();
-    let line = "(sleep 0.1 & exec true); sleep 0.5; cat /proc/[0-9]*/stat | grep -c ' Z '";
+    let line = "(sleep 0.1 & exec true); for i in $(seq 200); do
+        left=$(cat /proc/[0-9]*/stat | grep -c -e ' Z ' -e '(sleep)'); [ $left = 0 ] && break; sleep 0.05; done; echo $left";
 
     assert_eq!(exec(&environment, &["--pid"], line).stdout.trim(), "0");
 }
@@ -142,17 +143,51 @@ fn a_reader_of_the_output_sees_its_end_when_the_program_closes_it() {
 fn a_shell_with_processes_of_its_own_controls_its_jobs() {
     let environment = TestEnvironment::new();
     let image = environment.images().sif();
+    let mut shell = environment.shell(&format!("script -qec 'siphon shell --pid {image}' /dev/null")).spawn();
+    let mut input = shell.stdin.take().unwrap();
+    let mut output = BufReader::new(shell.stdout.take().unwrap());
+    let job = || {
+        let processes = environment.processes();
+        let stat = |pid| std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        let (pid, _) = processes.into_iter().find(|(_, line)| line.starts_with("sleep 1000"))?;
+        stat(pid).rsplit(") ").next()?.chars().next()
+    };
 
     // The terminal's ^Z and ^C go to the job in the foreground.
-    let input = format!(
-        "(sleep 3; printf 'sleep 1000\\n'; sleep 2; printf '\\032'; sleep 1; \
-        printf 'fg\\n'; sleep 1; printf '\\003'; sleep 1; \
-        printf 'exit 5\\n') | script -qec 'siphon shell --pid {image}' /dev/null"
-    );
-    let finished = environment.shell(&input).run();
+    input.write_all(b"echo re''ady\n").unwrap();
+    read_until(&mut output, "ready");
+    input.write_all(b"sleep 1000\n").unwrap();
+    wait_until(|| job() == Some('S'));
+    input.write_all(b"\x1a").unwrap();
+    read_until(&mut output, "Stopped");
+    assert_eq!(job(), Some('T'));
+    input.write_all(b"fg\n").unwrap();
+    wait_until(|| job() == Some('S'));
+    input.write_all(b"\x03").unwrap();
+    wait_until(|| job().is_none());
+    input.write_all(b"exit 5\n").unwrap();
 
-    assert!(finished.stdout.contains("Stopped"), "{finished}");
-    assert_eq!(finished.code, 5, "{finished}");
+    let mut rest = Vec::new();
+    output.read_to_end(&mut rest).unwrap();
+    assert_eq!(shell.wait().unwrap().code(), Some(5));
+}
+
+/// Reads on until `words` have come.
+fn read_until(output: &mut impl Read, words: &str) {
+    let (mut seen, mut byte) = (Vec::new(), [0]);
+    while !seen.ends_with(words.as_bytes()) {
+        let read = output.read(&mut byte).unwrap();
+        assert_eq!(read, 1, "the output ended: {}", String::from_utf8_lossy(&seen));
+        seen.push(byte[0]);
+    }
+}
+
+fn wait_until(is_so: impl Fn() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !is_so() {
+        assert!(Instant::now() < deadline, "it did not come to pass");
+        std::thread::sleep(Duration::from_millis(20));
+    }
 }
 
 #[test]

@@ -55,6 +55,20 @@ fn end_instances(environment: &TestEnvironment) {
     assert_eq!(list.lines().count(), 1, "{list}");
 }
 
+/// Writes to the sandbox: at once, or when the last program is gone that a killed daemon left in it.
+fn write_again(environment: &TestEnvironment) {
+    let deadline = Instant::now() + START_LIMIT;
+    loop {
+        let write = environment.siphon(&["exec", "--writable", "box", "sh", "-c", "echo x > /data/x"]).run();
+        if write.code == 0 {
+            return;
+        }
+        let is_left = write.stderr.contains("which is left of a run whose daemon was killed");
+        assert!(is_left && Instant::now() < deadline, "{write}");
+        sleep(Duration::from_millis(20));
+    }
+}
+
 #[test]
 fn kills_at_random_moments_leave_nothing_and_block_no_start() {
     let seed = number("SIPHON_KILL_SEED").unwrap_or_else(|| u64::from(std::process::id()) << 20 | 1);
@@ -63,15 +77,17 @@ fn kills_at_random_moments_leave_nothing_and_block_no_start() {
     let mut random = Random(seed);
     let environment = TestEnvironment::new();
     let image = environment.images().sif();
+    environment.siphon(&["build", "--sandbox", "box", image]).stdout();
     let reading = "while :; do md5sum /data/payload; done";
     // A program that was put into the background would outlive its run, as it may.
     let waiting = "exec sleep 1000";
     for round in 0..rounds {
         let line = random.of(&[reading, waiting]);
-        let runs: [&[&str]; 4] = [
+        let runs: [&[&str]; 5] = [
             &["exec", image, "sh", "-c", line],
             &["exec", "--pid", image, "sh", "-c", line],
             &["exec", "--writable-tmpfs", image, "sh", "-c", line],
+            &["exec", "--writable", "box", "sh", "-c", line],
             &["instance", "start", image, "victim"],
         ];
         let run = random.of(&runs);
@@ -95,9 +111,9 @@ fn kills_at_random_moments_leave_nothing_and_block_no_start() {
         let _ = child.kill();
         child.wait().unwrap();
         end_instances(&environment);
+        write_again(&environment);
     }
-    // The start of a daemon takes away what killed ones left, once the kernel is done with them.
-    sleep(Duration::from_secs(1));
-    environment.siphon(&["exec", "--writable-tmpfs", image, "true"]).stdout();
+    // What killed ones left is taken away when a daemon starts or leaves; this one leaves when all of them are gone.
+    environment.siphon(&["exec", image, "true"]).stdout();
     // That no process, mount or state is left is asserted where the environment goes.
 }

@@ -1,5 +1,8 @@
 use crate::support::environment::{TestEnvironment, as_user_and_as_root};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::Value;
+use std::io::{BufRead, BufReader};
 
 /// Changes of every kind that leaves marks in a layer. They stay away from what is mounted from the host.
 const CHANGES: &str = "
@@ -64,14 +67,16 @@ fn the_status_says_which_engine_serves_and_why() {
             ("kernel", "kernel", "asked for, and a trial showed that it works here"),
             ("auto", "kernel", "a trial showed that it works here"),
         ] {
-            run(environment, asked, "true");
+            let words = ["exec", "--layer-engine", asked, "--writable", "sandbox", "true"];
+            // It has to be there still when it is asked.
+            environment.siphon(&words).env("SIPHON_IDLE_SECONDS", "8").stdout();
             let last = engines(environment).pop().unwrap();
             let shown = environment.siphon(&["status"]).stdout();
 
             assert_eq!(last, (served.to_owned(), why.to_owned()), "{asked}");
             assert!(shown.contains(&format!("by {served}: {why}")), "{shown}");
         }
-        environment.siphon(&["exec", environment.images().sif(), "true"]).stdout();
+        environment.siphon(&["exec", environment.images().sif(), "true"]).env("SIPHON_IDLE_SECONDS", "8").stdout();
         assert_eq!(engines(environment).pop().unwrap().0, "", "an image without a layer has no engine");
     });
 }
@@ -108,7 +113,8 @@ fn nothing_of_the_kernels_engine_stays_beside_the_sandbox_also_after_a_kill() {
 
         run(environment, "kernel", "echo one > /data/one");
         for pid in environment.daemons() {
-            nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::SIGKILL).unwrap();
+            // It may have left by itself.
+            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
         }
         wait_for_the_end();
         let again = run(environment, "kernel", "cat /data/one; echo two > /data/two");
@@ -197,6 +203,24 @@ fn writing_to_a_file_takes_its_setuid_bit_whoever_merges() {
 }
 
 #[test]
+fn what_is_written_to_a_new_file_shows_at_once_and_takes_its_setuid_bit() {
+    as_user_and_as_root(|environment| {
+        sandbox(environment);
+        for engine in ["fuse", "kernel"] {
+            // The file is read, and so in the kernel's memory, before more is written through the first descriptor.
+            let line = "cd /data; rm -f f; exec 3>f; echo one >&3; cat f; echo two >&3; cat f; echo three >>f; cat f; \
+                        chmod 6755 f; stat -c %a f; echo four >&3; stat -c '%a %s' f; cat f";
+            let shown = run(environment, engine, line);
+
+            let kept = if run(environment, engine, "id -u") == "0" { "6755" } else { "755" };
+            // The last line overwrites the third, since it goes where the first descriptor is.
+            let expected = format!("one one two one two three 6755 {kept} 14 one two four");
+            assert_eq!(shown.split_whitespace().collect::<Vec<_>>().join(" "), expected, "{engine}");
+        }
+    });
+}
+
+#[test]
 fn a_directory_of_more_than_100000_entries_is_listed_whole_and_emptied() {
     let environment = TestEnvironment::new();
     sandbox(&environment);
@@ -206,4 +230,40 @@ fn a_directory_of_more_than_100000_entries_is_listed_whole_and_emptied() {
         cd /; rm -r /data/many; ls /data | grep -c many || true";
 
     assert_eq!(run(&environment, "fuse", line), "101000\n101000\n100998\n1\n0");
+}
+
+#[test]
+fn a_program_that_outlives_its_daemon_keeps_others_from_writing_while_the_kernel_merges() {
+    as_user_and_as_root(|environment| {
+        sandbox(environment);
+        let words = ["exec", "--layer-engine", "kernel", "--writable", "sandbox", "sh", "-c", "echo up; read line"];
+        let mut left = environment.siphon(&words).spawn();
+        let mut line = String::new();
+        BufReader::new(left.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
+        let daemons = environment.daemons();
+        for pid in &daemons {
+            kill(Pid::from_raw(*pid), Signal::SIGKILL).unwrap();
+        }
+        while environment.daemons().iter().any(|pid| daemons.contains(pid)) {
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
+
+        let write = |engine| {
+            let words = ["exec", "--layer-engine", engine, "--writable", "sandbox", "sh", "-c", "echo x > /data/x"];
+            environment.siphon(&words).run()
+        };
+        let refused = [write("fuse"), write("kernel")];
+        let read = environment.siphon(&["exec", "sandbox", "cat", "/data/greeting"]).stdout();
+        left.kill().unwrap();
+        left.wait().unwrap();
+        environment.wait_for_daemons_to_leave();
+        let after = write("auto");
+
+        for refused in refused {
+            assert_ne!(refused.code, 0, "{refused}");
+            assert!(refused.stderr.contains(&format!("process {} (sh)", left.id())), "{refused}");
+        }
+        assert_eq!(read, "hello from the image");
+        assert_eq!(after.code, 0, "{after}");
+    });
 }

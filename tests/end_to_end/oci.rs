@@ -2,6 +2,9 @@ use crate::support::environment::{TestEnvironment, as_user_and_as_root};
 use crate::support::image::make_system;
 use crate::support::registry::Registry;
 use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process::Command;
 
@@ -96,6 +99,26 @@ fn converted_images_are_listed_and_cleaned_with_the_cache() {
     assert!(before.contains("There are 1 container file(s)"), "{before}");
     assert!(cleaned.stderr.contains("Removing oci cache entry: sha256-"), "{cleaned}");
     assert!(after.contains("There are 0 container file(s)"), "{after}");
+}
+
+#[test]
+fn an_image_that_a_sandbox_lies_on_is_not_cleaned_away() {
+    let environment = TestEnvironment::new();
+    make(&environment);
+    environment.siphon(&["build", "--sandbox", "box", "oci:layout"]).stdout();
+    let clean = || environment.siphon(&["cache", "clean", "--force", "--type", "oci"]).run();
+
+    let kept = clean();
+
+    let path = environment.work().join("box").display().to_string();
+    assert!(kept.stderr.contains(&format!("the sandbox {path} lies on it")), "{kept}");
+    assert_eq!(environment.siphon(&["exec", "box", "cat", "/layers/replaced"]).stdout(), "above");
+    environment.wait_for_daemons_to_leave();
+    fs::remove_dir_all(environment.work().join("box")).unwrap();
+    let cleaned = clean();
+    assert!(cleaned.stderr.contains("Removing oci cache entry: sha256-"), "{cleaned}");
+    let left = fs::read_dir(environment.cache().join("oci-tmp")).unwrap();
+    assert_eq!(left.count(), 0);
 }
 
 #[test]
@@ -205,13 +228,67 @@ fn an_image_in_a_registry_is_pulled_run_and_built_on() {
 
         assert_eq!(environment.siphon(&["run", "made_1.sif", "here"]).stdout(), "entry point: here");
         assert!(first.code == 0 && first.stdout == "above\n", "{first}");
-        assert!(first.stderr.contains("INFO:    Converting OCI blobs to SIF format"), "{first}");
+        assert!(!first.stderr.contains("Converting"), "{first}");
         assert!(second.code == 0 && second.stdout == "entry point: mine\n", "{second}");
-        assert!(second.stderr.contains("INFO:    Using cached SIF image"), "{second}");
         assert_eq!((none.code, none.stderr.matches("FATAL:").count()), (255, 1), "{none}");
         assert_eq!(
             environment.siphon(&["exec", "built.sif", "cat", "/more", "/layers/replaced"]).stdout(),
             "more\nabove"
         );
     });
+}
+
+/// Answers like a docker daemon, on a socket, until all of `answers` were given: the first line of a request, and an archive if
+/// there is one.
+fn daemon(socket: &Path, answers: Vec<(&'static str, Option<Vec<u8>>)>) -> std::thread::JoinHandle<()> {
+    let listener = UnixListener::bind(socket).unwrap();
+    fs::set_permissions(socket, fs::Permissions::from_mode(0o777)).unwrap();
+    std::thread::spawn(move || {
+        for (expected, archive) in answers {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut lines = BufReader::new(stream.try_clone().unwrap()).lines();
+            let first = lines.next().unwrap().unwrap();
+            assert!(lines.take_while(|line| line.as_ref().is_ok_and(|line| !line.is_empty())).count() > 0);
+            assert_eq!(first, format!("GET {expected} HTTP/1.1"));
+            let Some(archive) = archive else {
+                stream.write_all(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n").unwrap();
+                continue;
+            };
+            // In pieces of unknown number, as a daemon sends it.
+            stream.write_all(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n").unwrap();
+            for piece in archive.chunks(100_000) {
+                stream.write_all(format!("{:x}\r\n", piece.len()).as_bytes()).unwrap();
+                stream.write_all(piece).unwrap();
+                stream.write_all(b"\r\n").unwrap();
+            }
+            stream.write_all(b"0\r\n\r\n").unwrap();
+        }
+    })
+}
+
+#[test]
+fn an_image_of_a_docker_daemon_is_pulled_and_built_on() {
+    let environment = TestEnvironment::new();
+    make(&environment);
+    let archive = fs::read(environment.work().join("docker.tar")).unwrap();
+    let socket = environment.work().join("socket");
+    let paths = ["/images/some/made:latest/get", "/images/made:1/get", "/images/made:2/get"];
+    let answers = vec![(paths[0], Some(archive.clone())), (paths[1], Some(archive)), (paths[2], None)];
+    let daemon = daemon(&socket, answers);
+    let host = format!("unix://{}", socket.display());
+    let siphon = |arguments: &[&str]| environment.siphon(arguments).env("DOCKER_HOST", &host);
+    environment.write("r.def", "Bootstrap: docker-daemon\nFrom: made:1\n%post\n echo more > /more\n");
+
+    siphon(&["pull", "docker-daemon://some/made"]).stdout();
+    siphon(&["build", "two.sif", "r.def"]).stdout();
+    let none = siphon(&["build", "three.sif", "docker-daemon:made:2"]).run();
+    daemon.join().unwrap();
+    let nobody =
+        environment.siphon(&["pull", "four.sif", "docker-daemon:made"]).env("DOCKER_HOST", "unix:///nowhere").run();
+
+    assert_eq!(environment.siphon(&["run", "made_latest.sif", "here"]).stdout(), "entry point: here");
+    assert_eq!(environment.siphon(&["exec", "two.sif", "cat", "/more", "/layers/replaced"]).stdout(), "more\nabove");
+    assert!(none.code == 255 && none.stderr.contains("docker-daemon:made:2 does not exist"), "{none}");
+    assert!(nobody.code == 255 && nobody.stderr.contains("unix:///nowhere"), "{nobody}");
+    assert!(!names(&environment).iter().any(|name| name.starts_with("three") || name.starts_with("four")));
 }

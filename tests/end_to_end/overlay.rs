@@ -197,3 +197,25 @@ fn an_overlay_for_fakeroot_is_roots() {
         assert!(Path::new(&environment.work().join("layer.img")).exists());
     });
 }
+
+#[test]
+fn a_sandbox_takes_overlays_as_an_image_does() {
+    as_user_and_as_root(|environment| {
+        environment.siphon(&["build", "--sandbox", "box", environment.images().sif()]).stdout();
+        let change = "echo sandbox > /data/of-sandbox; echo sandbox >> /data/greeting; mkdir /dir; echo s > /dir/s";
+        exec(environment, &["--writable"], "box", change);
+        environment.make_directory("over");
+        let over = "echo over > /data/of-overlay; echo over >> /data/greeting; echo o > /dir/o; rm /data/of-sandbox";
+        exec(environment, &["--overlay", "over"], "box", over);
+        let look = "cat /data/greeting /data/of-overlay /dir/*; ls /data/of-sandbox 2>/dev/null; cat /data/link";
+
+        let read = environment.siphon(&["exec", "--overlay", "over:ro", "box", "sh", "-c", look]).run();
+        let written = environment.siphon(&["exec", "--overlay", "over", "box", "sh", "-c", look]).run();
+        let without =
+            exec(environment, &[], "box", "cat /data/of-sandbox /dir/*; ls /data/of-overlay 2>/dev/null || true");
+
+        assert!(read.stdout.starts_with("hello from the image\nsandbox\nover\nover\no\ns\n"), "{read}");
+        assert_eq!(written.stdout, read.stdout, "{written}");
+        assert_eq!(without, "sandbox\ns");
+    });
+}

@@ -213,16 +213,37 @@ fn what_cannot_be_pulled_is_told_from_what_cannot_be_understood() {
         (format!("oras://{host}/none:1"), "does not exist"),
         (format!("docker://{host}/none:1"), "does not exist"),
         ("oras://localhost:1/none:1".to_owned(), "check the network"),
-        ("shub://a/b".to_owned(), "Singularity Hub is gone"),
+        ("shub://a/b".to_owned(), "Singularity Hub is gone; SIPHON_SHUB_URL names"),
         ("docker://UPPER CASE".to_owned(), "is no name of an image in a registry"),
         ("image.sif".to_owned(), "does not say where the image is"),
     ];
 
     for (uri, expected) in cases {
-        let pulled = environment.siphon(&["pull", "x.sif", &uri]).run();
+        // What is not on this machine is not to be reached from a test.
+        let pulled = environment.siphon(&["pull", "x.sif", &uri]).env("HTTPS_PROXY", "http://localhost:1").run();
 
         assert_eq!(pulled.code, 255, "{pulled}");
         assert!(pulled.stderr.contains(expected), "{pulled}");
     }
     assert!(files(&environment).is_empty());
+}
+
+#[test]
+fn what_stands_in_for_singularity_hub_says_where_its_images_are() {
+    let environment = TestEnvironment::new();
+    let directory = environment.make_directory("served");
+    std::fs::copy(environment.images().sif(), directory.join("file.sif")).unwrap();
+    let server = Server::start(&directory);
+    let described = serde_json::json!({ "image": server.url("file.sif"), "name": "me/tool" });
+    std::fs::create_dir_all(directory.join("api/container/me")).unwrap();
+    std::fs::write(directory.join("api/container/me/tool:1"), described.to_string()).unwrap();
+    let siphon =
+        |arguments: &[&str]| environment.siphon(arguments).env("SIPHON_SHUB_URL", server.url("").trim_end_matches('/'));
+
+    siphon(&["pull", "shub://me/tool:1"]).stdout();
+    let other = siphon(&["pull", "shub://me/tool:2"]).run();
+
+    assert!(std::fs::read(environment.work().join("tool_1.sif")).unwrap() == image_bytes(&environment));
+    assert_eq!(siphon(&["exec", "shub://me/tool:1", "cat", "/data/greeting"]).stdout(), "hello from the image");
+    assert!(other.code == 255 && other.stderr.contains("does not exist"), "{other}");
 }

@@ -221,7 +221,12 @@ impl TestEnvironment {
         let state = std::fs::read_dir(self.runtime_directory()).unwrap().map(|entry| entry.unwrap());
         // What a trial of the kernel's overlayfs came to is for the next daemon to know.
         let state = state.filter(|entry| !entry.file_name().as_encoded_bytes().starts_with(b"overlayfs-"));
-        found.extend(state.map(|entry| format!("state: {}", entry.path().display())));
+        found.extend(state.map(|entry| {
+            let files = std::fs::read_dir(entry.path()).into_iter().flatten().flatten();
+            let files: Vec<_> = files.map(|file| file.file_name()).collect();
+            let log = std::fs::read_to_string(entry.path().join("log")).unwrap_or_default();
+            format!("state: {} with {files:?}; its log: {log}", entry.path().display())
+        }));
         found
     }
 }

@@ -76,11 +76,41 @@ impl Registry {
 
     /// Changes the first byte of the blob with the hex digest `digest`.
     pub(crate) fn damage(&self, digest: &str) {
-        let blobs = self.directory.path().join("data/docker/registry/v2/blobs/sha256");
-        let data = blobs.join(&digest[..2]).join(digest).join("data");
+        self.change(digest, |bytes| bytes[0] ^= 0xff);
+    }
+
+    /// Changes the last byte of a blob.
+    pub(crate) fn damage_end(&self, digest: &str) {
+        self.change(digest, |bytes| *bytes.last_mut().unwrap() ^= 0xff);
+    }
+
+    /// Takes so many bytes off the end of a blob.
+    pub(crate) fn shorten(&self, digest: &str, bytes: usize) {
+        self.change(digest, |blob| blob.truncate(blob.len() - bytes));
+    }
+
+    /// Loses a blob.
+    pub(crate) fn lose(&self, digest: &str) {
+        std::fs::remove_file(self.data(digest)).unwrap();
+    }
+
+    fn change(&self, digest: &str, change: impl FnOnce(&mut Vec<u8>)) {
+        let data = self.data(digest);
         let mut bytes = std::fs::read(&data).unwrap();
-        bytes[0] ^= 0xff;
+        change(&mut bytes);
         std::fs::write(&data, bytes).unwrap();
+    }
+
+    /// Where a blob lies.
+    fn data(&self, digest: &str) -> PathBuf {
+        let blobs = self.directory.path().join("data/docker/registry/v2/blobs/sha256");
+        blobs.join(&digest[..2]).join(digest).join("data")
+    }
+
+    /// Loses a repository, with all of its tags.
+    pub(crate) fn forget(&self, repository: &str) {
+        std::fs::remove_dir_all(self.directory.path().join("data/docker/registry/v2/repositories").join(repository))
+            .unwrap();
     }
 
     /// The certificate that it shows.

@@ -19,7 +19,7 @@ pub enum CacheVerb {
     },
 }
 
-/// Kinds of what singularity keeps. Siphon has four of them, and one of its own.
+/// Kinds of what singularity keeps. Siphon has five of them, and one of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum CacheKind {
     /// Images of a container library

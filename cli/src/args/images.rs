@@ -28,8 +28,8 @@ pub struct BuildArgs {
     /// What to make: an image file, SIF or by the endings .sqfs and .squashfs bare squashfs; or with --sandbox a directory
     pub target: PathBuf,
     /// What to make it from: a definition file, an image, a sandbox, a directory, an http(s), oras:// or library:// URL, or an
-    /// OCI image: docker://NAME, oci:DIRECTORY, oci-archive:FILE, docker-archive:FILE, the latter with :NAME behind if they
-    /// hold several
+    /// OCI image: docker://NAME, docker-daemon:NAME, oci:DIRECTORY, oci-archive:FILE, docker-archive:FILE, the latter with
+    /// :NAME behind if they hold several
     #[arg(required_unless_present = "check")]
     pub source: Option<String>,
 }

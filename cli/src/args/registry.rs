@@ -69,8 +69,8 @@ pub struct PullArgs {
     /// Registries and libraries
     #[command(flatten)]
     pub registry: RegistryFlags,
-    /// The file to make, if it is to have another name than the image, and where the image is: docker://, oras://,
-    /// library:// or http(s)://
+    /// The file to make, if it is to have another name than the image, and where the image is: docker://, docker-daemon:,
+    /// oci:, oci-archive:, docker-archive:, oras://, library://, shub:// or http(s)://
     #[arg(value_name = "[OUTPUT] URI", required = true, num_args = 1..=2)]
     pub output_and_uri: Vec<String>,
 }

@@ -3,19 +3,17 @@
 //!
 //! Owners, device nodes and setuid bits are the layers' own, whoever converts: the result is the same for all users.
 
-mod files;
-mod quoting;
-mod runscript;
-
-use super::provenance::date;
 use super::publish::publish;
-use super::{INSPECT_METADATA, is_bare, options, seconds, watch};
+use super::{INSPECT_METADATA, is_bare, options, seconds, since, watch};
 use crate::inspection::everything;
 use crate::report::{Report, human_bytes};
 use crate::settings::ImageSettings;
 use anyhow::{Context, bail};
+use siphon_image::oci::base::OCI_BASE;
 use siphon_image::oci::blobs::Blobs;
-use siphon_image::oci::layers::{self, Own, Source};
+use siphon_image::oci::config::run_config;
+use siphon_image::oci::layers::{self, Source};
+use siphon_image::oci::own::{self, Origin, Own};
 use siphon_image::oci::select::ImageFacts;
 use siphon_image::open::{OCI_CONFIG, facts};
 use siphon_image::sif::writer::SifWriter;
@@ -26,15 +24,6 @@ use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-
-/// Where an image comes from, as a definition file has it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Origin {
-    /// What it is fetched with: `docker`, `oci`, `oci-archive`, ...
-    pub bootstrap: String,
-    /// What it is named there, as the user wrote it behind the scheme.
-    pub from: String,
-}
 
 /// Makes the image file `target` from the layers of `image`, which `blobs` has: a SIF, or bare squashfs by the name. Says
 /// nothing but how far it is, and returns the length of the file in bytes.
@@ -59,12 +48,12 @@ pub fn convert(
     }
     let seconds = seconds(settings)?;
     let arch = Arch::from_name(&image.config.architecture).unwrap_or(Arch::UNKNOWN);
-    let deffile = format!("bootstrap: {}\nfrom: {}\n\n", origin.bootstrap, origin.from.replace('\n', " "));
-    let labels = labels(image, origin, arch, seconds);
-    let own = files::own(&image.config.config, &labels, &deffile)?;
+    let own = own::files(&image.config, origin, arch.name(), seconds);
     let source =
         Source { blobs, layers: image.layers.clone(), diff_ids: image.diff_ids.clone(), fetched_bytes: Arc::default() };
-    let conversion = Conversion { image, source, own, deffile, arch, seconds, settings, report };
+    let base = since::of_conversion(origin, image, &own).and_then(|base| base.to_json());
+    let conversion =
+        Conversion { image, source, own, base, deffile: origin.deffile(), arch, seconds, settings, report };
     let mode = if is_bare(target) { 0o666 } else { 0o777 };
     let made = publish(target, mode, |file, interrupted| match is_bare(target) {
         true => Ok(conversion.squashfs(file, 0, interrupted)?.0),
@@ -73,26 +62,13 @@ pub fn convert(
     made.with_context(|| format!("cannot make {}", target.display()))
 }
 
-/// The labels of the image, with those of this build.
-fn labels(image: &ImageFacts, origin: &Origin, arch: Arch, seconds: u32) -> std::collections::BTreeMap<String, String> {
-    let mut labels = image.config.config.labels.clone();
-    let own = [
-        ("schema-version", "1.0".to_owned()),
-        ("build-arch", arch.name().to_owned()),
-        ("build-date", date(seconds)),
-        ("usage.siphon.version", env!("CARGO_PKG_VERSION").to_owned()),
-        ("usage.singularity.deffile.bootstrap", origin.bootstrap.clone()),
-        ("usage.singularity.deffile.from", origin.from.clone()),
-    ];
-    labels.extend(own.map(|(name, value)| (format!("org.label-schema.{name}"), value)));
-    labels
-}
-
 /// An image in the making.
 struct Conversion<'a> {
     image: &'a ImageFacts,
     source: Source,
     own: Vec<Own>,
+    /// What a push will want to know, if it can.
+    base: Option<Vec<u8>>,
     deffile: String,
     arch: Arch,
     seconds: u32,
@@ -127,6 +103,9 @@ impl Conversion<'_> {
         if let Some(metadata) = metadata {
             sif.add_object(DataType::GenericJson, INSPECT_METADATA, metadata.as_bytes())?;
         }
+        if let Some(base) = &self.base {
+            sif.add_object(DataType::GenericJson, OCI_BASE, base)?;
+        }
         sif.add_object(DataType::GenericJson, OCI_CONFIG, run_config(&self.image.config_json)?.as_bytes())?;
         Ok(())
     }
@@ -154,35 +133,4 @@ impl Conversion<'_> {
 /// What `inspect` prints.
 fn metadata(tree: &dyn Tree) -> anyhow::Result<String> {
     Ok(everything(tree, &facts(tree)?).to_string())
-}
-
-/// What of a configuration says how to run the image, as JSON without what is empty.
-fn run_config(config_json: &[u8]) -> anyhow::Result<String> {
-    let mut config: serde_json::Value = serde_json::from_slice(config_json)?;
-    let mut run = config.get_mut("config").map(serde_json::Value::take).unwrap_or_default();
-    if let Some(fields) = run.as_object_mut() {
-        fields.retain(|_, value| {
-            let is_empty = value.as_str().is_some_and(str::is_empty)
-                || value.as_array().is_some_and(Vec::is_empty)
-                || value.as_object().is_some_and(serde_json::Map::is_empty);
-            !is_empty && !value.is_null() && value.as_bool() != Some(false)
-        });
-    } else {
-        run = serde_json::json!({});
-    }
-    Ok(run.to_string())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_configuration_that_is_kept_is_that_of_running() {
-        let json = br#"{"os":"linux","config":{"User":"","Env":["A=b"],"Cmd":null,"Tty":false,"Labels":{}}}"#;
-
-        assert_eq!(run_config(json).unwrap(), r#"{"Env":["A=b"]}"#);
-        assert_eq!(run_config(br#"{"config":null}"#).unwrap(), "{}");
-        assert_eq!(run_config(b"{}").unwrap(), "{}");
-    }
 }

@@ -1,11 +1,11 @@
 //! What an image says of itself, written when its sections have run: scripts, labels, the recipe, and the history.
 
 use super::definition::Script;
-use super::provenance::date;
 use super::root::Root;
 use crate::report::Report;
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
+use siphon_image::oci::own::date;
 use std::collections::BTreeMap;
 use std::path::Path;
 

@@ -173,7 +173,7 @@ fn run(command: &mut Command) -> anyhow::Result<()> {
 
 fn work_inside(inside: Inside, report: Report) -> anyhow::Result<Answer> {
     let executable = std::env::current_exe().context("cannot find the siphon program itself")?;
-    let joined = daemon::join(&inside.spec, &inside.runtime_dir, &executable)
+    let joined = daemon::join(&inside.spec, std::slice::from_ref(&inside.runtime_dir), &executable)
         .with_context(|| format!("could not open image {}", inside.spec.image))?;
     if let Err(reason) = &joined.writable {
         bail!("cannot write to {}: {reason}", inside.spec.image);

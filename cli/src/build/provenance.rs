@@ -6,6 +6,7 @@
 //! /.singularity.d/labels.json                    the labels, with those of this build
 //! ```
 
+use siphon_image::oci::own::date;
 use siphon_image::open::Facts;
 use siphon_image::sif::Arch;
 use siphon_image::tree::{Kind, Tree};
@@ -21,22 +22,6 @@ const METADATA: &str = ".singularity.d";
 const DEFFILE: &str = "Singularity";
 const HISTORY: &str = "bootstrap_history";
 const LABELS: &str = "labels.json";
-const DAYS: [&str; 7] = ["Thursday", "Friday", "Saturday", "Sunday", "Monday", "Tuesday", "Wednesday"];
-const MONTHS: [&str; 12] = [
-    "January",
-    "February",
-    "March",
-    "April",
-    "May",
-    "June",
-    "July",
-    "August",
-    "September",
-    "October",
-    "November",
-    "December",
-];
-
 /// What is known of a build.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Provenance<'a> {
@@ -140,15 +125,6 @@ fn put(view: &View, directory: Ino, name: &str, content: &str, seconds: u32) -> 
     Ok(())
 }
 
-/// `Wednesday_25_November_2026_1:19:33_UTC`, as apptainer has it.
-pub(super) fn date(seconds: u32) -> String {
-    let text = crate::report::utc(seconds.into());
-    let numbers: Vec<usize> = text.split(['-', ' ', ':']).filter_map(|part| part.parse().ok()).collect();
-    let [year, month, day, hour, minute, second] = numbers[..] else { return text };
-    let weekday = DAYS[usize::try_from(seconds / 86_400 % 7).expect("below 7")];
-    format!("{weekday}_{day}_{}_{year}_{hour}:{minute}:{second}_UTC", MONTHS[(month + 11) % 12])
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -164,11 +140,5 @@ mod tests {
         ] {
             assert_eq!(without_secrets(source), named);
         }
-    }
-
-    #[test]
-    fn the_date_is_written_as_apptainer_does() {
-        assert_eq!(date(1_795_569_573), "Wednesday_25_November_2026_1:19:33_UTC");
-        assert_eq!(date(0), "Thursday_1_January_1970_0:0:0_UTC");
     }
 }

@@ -1,18 +1,20 @@
 //! OCI images by the names that apptainer has for them: `oci:DIRECTORY[:NAME]`, `oci-archive:FILE[:NAME]`,
-//! `docker-archive:FILE[:NAME]`, `docker://REPOSITORY[:TAG]`.
+//! `docker-archive:FILE[:NAME]`, `docker-daemon:NAME[:TAG]`, `docker://REPOSITORY[:TAG]`.
 
 use super::Told;
-use super::convert::{Origin, convert};
+use super::convert::convert;
+use super::converted::CONVERTED;
 use super::publish::publish;
 use crate::host::cache_dir;
 use crate::report::Report;
 use crate::settings::{Common, ImageSettings};
 use anyhow::{Context, bail};
-use siphon_fsd::source::{Served, registries};
+use siphon_fsd::source::{Served, registries, saved_image};
 use siphon_image::oci::Digest;
 use siphon_image::oci::archive::Archive;
 use siphon_image::oci::blobs::Blobs;
 use siphon_image::oci::layout::Layout;
+use siphon_image::oci::own::Origin;
 use siphon_image::oci::select::{ImageFacts, Wanted, read_found, read_image, select};
 use siphon_image::reference::{Reference, Repository};
 use std::borrow::Cow;
@@ -36,10 +38,8 @@ pub struct OciImage {
     pub origin: Origin,
 }
 
-/// Where in the cache directory images are that were converted.
-pub const CONVERTED: &str = "oci-tmp";
 /// Kinds of names.
-const SCHEMES: [&str; 3] = ["oci", "oci-archive", "docker-archive"];
+const SCHEMES: [&str; 4] = ["oci", "oci-archive", "docker-archive", "docker-daemon"];
 
 /// The platform of this machine, unless another is asked for.
 pub fn platform(arch: Option<&str>, variant: Option<&str>) -> anyhow::Result<Wanted> {
@@ -66,6 +66,7 @@ pub fn open(name: &str, wanted: &Wanted) -> anyhow::Result<Option<OciImage>> {
     };
     let opened = match scheme {
         "oci" => open_layout(from, wanted),
+        "docker-daemon" => open_daemon(from),
         _ => open_archive(scheme, from, wanted),
     };
     let (facts, blobs) = opened.with_context(|| format!("cannot open {name}"))?;
@@ -121,7 +122,28 @@ fn place(image: &OciImage, common: &Common) -> PathBuf {
     cache_dir(common).join(CONVERTED).join(format!("{}-{}.sif", digest.algorithm(), digest.digest()))
 }
 
-/// What to open for `image`, as it was typed: an OCI image becomes an image file in the cache, everything else stays as it
+/// What to open to look into `image`, as it was typed, or to run it: a registry's image is read where it is, and all else is
+/// made [`usable`].
+///
+/// # Errors
+/// As [`usable`].
+pub fn readable<'a>(image: &'a str, common: &Common, report: Report) -> anyhow::Result<Cow<'a, str>> {
+    if is_in_registry(image) { Ok(Cow::Borrowed(image)) } else { usable(image, common, report) }
+}
+
+/// As [`readable`], by a process of its own where threads are needed, as [`usable_apart`] has it.
+///
+/// # Errors
+/// As [`usable_apart`].
+pub fn readable_apart<'a>(image: &'a str, report: Report) -> anyhow::Result<Cow<'a, str>> {
+    if is_in_registry(image) { Ok(Cow::Borrowed(image)) } else { usable_apart(image, report) }
+}
+
+fn is_in_registry(name: &str) -> bool {
+    matches!(Reference::parse(name), Ok(Some(Reference::Docker(_))))
+}
+
+/// What to make an image or a sandbox of for `image`, as it was typed: an OCI image becomes an image file in the cache, everything else stays as it
 /// is and is read where it is.
 ///
 /// # Errors
@@ -151,11 +173,18 @@ pub fn usable_apart<'a>(image: &'a str, report: Report) -> anyhow::Result<Cow<'a
     Ok(Cow::Owned(path.strip_suffix('\n').unwrap_or(&path).to_owned()))
 }
 
+/// The name of the file that a pull makes of an OCI image on this machine, as apptainer has it: `NAME_TAG.sif`.
+pub fn file_name(image: &str) -> Option<String> {
+    let (_, from) = image.split_once(':')?;
+    let last = from.rsplit('/').next()?;
+    let (name, tag) = last.split_once(':').unwrap_or((last, "latest"));
+    (!name.is_empty() && !name.starts_with('.')).then(|| format!("{name}_{tag}.sif"))
+}
+
 /// Whether the name is one of an OCI image.
-fn is_oci(name: &str) -> bool {
+pub fn is_oci(name: &str) -> bool {
     let scheme = name.split_once(':').map(|(scheme, _)| scheme);
-    scheme.is_some_and(|scheme| SCHEMES.contains(&scheme))
-        || matches!(Reference::parse(name), Ok(Some(Reference::Docker(_))))
+    scheme.is_some_and(|scheme| SCHEMES.contains(&scheme)) || is_in_registry(name)
 }
 
 type Opened = (ImageFacts, Arc<dyn Blobs>);
@@ -173,6 +202,21 @@ fn open_layout(from: &str, wanted: &Wanted) -> anyhow::Result<Opened> {
     let image = select(&index, name, wanted)?;
     let facts = read_image(&layout, &image, wanted)?;
     Ok((facts, Arc::new(layout)))
+}
+
+/// What a docker daemon sends is an archive whose table comes last. So it is kept until the image is made, in a file without a
+/// name.
+fn open_daemon(from: &str) -> anyhow::Result<Opened> {
+    let name = from.trim_start_matches('/');
+    let last = name.rsplit('/').next().unwrap_or_default();
+    let is_id = name.strip_prefix("sha256:").is_some_and(|id| id.bytes().all(|byte| byte.is_ascii_hexdigit()));
+    let tagged = if last.contains([':', '@']) || is_id { name.to_owned() } else { format!("{name}:latest") };
+    let directory = std::env::temp_dir();
+    let context = || format!("cannot keep the image in {}", directory.display());
+    let mut file = tempfile::tempfile_in(&directory).with_context(context)?;
+    std::io::copy(&mut saved_image(&tagged)?, &mut file).with_context(context)?;
+    let mut archive = Archive::open(file, &directory)?;
+    Ok((archive.docker_image(None)?, Arc::new(archive)))
 }
 
 fn open_archive(scheme: &str, from: &str, wanted: &Wanted) -> anyhow::Result<Opened> {

@@ -321,7 +321,7 @@ impl Builder<'_> {
 
     /// Has the daemon of a layer leave, so that the layer can be moved.
     pub(super) fn release(&self, layer: &Path) {
-        daemon::release(layer, &self.runtime_dir);
+        daemon::release(layer, std::slice::from_ref(&self.runtime_dir));
     }
 }
 

@@ -1,16 +1,20 @@
 //! `siphon build`: a sandbox over an image, an image from a sandbox, a directory or another image, or either from a
 //! definition file.
 
+use super::instance::enter::INSTANCE;
 use crate::args::{BuildArgs, ImageFlags};
+use crate::build::converted::note_sandbox;
 use crate::build::sources::{self, OciImage};
 use crate::build::{self, recipe};
+use crate::host::{cache_dir, instances_dir};
+use crate::instance::Registry;
 use crate::report::{Report, human_bytes};
 use crate::settings::{Common, Environment, ImageSettings, RecipeSettings};
 use anyhow::{Context, bail};
 use siphon_fsd::locator::Locator;
 use siphon_overlay::upper::{Base, Upper};
 use std::io::Read;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Builds `args.target` from `args.source`.
 ///
@@ -40,7 +44,11 @@ pub fn build(args: &BuildArgs, common: &Common, environment: &Environment, repor
         if let Some(oci) = &sources::open(source, &wanted)? {
             return convert(oci, &args.target, &image, report);
         }
-        let overlay = args.overlay.as_deref();
+        let instance = source.strip_prefix(INSTANCE).map(|name| of_instance(name, args, common)).transpose()?;
+        let (source, overlay) = match &instance {
+            Some((image, overlay)) => (image.as_str(), overlay.as_deref()),
+            None => (source.as_str(), args.overlay.as_deref()),
+        };
         let result = build::image(source, overlay, &args.target, &image, args.as_it_is, common, report);
         return result.map_err(|error| hint(error, source));
     }
@@ -55,6 +63,22 @@ pub fn build(args: &BuildArgs, common: &Common, environment: &Environment, repor
     make_sandbox(source, &args.target, common, report)?;
     report.info(format_args!("Build complete: {}", args.target.display()));
     Ok(())
+}
+
+/// The image of an instance, and the layer that its changes are in, if that is not the image's own.
+fn of_instance(name: &str, args: &BuildArgs, common: &Common) -> anyhow::Result<(String, Option<PathBuf>)> {
+    let record = Registry::new(instances_dir(common)).find(name).context("While setting image/instance")?;
+    if args.overlay.is_some() {
+        bail!("--overlay is for images; the instance {name} has its own layer");
+    }
+    match record.overlays.as_slice() {
+        [overlay] if overlay.is_dir() => Ok((record.image, Some(overlay.clone()))),
+        [] if Path::new(&record.image).is_dir() => Ok((record.image, None)),
+        [] => bail!(
+            "the instance {name} keeps no changes; start it with --overlay DIRECTORY, or in a sandbox with --writable"
+        ),
+        _ => bail!("the instance {name} has other overlays than one directory, of which no image can be made"),
+    }
 }
 
 /// Makes an image file of an OCI image.
@@ -103,8 +127,15 @@ pub(super) fn make_sandbox(source: &str, target: &Path, common: &Common, report:
     }
     let opened = super::open_image(source, common, report)?;
     let base = Base { version: Base::VERSION, image: locator.to_string(), identity: opened.identity };
-    Upper::create(target, &base).with_context(|| format!("cannot make the sandbox {}", target.display()))?;
-    Ok(())
+    let is_new = target.symlink_metadata().is_err();
+    if let Err(error) = Upper::create(target, &base) {
+        // Half of a sandbox would be taken for a directory that is an image by itself.
+        if is_new {
+            let _ = std::fs::remove_dir_all(target);
+        }
+        return Err(error).with_context(|| format!("cannot make the sandbox {}", target.display()));
+    }
+    note_sandbox(&cache_dir(common), Path::new(&base.image), target)
 }
 
 /// Removes what `--force` replaces.

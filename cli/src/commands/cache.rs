@@ -12,6 +12,7 @@ use anyhow::{Context, bail};
 use serde::Serialize;
 use siphon_fsd::cache::{Cache, CacheError, Entry};
 use siphon_fsd::daemon::remove_traces;
+use siphon_fsd::oci::remove_kept;
 use std::time::{Duration, SystemTime};
 
 /// What `cache clean` asks, to the letter: scripts answer it.
@@ -20,8 +21,8 @@ Hint: You can see exactly what would be deleted by canceling and using the --dry
 Do you want to continue? [y/N] ";
 /// Columns of the listing are this wide, as singularity's; longer names are cut.
 const NAME_WIDTH: usize = 22;
-/// The kinds that siphon keeps.
-const KEPT: [CacheKind; 5] = [CacheKind::Net, CacheKind::Oras, CacheKind::Library, CacheKind::Oci, CacheKind::Build];
+/// The kinds that siphon keeps parts of, and the traces of runs with them.
+const PARTS: [CacheKind; 4] = [CacheKind::Net, CacheKind::Oras, CacheKind::Library, CacheKind::Blob];
 const SECONDS_OF_A_DAY: u64 = 24 * 60 * 60;
 
 /// Lists or cleans.
@@ -98,11 +99,12 @@ fn list(args: &CacheListArgs, common: &Common, report: Report) -> anyhow::Result
         report.line("")?;
     }
     let converted = if wanted(CacheKind::Oci) { converted::all(&cache_dir(common))? } else { Vec::new() };
-    let stored = entries.iter().map(|entry| entry.stored_bytes).chain(converted.iter().map(|image| image.bytes));
-    let stored: u64 = stored.sum();
-    let nothing = size(0);
-    let images = format!("{} container file(s) using {}", entries.len() + converted.len(), size(stored));
-    let blobs = format!("0 oci blob file(s) using {nothing}");
+    let (blobs, images): (Vec<_>, Vec<_>) = entries.iter().partition(|entry| kind(entry) == CacheKind::Blob);
+    let sum = |entries: &[&Entry]| -> u64 { entries.iter().map(|entry| entry.stored_bytes).sum() };
+    let image_bytes = sum(&images) + converted.iter().map(|image| image.bytes).sum::<u64>();
+    let stored = image_bytes + sum(&blobs);
+    let images = format!("{} container file(s) using {}", images.len() + converted.len(), size(image_bytes));
+    let blobs = format!("{} oci blob file(s) using {}", blobs.len(), size(sum(&blobs)));
     let is_image = |kind: &CacheKind| !matches!(kind, CacheKind::Blob);
     match (args.kinds.iter().any(is_image), wanted(CacheKind::Blob)) {
         (true, true) => report.line(format_args!("There are {images} and {blobs} of space"))?,
@@ -126,6 +128,7 @@ fn listed(entry: &Entry) -> Listed<'_> {
         r#type: match kind(entry) {
             CacheKind::Oras => "oras",
             CacheKind::Library => "library",
+            CacheKind::Blob => "blob",
             _ => "net",
         },
         url: entry.description.as_ref().map(|description| description.url.as_str()),
@@ -154,6 +157,7 @@ fn kind(entry: &Entry) -> CacheKind {
     match url.split_once("://").map(|(scheme, _)| scheme) {
         Some("oras") => CacheKind::Oras,
         Some("library") => CacheKind::Library,
+        Some("docker") => CacheKind::Blob,
         _ => CacheKind::Net,
     }
 }
@@ -169,9 +173,18 @@ fn clean(args: &CacheCleanArgs, common: &Common, report: Report) -> anyhow::Resu
         }
     }
     let directory = cache_dir(common);
-    for kind in args.kinds.iter().filter(|kind| !KEPT.contains(kind) && **kind != CacheKind::All) {
+    let is_kept =
+        |kind: &CacheKind| PARTS.contains(kind) || matches!(kind, CacheKind::Oci | CacheKind::Build | CacheKind::All);
+    for kind in args.kinds.iter().filter(|kind| !is_kept(kind)) {
         let (kind, place) = (format!("{kind:?}").to_lowercase(), directory.display());
         report.info(format_args!("No cached files to remove at {place}: siphon keeps none of type {kind}"));
+    }
+    let age = Duration::from_secs(args.days.unwrap_or(0).saturating_mul(SECONDS_OF_A_DAY));
+    if is_wanted(&args.kinds, CacheKind::Blob) {
+        let freed = remove_kept(&directory, age, args.dry_run).context("cannot remove the indexes of layers")?;
+        if freed > 0 {
+            report.info(format_args!("Removing indexes of layers, and what names led to ({})", size(freed)));
+        }
     }
     if is_wanted(&args.kinds, CacheKind::Oci) {
         converted::clean(&directory, args.days, args.dry_run, report)?;
@@ -179,11 +192,10 @@ fn clean(args: &CacheCleanArgs, common: &Common, report: Report) -> anyhow::Resu
     if is_wanted(&args.kinds, CacheKind::Build) {
         builds::clean(&directory, args.days, args.dry_run, report)?;
     }
-    if !KEPT.iter().any(|kind| is_wanted(&args.kinds, *kind)) {
+    if !PARTS.iter().any(|kind| is_wanted(&args.kinds, *kind)) {
         return Ok(());
     }
     if !args.dry_run {
-        let age = Duration::from_secs(args.days.unwrap_or(0).saturating_mul(SECONDS_OF_A_DAY));
         remove_traces(&directory, age).context("cannot remove what is known of earlier runs")?;
     }
     let cache = Cache::existing(&directory)?;

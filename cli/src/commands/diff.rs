@@ -8,7 +8,7 @@ use crate::settings::Common;
 use anyhow::{Context, bail};
 use serde::Serialize;
 use siphon_image::tree::{Attr, Kind};
-use siphon_overlay::diff::{Apart, Change, Changes};
+use siphon_overlay::diff::{Apart, Change, Changes, Error as DiffError};
 use siphon_overlay::upper::Upper;
 use siphon_overlay::view::View;
 use std::os::unix::ffi::OsStrExt;
@@ -25,15 +25,16 @@ pub fn diff(args: &DiffArgs, common: &Common, report: Report) -> anyhow::Result<
             bail!("{} is no sandbox; name a second image to compare it with", args.old);
         };
         let context = || format!("cannot use the layer of {}", args.old);
-        let view = View::new(old.lower.clone(), Some(Upper::open(directory).with_context(context)?));
-        let view = view.with_context(context)?;
-        return tell(Changes::of_layer(old.lower.as_ref(), &view, owners), args.json, report);
+        let upper = Upper::open(directory).with_context(context)?;
+        let places = upper.places().with_context(context)?;
+        let view = View::new(old.lower.clone(), Some(upper)).with_context(context)?;
+        return tell(Changes::of_layer(old.lower.as_ref(), &view, owners).without(places), args.json, report);
     };
     let (old, new) = (old.tree()?, super::open_tree(new, common, report)?);
     tell(Changes::between(old.as_ref(), new.as_ref(), owners), args.json, report)
 }
 
-fn tell(changes: Changes<'_>, json: bool, report: Report) -> anyhow::Result<()> {
+fn tell(changes: impl Iterator<Item = Result<Change, DiffError>>, json: bool, report: Report) -> anyhow::Result<()> {
     let mut totals = KINDS.map(|kind| (kind, 0_u64, 0_u64));
     for change in changes {
         let change = change?;

@@ -2,12 +2,13 @@
 
 use crate::args::{LayerResetArgs, LayerVerb};
 use crate::build::own_what_is_ours;
-use crate::host::runtime_dir;
+use crate::host::runtime_dirs;
 use crate::report::Report;
 use crate::settings::Common;
 use anyhow::{Context, bail};
 use siphon_fsd::daemon;
 use siphon_fsd::locator::Locator;
+use siphon_fsd::sys::mounts::seen_overlayfs;
 use siphon_image::path::resolve;
 use siphon_image::tree::Tree;
 use siphon_overlay::error::Error as LayerError;
@@ -34,13 +35,13 @@ fn reset(args: &LayerResetArgs, common: &Common, report: Report) -> anyhow::Resu
     let Locator::Sandbox(directory) = &locator else {
         bail!("{} is no sandbox, so that it has nothing to put back", args.sandbox);
     };
-    daemon::release(directory, &runtime_dir(common));
+    daemon::release(directory, &runtime_dirs(common));
     // Users inside may have directories in it that only they can empty. Threads for a remote image come after this.
     own_what_is_ours();
     let opened = super::open_image(&args.sandbox, common, report)?;
     let context = || format!("cannot change the layer of {}", args.sandbox);
     let upper = Upper::open(directory).with_context(context)?;
-    match upper.lock_exclusive() {
+    match upper.lock_exclusive_unless(seen_overlayfs) {
         Err(LayerError::Locked { holder }) => {
             let holder = holder.as_deref().unwrap_or("another process");
             bail!("{} is in use by {holder}; try again when it has ended", args.sandbox)
@@ -52,7 +53,7 @@ fn reset(args: &LayerResetArgs, common: &Common, report: Report) -> anyhow::Resu
     let paths = args.paths.iter().map(|path| find(trees, path, &args.sandbox)).collect::<anyhow::Result<Vec<_>>>()?;
     for (path, names) in args.paths.iter().zip(paths) {
         let context = || format!("cannot put {} back", path.display());
-        match upper.reset(&names).with_context(context)? {
+        match upper.reset(&names, opened.lower.as_ref()).with_context(context)? {
             Reset::Done => report.info(format_args!("{} is as in the image again", path.display())),
             Reset::Unchanged => report.info(format_args!("{} is as in the image", path.display())),
         }

@@ -3,8 +3,8 @@
 use super::layers::{self, Layers};
 use super::run::engine;
 use crate::args::MountArgs;
-use crate::build::sources::usable;
-use crate::host::{cache_dir, runtime_dir};
+use crate::build::sources::readable;
+use crate::host::{cache_dir, runtime_dirs};
 use crate::report::Report;
 use crate::settings::{Common, OverlaySpec};
 use anyhow::{Context, bail};
@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 /// If the image cannot be opened or the directory not be mounted on.
 pub fn mount(args: &MountArgs, common: &Common, report: Report) -> anyhow::Result<()> {
     let context = || format!("cannot mount {} on {}", args.image, args.directory.display());
-    let usable = usable(&args.image, common, report).with_context(context)?;
+    let usable = readable(&args.image, common, report).with_context(context)?;
     let locator = Locator::parse(&usable).with_context(context)?;
     daemon::unmount_dead(&args.directory).with_context(context)?;
     let directory = args.directory.canonicalize().with_context(context)?;
@@ -46,7 +46,7 @@ pub fn mount(args: &MountArgs, common: &Common, report: Report) -> anyhow::Resul
         engine: engine(common),
     };
     let executable = std::env::current_exe().context("cannot find the siphon program itself")?;
-    daemon::join(&spec, &runtime_dir(common), &executable).with_context(context)?;
+    daemon::join(&spec, &runtime_dirs(common), &executable).with_context(context)?;
     report.info(format_args!("Mounted on {0}; unmount with: siphon umount {0}", directory.display()));
     Ok(())
 }

@@ -20,18 +20,20 @@ pub fn pull(args: &PullArgs, common: &Common, environment: &Environment, report:
         _ => bail!("pull takes a file and where the image is, or that alone"),
     };
     let reference = Reference::parse(uri).with_context(|| format!("cannot understand {uri:?}"))?;
-    let Some(reference) = reference else {
+    if reference.is_none() && !sources::is_oci(uri) {
         bail!(
             "{uri} does not say where the image is: write docker://, oras://, library:// or https:// before its name, or \
              \"siphon build IMAGE.sif {uri}\" for what is on this machine"
         );
-    };
+    }
+    let shown = reference.as_ref().map_or_else(|| uri.clone(), shown);
     let text = |keys: &[&str]| environment.setting(keys).map(PathBuf::from);
     let name = output.or_else(|| args.name.clone()).or_else(|| text(&["PULL_NAME"]));
-    let named = || reference.file_name().map(PathBuf::from);
-    let name = name
-        .or_else(named)
-        .with_context(|| format!("{} gives no file a name; write one before it", shown(&reference)))?;
+    let named = || {
+        let named = reference.as_ref().map_or_else(|| sources::file_name(uri), Reference::file_name);
+        named.map(PathBuf::from)
+    };
+    let name = name.or_else(named).with_context(|| format!("{shown} gives no file a name; write one before it"))?;
     let directory = args.dir.clone().or_else(|| text(&["PULLDIR", "PULLFOLDER"]));
     let target = directory.map_or_else(|| name.clone(), |directory| directory.join(&name));
     let is_forced = args.force || environment.switch(&["FORCE"]);
@@ -44,7 +46,9 @@ pub fn pull(args: &PullArgs, common: &Common, environment: &Environment, report:
         }
     }
     if args.sandbox || environment.switch(&["SANDBOX"]) {
-        super::build::make_sandbox(&shown_whole(&reference), &target, common, report)?;
+        // It remembers what it is over with all that is needed to open that again.
+        let whole = reference.as_ref().map_or_else(|| uri.clone(), Reference::to_string);
+        super::build::make_sandbox(&whole, &target, common, report)?;
         report.info(format_args!("Pull complete: {}", target.display()));
         return Ok(());
     }
@@ -55,18 +59,14 @@ pub fn pull(args: &PullArgs, common: &Common, environment: &Environment, report:
     if let Some(image) = sources::open(uri, &wanted)? {
         let settings = ImageSettings::resolve(&ImageFlags { force: true, ..ImageFlags::default() }, environment)?;
         sources::save(&image, &target, uses_cache, &settings, common, report)
-            .with_context(|| format!("While pulling {}", shown(&reference)))?;
+            .with_context(|| format!("While pulling {shown}"))?;
         report.info(format_args!("Pull complete: {}", target.display()));
         return Ok(());
     }
-    report.info(format_args!("Downloading {}", shown(&reference)));
-    fetch(&Pull { reference: &reference, wanted, target: &target, uses_cache }, common, report)
-        .with_context(|| format!("While pulling {}", shown(&reference)))?;
+    let reference = &reference.context("what is no OCI image has a reference")?;
+    report.info(format_args!("Downloading {shown}"));
+    fetch(&Pull { reference, wanted, target: &target, uses_cache }, common, report)
+        .with_context(|| format!("While pulling {shown}"))?;
     report.info(format_args!("Pull complete: {}", target.display()));
     Ok(())
-}
-
-/// A sandbox remembers what it is over with all that is needed to open that again.
-fn shown_whole(reference: &Reference) -> String {
-    reference.to_string()
 }

@@ -1,7 +1,9 @@
 //! `siphon push` and `siphon tag`: an image file to a registry, and a further name for it there.
 
 use crate::args::{PushArgs, TagArgs};
+use crate::build::export;
 use crate::report::{Bar, Report};
+use crate::settings::Common;
 use anyhow::{Context, bail};
 use sha2::{Digest, Sha256};
 use siphon_fsd::oras::{self, Artifact};
@@ -19,16 +21,14 @@ const BUFFER_BYTES: usize = 1 << 20;
 ///
 /// # Errors
 /// If it cannot be read, or the registry does not take it.
-pub fn push(args: &PushArgs, report: Report) -> anyhow::Result<()> {
+pub fn push(args: &PushArgs, common: &Common, report: Report) -> anyhow::Result<()> {
     if args.description.is_some() {
         report.warning("Description is not supported for push to oras. Ignoring it.");
     }
     let context = || format!("cannot understand {:?}", args.uri);
     match Reference::parse(&args.uri).with_context(context)? {
         Some(Reference::Oras(repository)) => push_file(args, &repository, report),
-        Some(Reference::Docker(_)) => {
-            bail!("pushing an image as layers is not supported yet; oras:// takes the file as it is")
-        }
+        Some(Reference::Docker(repository)) => push_layers(args, &repository, common, report),
         Some(Reference::Library(_)) => bail!("pushing to a library is not supported; oras:// takes the file as it is"),
         Some(Reference::Shub(_) | Reference::Web(_)) => {
             bail!("{} takes no images; push to oras://HOST/PATH:TAG", args.uri)
@@ -37,10 +37,24 @@ pub fn push(args: &PushArgs, report: Report) -> anyhow::Result<()> {
     }
 }
 
-fn push_file(args: &PushArgs, repository: &Repository, report: Report) -> anyhow::Result<()> {
+fn push_layers(args: &PushArgs, repository: &Repository, common: &Common, report: Report) -> anyhow::Result<()> {
+    check_tag(args, repository)?;
+    if !args.annotation.is_empty() {
+        bail!("--annotation is for oras://; give the image labels in its definition file instead");
+    }
+    let image = args.image.to_str().context("the name of the image is not valid UTF-8")?;
+    export::push(image, repository, common, report).with_context(|| format!("unable to push image to {}", args.uri))
+}
+
+fn check_tag(args: &PushArgs, repository: &Repository) -> anyhow::Result<()> {
     if repository.digest().is_some() {
         bail!("an image is pushed to a tag, and {} has a digest", args.uri);
     }
+    Ok(())
+}
+
+fn push_file(args: &PushArgs, repository: &Repository, report: Report) -> anyhow::Result<()> {
+    check_tag(args, repository)?;
     let annotations = annotations(&args.annotation)?;
     let failed = || format!("unable to push image to oci registry: cannot read {}", args.image.display());
     let mut file = File::open(&args.image).with_context(failed)?;

@@ -3,8 +3,8 @@
 use super::instance::enter::{INSTANCE, enter};
 use super::layers::{Layers, find};
 use super::limits::limit;
-use crate::build::sources::usable_apart;
-use crate::host::{cache_dir, gather, runtime_dir, subordinate_ids};
+use crate::build::sources::readable_apart;
+use crate::host::{cache_dir, gather, runtime_dirs, subordinate_ids};
 use crate::plan::{HostFacts, Plan, PlanError, SourceKind, home, plan};
 use crate::report::Report;
 use crate::runtime::{Place, apply};
@@ -40,14 +40,14 @@ pub fn run(
         return enter(&name, settings, common, environment);
     }
     let note = environment.get(NOTE_MOUNT_POINTS).map(PathBuf::from);
-    let prepared = prepare(&mut settings, common, environment, report)?;
+    let mut prepared = prepare(&mut settings, common, environment, report)?;
     if let Some(note) = note {
         let points: Vec<_> = prepared.plan.mount_points().into_iter().map(|(path, _)| path).collect();
         std::fs::write(&note, serde_json::to_vec(&points)?)
             .with_context(|| format!("cannot write {}", note.display()))?;
         std::process::exit(0);
     }
-    let place = enter_daemon(&prepared)?;
+    let place = enter_daemon(&mut prepared)?;
     apply(&prepared.plan, place, report)
 }
 
@@ -69,7 +69,7 @@ pub(super) fn prepare(
     report: Report,
 ) -> anyhow::Result<Prepared> {
     let context = || format!("could not open image {}", settings.image);
-    let usable = usable_apart(&settings.image, report).with_context(context)?;
+    let usable = readable_apart(&settings.image, report).with_context(context)?;
     let locator = Locator::parse(&usable).with_context(context)?;
     settings.image = usable.into_owned();
     let layers = find(&settings.overlays, report)?;
@@ -96,7 +96,11 @@ pub(super) fn prepare(
         engine: engine(common),
     };
     let executable = std::env::current_exe().context("cannot find the siphon program itself")?;
-    let joined = daemon::join(&spec, &runtime_dir(common), &executable)
+    if let (Writes::Sandbox, Locator::Sandbox(directory) | Locator::Directory(directory)) = (settings.writes, &locator)
+    {
+        daemon::release_if_read_only(directory, &runtime_dirs(common));
+    }
+    let joined = daemon::join(&spec, &runtime_dirs(common), &executable)
         .with_context(|| format!("could not open image {}", settings.image))?;
     if let (Writes::Sandbox, Err(reason)) = (settings.writes, &joined.writable) {
         bail!("cannot write to {}: {reason}", settings.image);
@@ -140,7 +144,7 @@ fn images(settings: &RunSettings, host: &HostFacts, joined: &Joined, report: Rep
 }
 
 /// Has the places made that the plan mounts on, and joins the namespaces of the daemon.
-pub(super) fn enter_daemon(Prepared { plan, joined, .. }: &Prepared) -> anyhow::Result<Place> {
+pub(super) fn enter_daemon(Prepared { plan, joined, .. }: &mut Prepared) -> anyhow::Result<Place> {
     let points: Vec<_> = plan
         .mount_points()
         .into_iter()
@@ -149,7 +153,10 @@ pub(super) fn enter_daemon(Prepared { plan, joined, .. }: &Prepared) -> anyhow::
             SourceKind::File => (path, MountPointKind::File),
         })
         .collect();
-    joined.make_mount_points(&points).context("cannot make the mount points")?;
+    let places = joined.make_mount_points(&points).context("cannot make the mount points")?;
+    let without_links =
+        points.into_iter().map(|(path, _)| path).zip(places.into_iter().map(|place| Path::new("/").join(place)));
+    plan.leave_out_repeated(&without_links.collect());
     let pretence = plan.pretends_ids.then(|| daemon::pretence(&joined.socket)).transpose();
     let pretence = pretence.context("cannot pretend users and owners")?;
     joined.enter().context("cannot join the namespaces of the image's daemon")?;

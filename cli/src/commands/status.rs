@@ -3,7 +3,7 @@
 mod prometheus;
 
 use crate::args::StatusArgs;
-use crate::host::runtime_dir;
+use crate::host::runtime_dirs;
 use crate::report::{Report, human_bytes};
 use crate::settings::Common;
 use siphon_fsd::blob::BlobCounters;
@@ -15,9 +15,9 @@ use std::time::Duration;
 /// Prints one paragraph a daemon, a JSON array, or metrics.
 ///
 /// # Errors
-/// If the directory of the sockets cannot be read.
+/// If a directory of sockets cannot be read.
 pub fn status(args: &StatusArgs, common: &Common, report: Report) -> anyhow::Result<()> {
-    let daemons = siphon_fsd::control::list(&runtime_dir(common))?;
+    let daemons = siphon_fsd::control::list(&runtime_dirs(common))?;
     if args.json {
         return Ok(report.line(serde_json::to_string_pretty(&daemons)?)?);
     }

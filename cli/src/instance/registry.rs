@@ -225,6 +225,7 @@ mod tests {
             home: "/home/me".into(),
             library_path: String::new(),
             as_root: false,
+            overlays: Vec::new(),
             pretends_at: None,
             output: "/out".into(),
             error: "/err".into(),

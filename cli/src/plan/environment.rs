@@ -75,7 +75,12 @@ pub(super) fn program(
 /// What is the same whatever the image says.
 fn fixed(settings: &RunSettings, home: &Path) -> Variables {
     let name = Path::new(&settings.image).file_name().unwrap_or(OsStr::new("")).to_owned();
-    let binds: Vec<_> = settings.binds.iter().map(|bind| bind.destination.display().to_string()).collect();
+    let binds: Vec<_> = settings
+        .binds
+        .iter()
+        .filter(|bind| !bind.not_nested)
+        .map(|bind| bind.destination.display().to_string())
+        .collect();
     let mut variables = Variables::new();
     variables.insert("PATH".into(), DEFAULT_PATH.into());
     variables.insert("HOME".into(), home.into());

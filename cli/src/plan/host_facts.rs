@@ -39,7 +39,8 @@ pub struct HostFacts {
     pub gpu: Gpu,
     /// The sources of mounts that exist.
     pub kinds: BTreeMap<PathBuf, SourceKind>,
-    /// Where the files of other images are that are to be bound, by those images and paths in them.
+    /// Where the daemon has the files of other images that are to be bound, below the directory of all of them, by those
+    /// images and paths in them.
     pub images: BTreeMap<(PathBuf, ImageBind), (PathBuf, SourceKind)>,
 }
 

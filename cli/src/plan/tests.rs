@@ -88,6 +88,7 @@ fn binds_are_made_from_the_root_down_and_need_mount_points_only_outside_others()
         destination: destination.into(),
         read_only: true,
         image: None,
+        not_nested: false,
     };
     let binds = vec![bind("/data/deep", "/new/deep"), bind("/data", "/new"), bind("/data/file", "/etc/file")];
 
@@ -104,7 +105,8 @@ fn binds_are_made_from_the_root_down_and_need_mount_points_only_outside_others()
 
 #[test]
 fn a_bind_without_a_source_ends_the_run() {
-    let bind = Bind { source: "/nosuch".into(), destination: "/x".into(), read_only: false, image: None };
+    let (source, destination) = ("/nosuch".into(), "/x".into());
+    let bind = Bind { source, destination, read_only: false, image: None, not_nested: false };
 
     let refused = plan(&RunSettings { binds: vec![bind], ..settings() }, &image(), &host());
 
@@ -384,4 +386,15 @@ fn other_users_are_pretended_only_where_root_is_alone() {
     assert!(as_root(Writes::Refused, false).pretends_ids);
     assert!(!as_root(Writes::Refused, true).pretends_ids);
     assert!(!plan(&settings(), &image(), &host()).unwrap().pretends_ids);
+}
+
+#[test]
+fn a_link_of_the_image_leads_no_mount_over_an_earlier_one() {
+    let mut found = plan(&settings(), &image(), &host()).unwrap();
+    let both = |plan: &Plan| ["/tmp", "/var/tmp"].map(|target| targets(plan).contains(&target));
+    assert_eq!(both(&found), [true, true]);
+
+    found.leave_out_repeated(&BTreeMap::from([("/tmp".into(), "/tmp".into()), ("/var/tmp".into(), "/tmp".into())]));
+
+    assert_eq!(both(&found), [true, false]);
 }

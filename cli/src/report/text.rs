@@ -10,6 +10,19 @@ pub fn human_bytes(bytes: u64) -> String {
     indicatif::BinaryBytes(bytes).to_string()
 }
 
+/// A message without the numbers of errors, which Rust puts behind their names: `(os error 2)`.
+pub(super) fn without_numbers(message: &str) -> String {
+    let mut parts = message.split(" (os error ");
+    let mut text = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        match part.split_once(')') {
+            Some((number, rest)) if number.bytes().all(|byte| byte.is_ascii_digit()) => text.push_str(rest),
+            _ => text.extend([" (os error ", part]),
+        }
+    }
+    text
+}
+
 /// `2026-11-23 20:00:07` in UTC, by the days-to-civil algorithm of Howard Hinnant's "chrono-Compatible Low-Level Date
 /// Algorithms": an era has 146,097 days, and a year begins in March so that the leap day is its last.
 pub fn utc(seconds: i64) -> String {
@@ -59,6 +72,19 @@ pub fn json_with_tabs(value: &impl Serialize) -> serde_json::Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn numbers_of_errors_are_left_out() {
+        let cases = [
+            ("cannot open a: No such file or directory (os error 2)", "cannot open a: No such file or directory"),
+            ("a: denied (os error 13): b (os error 1); c", "a: denied: b; c"),
+            ("a (os error x)", "a (os error x)"),
+            ("a (os error ", "a (os error "),
+        ];
+        for (message, shown) in cases {
+            assert_eq!(without_numbers(message), shown);
+        }
+    }
 
     #[test]
     fn columns_are_as_wide_as_their_cells() {

@@ -8,7 +8,7 @@ use crate::plan::{Failure, Mount, SourceKind, What};
 use anyhow::{Context, bail};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::statvfs::{FsFlags, fstatvfs};
-use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, mkdirat, openat, openat2};
+use rustix::fs::{Mode, OFlags, ResolveFlags, mkdirat, openat, openat2};
 use rustix::io::Errno;
 use rustix::mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
 use std::collections::BTreeMap;
@@ -106,9 +106,7 @@ impl Images {
         let mut taken = BTreeMap::new();
         for wanted in mounts {
             if let What::Image { source, .. } = &wanted.what {
-                let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-                let tree =
-                    open_tree(CWD, source, flags).with_context(|| format!("cannot take {}", source.display()))?;
+                let tree = take(directory, source).with_context(|| format!("cannot take {}", source.display()))?;
                 taken.insert(wanted.target.clone(), tree);
             }
         }
@@ -127,6 +125,16 @@ impl Images {
         let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
         Ok(move_mount(tree, "", place, "", flags)?)
     }
+}
+
+/// A mount of `source` below `directory`. The daemon has found it free of links: should there be one all the same, because
+/// someone has changed the image since, it leads nowhere.
+fn take(directory: &Path, source: &Path) -> anyhow::Result<OwnedFd> {
+    let directory = open_path(directory)?;
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
+    let found = openat2(&directory, source, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), resolve)?;
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
+    Ok(open_tree(found, "", flags)?)
 }
 
 /// A temporary filesystem for the files of one run.

@@ -13,6 +13,8 @@ pub struct Bind {
     pub read_only: bool,
     /// Out of which image it comes, if the source is one.
     pub image: Option<ImageBind>,
+    /// Whether a container that is started inside is not told of it.
+    pub not_nested: bool,
 }
 
 /// What of an image appears inside.
@@ -95,6 +97,7 @@ impl Bind {
             source: source.into(),
             read_only: false,
             image: None,
+            not_nested: false,
         };
         for word in fields.iter().skip(2).map(|word| unescape(word)) {
             if !bind.set(&word)? {
@@ -172,7 +175,7 @@ mod tests {
     use super::*;
 
     fn bind(source: &str, destination: &str, read_only: bool) -> Bind {
-        Bind { source: source.into(), destination: destination.into(), read_only, image: None }
+        Bind { source: source.into(), destination: destination.into(), read_only, image: None, not_nested: false }
     }
 
     fn out_of(image: &str, inside: &str, id: Option<u32>) -> Bind {

@@ -14,7 +14,7 @@ pub(super) fn parse(text: &str) -> Result<Vec<Bind>, BindError> {
 
 fn parse_line(line: &str) -> Result<Bind, BindError> {
     let refused = |reason: String| BindError::Mount { line: line.to_owned(), reason };
-    let (mut source, mut destination, mut read_only) = (None, None, false);
+    let (mut source, mut destination, mut read_only, mut not_nested) = (None, None, false, false);
     let (mut inside, mut id) = (None, None);
     for field in fields(line).map_err(|reason| refused(reason.into()))? {
         let (key, value) = field.split_once('=').unwrap_or((&field, ""));
@@ -25,6 +25,7 @@ fn parse_line(line: &str) -> Result<Bind, BindError> {
             "destination" | "dst" | "target" => destination = Some(value.to_owned()),
             // As singularity has it, whatever the value.
             "ro" | "readonly" => read_only = true,
+            "nonested" => not_nested = true,
             "image-src" => inside = Some(value.to_owned()),
             "id" => id = Some(value.to_owned()),
             _ => return Err(refused(format!("invalid key {key:?} in mount specification"))),
@@ -37,7 +38,7 @@ fn parse_line(line: &str) -> Result<Bind, BindError> {
         return Err(BindError::Destination(destination));
     }
     let destination = PathBuf::from(destination);
-    let mut bind = Bind { source: source.into(), destination, read_only, image: None };
+    let mut bind = Bind { source: source.into(), destination, read_only, image: None, not_nested };
     if let Some(inside) = inside {
         bind.set_inside(&inside);
     }
@@ -97,6 +98,7 @@ mod tests {
             destination: destination.into(),
             read_only,
             image: None,
+            not_nested: false,
         };
         let out_of = |inside: &str, id| Bind {
             image: Some(ImageBind { inside: inside.into(), id }),
@@ -110,6 +112,7 @@ mod tests {
             ("\"src=/a\"\"b\",dst=/c", vec![bind("/a\"b", "/c", false)]),
             ("src=/a,dst=/b\n\nsrc=/c,dst=/d", vec![bind("/a", "/b", false), bind("/c", "/d", false)]),
             ("src=a.sif,dst=/b,image-src=/in,id=2", vec![out_of("/in", Some(2))]),
+            ("src=/a,dst=/b,nonested", vec![Bind { not_nested: true, ..bind("/a", "/b", false) }]),
             ("id=2,src=a.sif,dst=/b", vec![out_of("/", Some(2))]),
             ("", vec![]),
         ];

@@ -49,10 +49,12 @@ pub(super) fn judge(flags: &OtherFlags, image: &OsStr, environment: &Environment
     let passphrase = flags.passphrase || environment.setting(&["ENCRYPTION_PASSPHRASE"]).is_some();
     // What is on this machine needs neither cache nor credentials.
     let remote = image.as_encoded_bytes().starts_with(b"http://") || image.as_encoded_bytes().starts_with(b"https://");
-    let credentials = text(&flags.authfile, "AUTH_FILE")
-        || switch(flags.docker_login, "DOCKER_LOGIN")
-        || text(&flags.docker_username, "DOCKER_USERNAME")
-        || text(&flags.docker_password, "DOCKER_PASSWORD");
+    let registry = &flags.registry;
+    let credentials = registry.authfile.is_some()
+        || environment.setting(&["AUTH_FILE"]).is_some()
+        || switch(registry.docker_login, "DOCKER_LOGIN")
+        || text(&registry.docker_username, "DOCKER_USERNAME")
+        || text(&registry.docker_password, "DOCKER_PASSWORD");
     let warned = [
         ("--disable-cache", remote && switch(flags.disable_cache, "DISABLE_CACHE"), CACHE),
         ("--authfile, --docker-login and the like", remote && credentials, CREDENTIALS),
@@ -77,6 +79,7 @@ pub(super) fn judge(flags: &OtherFlags, image: &OsStr, environment: &Environment
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::args::RegistryFlags;
 
     fn judged(flags: &OtherFlags, pairs: &[(&str, &str)]) -> Result<Judged, SettingsError> {
         judge(flags, OsStr::new("a.sif"), &Environment::made_up(pairs))
@@ -96,10 +99,13 @@ mod tests {
     fn what_is_for_remote_images_is_taken_for_all_and_has_no_effect_on_those_of_web_servers() {
         let flags = OtherFlags {
             disable_cache: true,
-            no_https: true,
-            authfile: Some("/x".into()),
-            docker_login: true,
-            docker_host: Some("tcp://x".into()),
+            registry: RegistryFlags {
+                no_https: true,
+                authfile: Some("/x".into()),
+                docker_login: true,
+                docker_host: Some("tcp://x".into()),
+                ..RegistryFlags::default()
+            },
             ..OtherFlags::default()
         };
 

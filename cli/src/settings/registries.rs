@@ -19,6 +19,10 @@ pub struct RegistrySettings {
     pub files: Vec<PathBuf>,
     /// The library that is meant where none is named.
     pub library: Option<String>,
+    /// What stands in for Singularity Hub.
+    pub hub: Option<String>,
+    /// Where the docker daemon listens.
+    pub docker_host: Option<String>,
     /// Where the configuration of registries is, as containers-registries.conf(5) has it, the first that exists.
     pub configuration: Vec<PathBuf>,
 }
@@ -34,6 +38,7 @@ impl RegistrySettings {
             .map(PathBuf::from)
             .or_else(|| Some(home.as_ref()?.join(".docker")))
             .map(|directory| directory.join("config.json"));
+        let docker_host = || Some(environment.get("DOCKER_HOST")?.to_string_lossy().into_owned());
         let own = credentials_file(environment, home.as_deref());
         let named = environment.get("CONTAINERS_REGISTRIES_CONF").map(PathBuf::from);
         let users = home.map(|home| home.join(".config/containers/registries.conf"));
@@ -49,6 +54,8 @@ impl RegistrySettings {
             },
             authfile,
             library: flags.library.clone().or_else(|| environment.text(&["LIBRARY"])),
+            hub: environment.text(&["SHUB_URL"]),
+            docker_host: flags.docker_host.clone().or_else(|| environment.text(&["DOCKER_HOST"])).or_else(docker_host),
             configuration: named.into_iter().chain(users.into_iter().chain(system).filter(|_| !is_named)).collect(),
         }
     }

@@ -12,6 +12,7 @@ mod facts;
 
 use crate::directory::Directory;
 use crate::ext::{self, Ext};
+use crate::oci::base::{Base, MAX_BASE_BYTES, OCI_BASE};
 use crate::oci::config::MAX_CONFIG_BYTES;
 use crate::read_at::{ReadAt, Window};
 use crate::sif::{self, DataType, Descriptor, FilesystemType, HEADER_BYTES, Partition, PartitionType, Sif};
@@ -43,6 +44,8 @@ pub struct Image {
     pub format: Format,
     /// Its other objects, if it is a SIF.
     pub sif: Option<Sif>,
+    /// How to run it, if it is an OCI image: JSON.
+    pub run_config: Option<Arc<str>>,
 }
 
 /// What an image is packed as.
@@ -58,6 +61,8 @@ pub enum Format {
     Ext,
     /// A directory.
     Directory,
+    /// Layers of an OCI image, read in place.
+    Oci,
 }
 
 /// Why an image cannot be opened. Each message says what the image is and what to do about it.
@@ -111,14 +116,32 @@ pub enum Error {
 }
 
 impl Image {
-    /// The configuration of the OCI image that a SIF was once made from, byte for byte: `oci-config.json`.
+    /// The merged layers `tree` of an OCI image, which its configuration says to run so: JSON.
+    pub fn of_layers(tree: Arc<dyn Tree>, run_config: &str) -> Self {
+        Self { tree, squashfs: None, format: Format::Oci, sif: None, run_config: Some(run_config.into()) }
+    }
+
+    /// The configuration of the OCI image that this is, or that a SIF was once made from, byte for byte: `oci-config.json`.
     pub fn oci_config(&self) -> Option<Vec<u8>> {
+        if let Some(config) = &self.run_config {
+            return Some(config.as_bytes().to_vec());
+        }
+        self.json(OCI_CONFIG, MAX_CONFIG_BYTES)
+    }
+
+    /// The OCI image in a registry that a SIF was once made from, and what was changed since.
+    pub fn oci_base(&self) -> Option<Base> {
+        Base::parse(&self.json(OCI_BASE, MAX_BASE_BYTES)?)
+    }
+
+    /// The object `name` of a SIF.
+    fn json(&self, name: &str, max_bytes: usize) -> Option<Vec<u8>> {
         let sif = self.sif.as_ref()?;
-        let object = sif.object(sif.find_named(DataType::GenericJson, OCI_CONFIG)?);
-        let len_bytes = usize::try_from(object.len()).ok().filter(|len| *len <= MAX_CONFIG_BYTES)?;
-        let mut config = vec![0; len_bytes];
-        object.read_exact_at(&mut config, 0).ok()?;
-        Some(config)
+        let object = sif.object(sif.find_named(DataType::GenericJson, name)?);
+        let len_bytes = usize::try_from(object.len()).ok().filter(|len| *len <= max_bytes)?;
+        let mut json = vec![0; len_bytes];
+        object.read_exact_at(&mut json, 0).ok()?;
+        Some(json)
     }
 }
 
@@ -143,7 +166,7 @@ pub fn open_with(bytes: Arc<dyn ReadAt>, options: Options) -> Result<Image, Erro
     }
     if is_squashfs(&head) {
         let tree = Arc::new(Squashfs::open_with(bytes, options)?);
-        return Ok(Image { squashfs: Some(tree.clone()), tree, format: Format::Squashfs, sif: None });
+        return Ok(Image { squashfs: Some(tree.clone()), tree, format: Format::Squashfs, sif: None, run_config: None });
     }
     let (start, content) = behind_launcher(&head);
     if start > 0 && is_squashfs(content) {
@@ -151,7 +174,7 @@ pub fn open_with(bytes: Arc<dyn ReadAt>, options: Options) -> Result<Image, Erro
         let window = Window::new(Arc::clone(&bytes), start, bytes.len() - start);
         let window = window.expect("the launcher line is within the bytes");
         let tree = Arc::new(Squashfs::open_with(Arc::new(window), options)?);
-        return Ok(Image { squashfs: Some(tree.clone()), tree, format: Format::Simg, sif: None });
+        return Ok(Image { squashfs: Some(tree.clone()), tree, format: Format::Simg, sif: None, run_config: None });
     }
     if ext::is_ext(content) {
         let window = Window::new(Arc::clone(&bytes), start as u64, bytes.len() - start as u64);
@@ -161,7 +184,7 @@ pub fn open_with(bytes: Arc<dyn ReadAt>, options: Options) -> Result<Image, Erro
 }
 
 fn open_ext(bytes: Arc<dyn ReadAt>, format: Format, sif: Option<Sif>) -> Result<Image, Error> {
-    Ok(Image { tree: Arc::new(Ext::open(bytes)?), squashfs: None, format, sif })
+    Ok(Image { tree: Arc::new(Ext::open(bytes)?), squashfs: None, format, sif, run_config: None })
 }
 
 /// Opens the file system that `bytes` hold for others to use: the object `id` of a SIF, or the first of its data
@@ -188,7 +211,7 @@ pub fn open_data(bytes: Arc<dyn ReadAt>, id: Option<u32>, options: Options) -> R
     match partition.filesystem {
         FilesystemType::Squashfs => {
             let tree = Arc::new(Squashfs::open_with(Arc::new(sif.object(found)), options)?);
-            Ok(Image { squashfs: Some(tree.clone()), tree, format: Format::Sif, sif: Some(sif) })
+            Ok(Image { squashfs: Some(tree.clone()), tree, format: Format::Sif, sif: Some(sif), run_config: None })
         }
         FilesystemType::Ext3 => open_ext(Arc::new(sif.object(found)), Format::Sif, Some(sif)),
         FilesystemType::EncryptedSquashfs | FilesystemType::GocryptfsSquashfs => Err(Error::Encrypted),
@@ -203,7 +226,7 @@ pub fn open_data(bytes: Arc<dyn ReadAt>, id: Option<u32>, options: Options) -> R
 /// [`Error::Directory`].
 pub fn open_directory(path: &Path, hidden: &OsStr) -> Result<Image, Error> {
     let tree = Arc::new(Directory::open(path).map_err(Error::Directory)?.without(hidden));
-    Ok(Image { tree, squashfs: None, format: Format::Directory, sif: None })
+    Ok(Image { tree, squashfs: None, format: Format::Directory, sif: None, run_config: None })
 }
 
 fn open_sif(bytes: Arc<dyn ReadAt>, options: Options) -> Result<Image, Error> {
@@ -215,7 +238,7 @@ fn open_sif(bytes: Arc<dyn ReadAt>, options: Options) -> Result<Image, Error> {
     match primary.partition().map(|partition| partition.filesystem) {
         Some(FilesystemType::Squashfs) => {
             let tree = Arc::new(Squashfs::open_with(Arc::new(sif.object(primary)), options)?);
-            Ok(Image { squashfs: Some(tree.clone()), tree, format: Format::Sif, sif: Some(sif) })
+            Ok(Image { squashfs: Some(tree.clone()), tree, format: Format::Sif, sif: Some(sif), run_config: None })
         }
         Some(FilesystemType::Ext3) => open_ext(Arc::new(sif.object(primary)), Format::Sif, Some(sif)),
         Some(FilesystemType::EncryptedSquashfs | FilesystemType::GocryptfsSquashfs) => Err(Error::Encrypted),

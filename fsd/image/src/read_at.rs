@@ -45,6 +45,10 @@ pub trait ReadAt: Send + Sync + std::fmt::Debug {
     /// Says that these ranges will likely be read soon, in this order, so that storage far away may fetch them meanwhile.
     fn may_read(&self, _ranges: &[Range<u64>]) {}
 
+    /// Says that what was read of `range` is not what it should be: storage that has it from elsewhere fetches it again for
+    /// who reads it next.
+    fn discard(&self, _range: Range<u64>) {}
+
     /// The file that the bytes from `offset` on lie in, and where in it, if they are one's as they are: then the kernel can
     /// copy them.
     fn file_at(&self, _offset: u64) -> Option<(&File, u64)> {

@@ -154,16 +154,15 @@ fn rustix_is_root() -> bool {
     std::fs::metadata("/proc/self").map(|data| std::os::unix::fs::MetadataExt::uid(&data) == 0).unwrap()
 }
 
+/// Of so many seeds, more than 200 make stacks that umoci takes.
 #[test]
-fn random_stacks_of_layers_equal_what_umoci_unpacks() {
-    compare_with_umoci(1..60, 20);
-}
-
-/// Takes half a minute.
-#[test]
-#[ignore = "run by hand: many more stacks"]
-fn hundreds_of_random_stacks_equal_what_umoci_unpacks() {
-    compare_with_umoci(1000..1700, 200);
+fn two_hundred_random_stacks_of_layers_equal_what_umoci_unpacks() {
+    std::thread::scope(|scope| {
+        let threads = [1..350, 350..700].map(|seeds| scope.spawn(|| compare_with_umoci(seeds, 100)));
+        for thread in threads {
+            thread.join().unwrap();
+        }
+    });
 }
 
 #[test]
@@ -313,7 +312,8 @@ fn a_layer_that_is_not_what_it_should_be_is_refused() {
     let other: Digest = digest(b"other").parse().unwrap();
     let stored = gzip(&tar);
 
-    let wrong_diff_id = Source { diff_ids: vec![other.clone()], ..honest.clone() };
+    let plain = source(std::slice::from_ref(&tar), <[u8]>::to_vec);
+    let wrong_diff_id = Source { diff_ids: vec![other.clone()], ..plain };
     let size = stored.len() as u64;
     let of_size = |size, digest: Digest| {
         let layers = vec![Descriptor::new("application/vnd.oci.image.layer.v1.tar+gzip".into(), size, digest.clone())];
@@ -387,8 +387,5 @@ fn a_stream_without_an_end_ends_with_its_descriptor() {
 
     let error = squashfs(&source, &Options::default()).unwrap_err();
 
-    assert!(
-        matches!(&error, Error::Layer { source, .. } if matches!(**source, Error::Length { .. } | Error::DiffId { .. })),
-        "{error:?}"
-    );
+    assert!(matches!(&error, Error::Layer { source, .. } if matches!(**source, Error::Length { .. })), "{error:?}");
 }

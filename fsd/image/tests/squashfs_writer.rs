@@ -8,7 +8,7 @@ mod memory_tree;
 use memory_tree::{Content, MemoryTree, assert_same};
 use siphon_image::squashfs::format::{Compressor, SUPERBLOCK_BYTES, Superblock};
 use siphon_image::squashfs::writer::{Error, Options, Owners, Progress, Summary, write};
-use siphon_image::tree::{Kind, NodeId};
+use siphon_image::tree::{Kind, NodeId, Tree};
 use std::ffi::OsStr;
 use std::fs::File;
 use std::num::NonZeroUsize;
@@ -121,7 +121,8 @@ impl Place {
 
     fn write(&self, name: &str, tree: &MemoryTree, options: &Options) -> (PathBuf, Summary) {
         let path = self.path(name);
-        let summary = write(tree, &File::create(&path).unwrap(), 0, options, &Progress::default()).unwrap();
+        let file = File::options().read(true).write(true).create(true).truncate(true).open(&path).unwrap();
+        let summary = write(tree, &file, 0, options, &Progress::default()).unwrap();
         let mut superblock = [0; SUPERBLOCK_BYTES];
         File::open(&path).unwrap().read_exact_at(&mut superblock, 0).unwrap();
         let bytes_used = Superblock::decode(&superblock).unwrap().bytes_used;
@@ -282,6 +283,41 @@ fn the_bytes_do_not_depend_on_the_number_of_threads() {
 }
 
 #[test]
+fn blocks_of_equal_lengths_and_other_content_are_stored_apart() {
+    let place = Place::new();
+    let mut tree = MemoryTree::default();
+    let bytes = noise(2 * BLOCK);
+    let another = |at: usize| {
+        let mut bytes = bytes.clone();
+        bytes[at] ^= 1;
+        bytes
+    };
+    for (name, content) in [
+        ("a", bytes.clone()),
+        ("b", another(0)),
+        ("c", another(2 * BLOCK - 1)),
+        ("d", bytes.clone()),
+        ("e", another(2 * BLOCK - 1)),
+        ("f", another(BLOCK)),
+    ] {
+        tree.file(NodeId(0), name, content);
+    }
+
+    let (image, summary) = place.write("image", &tree, &Options::default());
+
+    assert!((8 * BLOCK as u64..9 * BLOCK as u64).contains(&summary.image_bytes), "{summary:?}");
+    let read =
+        siphon_image::squashfs::reader::Squashfs::open(std::sync::Arc::new(std::fs::read(image).unwrap())).unwrap();
+    for (name, node) in tree.entries(tree.root()).unwrap().into_iter().map(|entry| (entry.name, entry.node)) {
+        let found = read.lookup(read.root(), &name).unwrap().unwrap();
+        let (mut expected, mut content) = (vec![0; 2 * BLOCK], vec![0; 2 * BLOCK]);
+        tree.read(node, 0, &mut expected).unwrap();
+        assert_eq!(read.read(found, 0, &mut content).unwrap(), 2 * BLOCK);
+        assert!(content == expected, "{name:?}");
+    }
+}
+
+#[test]
 fn equal_content_is_stored_once() {
     let place = Place::new();
     let mut tree = MemoryTree::default();
@@ -349,7 +385,7 @@ fn an_image_may_begin_anywhere_in_its_file() {
     let place = Place::new();
     let (alone, _) = place.write("alone", &everything(), &Options::default());
     let path = place.path("behind");
-    let file = File::create_new(&path).unwrap();
+    let file = File::options().read(true).write(true).create_new(true).open(&path).unwrap();
     file.write_all_at(&[b'#'; 40960], 0).unwrap();
 
     write(&everything(), &file, 40960, &Options::default(), &Progress::default()).unwrap();

@@ -9,16 +9,15 @@ use super::{FIRST_BYTES, named};
 use crate::cache::Named;
 use crate::source::{Patience, Remote, SourceError, Traffic};
 
-/// How long the server is waited for where the bytes may all be here: a healthy one answers in a tenth of it.
-const KNOWN_PATIENCE: Duration = Duration::from_secs(3);
-
 /// An attempt to reach the server that failed stands for those who ask so soon after it.
 const FAILURE_TIME: Duration = Duration::from_secs(1);
 
+/// Opens the object at its server.
+type Open = dyn Fn() -> Result<Remote, SourceError> + Send + Sync;
+
 /// One object, and its server once that was reached.
 pub(super) struct Connection {
-    url: String,
-    patience: Patience,
+    open: Box<Open>,
     /// What was opened, which the server has to have still.
     named: Named,
     state: Mutex<State>,
@@ -31,7 +30,7 @@ enum State {
 }
 
 impl std::fmt::Debug for Connection {
-    // The URL itself may carry credentials.
+    // What opens it may hold credentials.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Connection").field("named", &self.named).finish_non_exhaustive()
     }
@@ -39,12 +38,10 @@ impl std::fmt::Debug for Connection {
 
 /// Opens the object at `url`, which is known from an earlier time. `None` if its server cannot be reached.
 pub(super) fn open_known(url: &str, patience: Patience) -> Result<Option<Remote>, SourceError> {
-    let (stall, attempt) = (patience.stall.min(KNOWN_PATIENCE), patience.attempt.min(KNOWN_PATIENCE));
-    let short = Patience { open_attempts: 1, stall, attempt, ..patience };
-    match Remote::open_with(url, FIRST_BYTES, short) {
+    match Remote::open_with(url, FIRST_BYTES, patience.of_known()) {
         // From now on it is asked with all patience.
         Ok(remote) => Ok(Some(remote.with_patience(patience))),
-        Err(error) if is_away(&error) => {
+        Err(error) if error.is_away() => {
             tracing::warn!("{error}; going on with what is cached of it");
             Ok(None)
         }
@@ -52,15 +49,14 @@ pub(super) fn open_known(url: &str, patience: Patience) -> Result<Option<Remote>
     }
 }
 
-/// Whether the server did not say anything about the object.
-fn is_away(error: &SourceError) -> bool {
-    matches!(error, SourceError::Unreachable { .. } | SourceError::Status { .. })
-}
-
 impl Connection {
-    pub(super) fn new(url: &str, patience: Patience, named: Named, remote: Option<Remote>) -> Self {
+    pub(super) fn new(
+        open: impl Fn() -> Result<Remote, SourceError> + Send + Sync + 'static,
+        named: Named,
+        remote: Option<Remote>,
+    ) -> Self {
         let state = remote.map_or(State::Apart(None), |remote| State::Connected(Arc::new(remote)));
-        Self { url: url.to_owned(), patience, named, state: Mutex::new(state) }
+        Self { open: Box::new(open), named, state: Mutex::new(state) }
     }
 
     /// What was opened.
@@ -88,7 +84,7 @@ impl Connection {
             State::Apart(Some((when, error))) if when.elapsed() < FAILURE_TIME => return Err(error.clone()),
             State::Apart(_) => {}
         }
-        let opened = Remote::open_with(&self.url, FIRST_BYTES, self.patience).and_then(|remote| {
+        let opened = (self.open)().and_then(|remote| {
             let (name, detail) = (remote.name().to_owned(), "it is another version than the cached one");
             let is_same = named(&remote).key == self.named.key;
             if is_same { Ok(Arc::new(remote)) } else { Err(SourceError::Changed { name, detail }) }

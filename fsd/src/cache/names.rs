@@ -24,6 +24,20 @@ pub struct Named {
     pub description: Description,
 }
 
+impl Named {
+    /// The bytes that have a digest, which is what they are known by, wherever they come from.
+    pub fn of_digest(digest: &str, url: &str, len_bytes: u64) -> Self {
+        let description = Description { url: url.to_owned(), len_bytes, validator: digest.to_owned() };
+        Self { key: key_of_digest(digest), description }
+    }
+}
+
+/// The key of bytes with this digest: the same, from whichever server they come.
+fn key_of_digest(digest: &str) -> String {
+    let hex = digest.strip_prefix("sha256:").filter(|hex| super::entries::is_key(hex));
+    hex.map_or_else(|| file_name(digest), str::to_owned)
+}
+
 impl Cache {
     /// What `address` led to, if that object is still here. The address, which may hold a signature, is only kept as a
     /// digest.

@@ -106,6 +106,16 @@ impl Packs {
         self.open.lock().remove(&pack_of(chunk));
     }
 
+    /// Has `chunk` be absent, for all processes.
+    pub(super) fn discard(&self, chunk: u32) -> io::Result<()> {
+        let Some(pack) = self.existing(chunk)? else { return Ok(()) };
+        pack.set_verified(chunk, false);
+        match pack.checksum(chunk)? {
+            Some(_) => pack.file.write_all_at(&[0; RECORD_BYTES], record_offset(chunk)),
+            None => Ok(()),
+        }
+    }
+
     /// Writes the chunks from `first` on, and then, only if all went well, that they are complete.
     pub(super) fn write(&self, first: u32, bytes: &[u8]) -> io::Result<()> {
         let (mut first, mut rest) = (first, bytes);
@@ -276,7 +286,7 @@ fn describe(dir: &Path, description: &Description) -> io::Result<()> {
 }
 
 /// Writes a small file, whole or not at all, in place of one that may be there.
-pub(super) fn write_whole(path: &Path, text: &[u8]) -> io::Result<()> {
+pub(crate) fn write_whole(path: &Path, text: &[u8]) -> io::Result<()> {
     let mut name = path.file_name().unwrap_or_default().to_owned();
     // Several nodes may write it, with the same process ids.
     name.push(format!(".{}.{:016x}", std::process::id(), random()));

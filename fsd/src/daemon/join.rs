@@ -10,7 +10,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde::{Deserialize, Serialize};
 use std::ffi::OsStr;
 use std::fs::{DirBuilder, File, OpenOptions};
-use std::io::{self, Read};
+use std::io::{self, ErrorKind, Read};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -31,29 +31,56 @@ pub(super) enum Ready {
 }
 
 /// Joins the daemon for `spec`, started with `executable daemon --state DIR -- IMAGE` if there is none. Of many
-/// callers at once, one starts it.
+/// callers at once, one starts it. Daemons have their state in the first of `runtime_dirs`, or in the next one where that
+/// takes no files.
 ///
 /// # Errors
 /// Any [`DaemonError`].
-pub fn join(spec: &Spec, runtime_dir: &Path, executable: &Path) -> Result<Joined, DaemonError> {
+pub fn join(spec: &Spec, runtime_dirs: &[PathBuf], executable: &Path) -> Result<Joined, DaemonError> {
     let spec = with_own_layer(spec)?;
-    if let Some(joined) = join_writer(&spec, runtime_dir)? {
-        return Ok(joined);
+    // One that was started in another place when there was no room in the first one serves on.
+    let used = runtime_dirs.iter().skip(1).filter(|runtime_dir| runtime_dir.exists());
+    for runtime_dir in runtime_dirs.first().into_iter().chain(used.clone()) {
+        if let Some(joined) = join_writer(&spec, runtime_dir)? {
+            return Ok(joined);
+        }
     }
-    let state = StateDirectory::of(&spec, runtime_dir)?;
+    for runtime_dir in used {
+        let state = StateDirectory::of(&spec, runtime_dir)?;
+        if state.is_private()
+            && let Ok(joined) = attach(&state)
+        {
+            return Ok(joined);
+        }
+    }
+    let mut first = None;
+    for runtime_dir in runtime_dirs {
+        match join_or_start(&spec, &StateDirectory::of(&spec, runtime_dir)?, executable) {
+            Err(error) if error.takes_no_files() => first = first.or(Some(error)),
+            // Where the other place cannot be used either, the first one is what is to be mended.
+            Err(DaemonError::State { .. } | DaemonError::Unsafe { .. }) if first.is_some() => break,
+            joined => return joined,
+        }
+    }
+    let nowhere =
+        || DaemonError::Process { step: "find a place for the state of a daemon", source: ErrorKind::NotFound.into() };
+    Err(first.unwrap_or_else(nowhere))
+}
+
+fn join_or_start(spec: &Spec, state: &StateDirectory, executable: &Path) -> Result<Joined, DaemonError> {
     let mut attempt = 1;
     loop {
         let lock = state.create_and_lock()?;
-        match attach(&state) {
+        match attach(state) {
             Err(DaemonError::Control(control::Error::Refused(message))) => {
                 return Err(DaemonError::Start { message, is_the_machines: false });
             }
             // Nobody listens, or it died while it was asked: both are mended by a new one.
-            Err(_) => start(&spec, &state, &lock, executable)?,
+            Err(_) => start(spec, state, &lock, executable)?,
             joined => return joined,
         }
         // The lock is still held, so that a daemon without patience cannot leave before its first client came.
-        match attach(&state) {
+        match attach(state) {
             Err(_) if attempt < ATTEMPTS => attempt += 1,
             joined => return joined,
         }
@@ -106,23 +133,31 @@ fn attach(state: &StateDirectory) -> Result<Joined, DaemonError> {
     let pidfd =
         open_process(pid).map_err(|source| DaemonError::Process { step: "watch the process of the daemon", source })?;
     let (session, images) = (state.session(), state.images());
-    Ok(Joined { root, session, images, facts, writable, other_ids, engine, pid, pidfd, socket })
+    let sandbox = match state.read_spec().map(|spec| spec.layer) {
+        Ok(Layer::Directory(directory)) => Some(directory),
+        _ => None,
+    };
+    Ok(Joined { root, sandbox, session, images, facts, writable, other_ids, engine, pid, pidfd, socket })
 }
 
 fn start(spec: &Spec, state: &StateDirectory, lock: &Lock, executable: &Path) -> Result<(), DaemonError> {
     state.sweep();
     free(spec, state);
+    let result = prepare(spec, state).and_then(|log| run(spec, state, lock, executable, log));
+    if result.is_err() {
+        state.remove(lock)?;
+    }
+    result
+}
+
+/// What a daemon finds, and its log.
+fn prepare(spec: &Spec, state: &StateDirectory) -> Result<File, DaemonError> {
     state.clear()?;
     state.write_spec(spec)?;
     for path in [state.root(), state.session()] {
         DirBuilder::new().mode(0o700).create(&path).map_err(|source| DaemonError::State { path, source })?;
     }
-    let log = open_log(&state.log())?;
-    let result = run(spec, state, lock, executable, log);
-    if result.is_err() {
-        state.remove(lock)?;
-    }
-    result
+    open_log(&state.log())
 }
 
 /// Has daemons leave, if nobody uses them, that have what `spec` needs for itself: its layer, which they serve for runs with
@@ -136,9 +171,25 @@ fn free(spec: &Spec, own: &StateDirectory) {
 }
 
 /// Has daemons of the same user leave that hold `layer` and have nothing to do, for a change of the layer by other means.
-/// `runtime_dir` is where daemons have their state.
-pub fn release(layer: &Path, runtime_dir: &Path) {
-    have_leave(StateDirectory::all(runtime_dir), |other| other.layer.directory() == Some(layer));
+/// `runtime_dirs` is where daemons have their state.
+pub fn release(layer: &Path, runtime_dirs: &[PathBuf]) {
+    have_leave(holders(layer, runtime_dirs), |_| true);
+}
+
+/// The same for those that refuse writes to it: what kept them from writing when they were started may be over.
+pub fn release_if_read_only(layer: &Path, runtime_dirs: &[PathBuf]) {
+    let mut refusing = holders(layer, runtime_dirs);
+    refusing.retain(|daemon| match control::ask(&daemon.socket(), &Request::Status) {
+        Ok(Reply::Status(status)) => !status.writable,
+        _ => false,
+    });
+    have_leave(refusing, |_| true);
+}
+
+/// The daemons that have `layer`.
+fn holders(layer: &Path, runtime_dirs: &[PathBuf]) -> Vec<StateDirectory> {
+    let all = runtime_dirs.iter().flat_map(|runtime_dir| StateDirectory::all(runtime_dir));
+    all.filter(|daemon| daemon.read_spec().is_ok_and(|spec| spec.layer.directory() == Some(layer))).collect()
 }
 
 fn have_leave(daemons: Vec<StateDirectory>, in_the_way: impl Fn(&Spec) -> bool) {

@@ -67,7 +67,8 @@ pub(super) fn make(places: Places<'_>, path: &Path, kind: MountPointKind) -> Res
     let mut result = Ok(());
     for (index, name) in names.iter().enumerate() {
         let wanted = if index + 1 == names.len() { kind } else { MountPointKind::Directory };
-        match step(places, parent, name, wanted, path) {
+        let here: PathBuf = resolved.path.iter().take(index + 2).collect();
+        match step(places, (parent, name), &here, wanted, path) {
             Ok(ino) => parent = ino,
             Err(error) => {
                 result = Err(error);
@@ -82,8 +83,14 @@ pub(super) fn make(places: Places<'_>, path: &Path, kind: MountPointKind) -> Res
     result.map(|()| names.iter().collect())
 }
 
-/// One name: looked up, or made. Counts one reference on the result.
-fn step(places: Places<'_>, parent: Ino, name: &OsStr, wanted: MountPointKind, path: &Path) -> Result<Ino, Error> {
+/// One name, that of `here`: looked up, or made. Counts one reference on the result.
+fn step(
+    places: Places<'_>,
+    (parent, name): (Ino, &OsStr),
+    here: &Path,
+    wanted: MountPointKind,
+    path: &Path,
+) -> Result<Ino, Error> {
     let Places { view, extended, notifier } = places;
     let failed = |source| Error::Make { path: path.into(), source };
     let found = match view.lookup(parent, name) {
@@ -103,11 +110,11 @@ fn step(places: Places<'_>, parent: Ino, name: &OsStr, wanted: MountPointKind, p
         // What the layer alone has, or took away, can only be mended there.
         (Some(extended), _) => {
             let added = add(view, extended, parent, name, wanted);
-            added.or_else(
-                |error| if view.is_stateless() { Err(error) } else { make_in_layer(view, parent, name, wanted) },
-            )
+            added.or_else(|error| {
+                if view.is_stateless() { Err(error) } else { make_in_layer(view, (parent, name), here, wanted) }
+            })
         }
-        (None, _) => make_in_layer(view, parent, name, wanted),
+        (None, _) => make_in_layer(view, (parent, name), here, wanted),
     };
     let ino = match made {
         // Another client, or a program in a container, was faster.
@@ -119,7 +126,14 @@ fn step(places: Places<'_>, parent: Ino, name: &OsStr, wanted: MountPointKind, p
     Ok(ino)
 }
 
-fn make_in_layer(view: &View, parent: Ino, name: &OsStr, kind: MountPointKind) -> Result<(Ino, Attr), ViewError> {
+/// What is made is noted before: a note without its node says nothing.
+fn make_in_layer(
+    view: &View,
+    (parent, name): (Ino, &OsStr),
+    here: &Path,
+    kind: MountPointKind,
+) -> Result<(Ino, Attr), ViewError> {
+    view.note_place(here)?;
     match kind {
         MountPointKind::Directory => view.make_directory(parent, name, Permissions::exactly(0o755), None),
         MountPointKind::File => view.make_node(parent, name, Kind::File, Permissions::exactly(0o644), 0, None),

@@ -27,7 +27,7 @@ use std::time::{Duration, Instant};
 /// More conversations than this wait in the socket's queue.
 const MAX_CONVERSATIONS: usize = 64;
 
-/// How often a daemon that is not to wait at all looks whether background programs still use its mount.
+/// How often a daemon that is not to wait at all looks whether background programs still use its mounts.
 const RECHECK: Duration = Duration::from_secs(1);
 
 /// A forced leave waits this long for a client that is joining.
@@ -153,7 +153,11 @@ impl Server {
             PollFd::new(&self.listener, if may_accept { PollFlags::IN } else { PollFlags::empty() }),
         ];
         fds.extend(clients.iter().map(|client| PollFd::from_borrowed_fd(client.as_fd(), PollFlags::IN)));
-        let timeout = self.timeout(quiet);
+        let images = self.shared.images.let_go(self.spec.idle.max(RECHECK));
+        let timeout = [self.timeout(quiet), images].into_iter().flatten().min();
+        // A moment more, so that what is waited for is over.
+        let timeout = timeout.map(|left| left.saturating_add(Duration::from_millis(1)));
+        let timeout = timeout.and_then(|left| Timespec::try_from(left).ok());
         match poll(&mut fds, timeout.as_ref()) {
             Ok(_) => {}
             Err(rustix::io::Errno::INTR) => return Ok(Events::default()),
@@ -173,11 +177,8 @@ impl Server {
     }
 
     /// Time until the daemon is idle; none while it is used.
-    fn timeout(&self, quiet: Quiet) -> Option<Timespec> {
-        if self.spec.placement != Placement::InNamespace || self.shared.is_in_use() {
-            return None;
-        }
-        Timespec::try_from(quiet.left().saturating_add(Duration::from_millis(1))).ok()
+    fn timeout(&self, quiet: Quiet) -> Option<Duration> {
+        (self.spec.placement == Placement::InNamespace && !self.shared.is_in_use()).then(|| quiet.left())
     }
 
     /// Whether a signal asks for leaving: the terminal that is gone is no reason to.
@@ -227,6 +228,8 @@ impl Server {
         if let Some(lock) = lock.filter(|_| is_ours) {
             self.state.remove(&lock)?;
         }
+        // A daemon that was killed a moment ago may have been dying still when another one started.
+        self.state.sweep();
         Ok(true)
     }
 

@@ -3,7 +3,7 @@
 use super::{DaemonError, Layer, Spec};
 use crate::control::SOCKET;
 use crate::locator::Locator;
-use crate::sys::namespaces;
+use crate::sys::{ext, namespaces};
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with};
@@ -15,7 +15,7 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 /// Raised with every change of the control messages or of what a daemon promises.
-const PROTOCOL_VERSION: u32 = 5;
+const PROTOCOL_VERSION: u32 = 6;
 
 /// Bytes of a key: enough to tell the few daemons of a user apart.
 const KEY_BYTES: usize = 8;
@@ -192,7 +192,7 @@ impl StateDirectory {
         let images = fs::read_dir(self.images()).into_iter().flatten().filter_map(|entry| Some(entry.ok()?.path()));
         let own = [self.images(), self.root(), self.session(), self.lower(), self.memory()];
         for path in images.chain(own) {
-            ignore_missing(fs::remove_dir(&path)).map_err(|source| DaemonError::State { path, source })?;
+            ignore_missing(remove_place(&path)).map_err(|source| DaemonError::State { path, source })?;
         }
         Ok(())
     }
@@ -287,6 +287,17 @@ fn private_directory(path: &Path) -> Result<(), DaemonError> {
         return Err(DaemonError::Unsafe { path: path.into(), uid: rustix::process::geteuid().as_raw() });
     }
     Ok(())
+}
+
+/// Removes a mount point. What was to be mounted there for a moment in the host's own namespace may still be.
+fn remove_place(path: &Path) -> io::Result<()> {
+    match fs::remove_dir(path) {
+        Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {
+            ext::detach(path)?;
+            fs::remove_dir(path)
+        }
+        removed => removed,
+    }
 }
 
 fn ignore_missing(result: io::Result<()>) -> io::Result<()> {

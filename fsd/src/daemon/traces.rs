@@ -96,6 +96,11 @@ impl Traces {
     }
 }
 
+/// What runs on this machine touched of the stored bytes of the remote image with this identity; empty if none did.
+pub fn chunk_trace(cache_dir: &Path, identity: &str) -> Vec<u8> {
+    Traces::of_chunks(cache_dir, identity).read()
+}
+
 /// Takes away the traces below a cache directory that were written at least `age` ago.
 ///
 /// # Errors

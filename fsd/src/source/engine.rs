@@ -3,6 +3,7 @@
 //! They are lazy because `unshare` and `setns` of a user namespace want a process that has no thread yet: a process
 //! that has opened no remote object has none from here.
 
+use std::path::Path;
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -32,6 +33,17 @@ impl Engine {
     /// The client that is to ask `url`.
     pub(super) fn client(&self, url: &Url) -> &Client {
         if url.host_str().is_some_and(is_local) { &self.local_client } else { &self.client }
+    }
+
+    /// The client that asks without a proxy.
+    pub(super) fn plain_client(&self) -> &Client {
+        &self.local_client
+    }
+
+    /// A client that asks who listens on the socket at `path`, whatever host it is told.
+    pub(super) fn on_socket(&self, path: &Path) -> Result<Client, SourceError> {
+        let built = client().no_proxy().unix_socket(path).build();
+        built.map_err(|error| SourceError::Engine(error.into()))
     }
 }
 

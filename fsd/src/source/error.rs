@@ -84,6 +84,14 @@ pub enum SourceError {
         /// What was asked for.
         name: String,
     },
+    /// Singularity Hub does not answer for it any more.
+    #[error(
+        "{name} cannot be had: Singularity Hub is gone; SIPHON_SHUB_URL names a server that stands in for it, if you know one"
+    )]
+    NoHub {
+        /// What was asked for.
+        name: String,
+    },
     /// The server took it not, and said why.
     #[error("{name} was not taken (status {status}): {reason}")]
     Rejected {
@@ -166,6 +174,13 @@ pub enum TransportError {
     /// Threads or event descriptors are not to be had.
     #[error(transparent)]
     Io(#[from] std::io::Error),
+}
+
+impl SourceError {
+    /// Whether the server did not say anything about the object.
+    pub fn is_away(&self) -> bool {
+        matches!(self, Self::Unreachable { .. } | Self::Status { .. })
+    }
 }
 
 impl From<reqwest::Error> for TransportError {

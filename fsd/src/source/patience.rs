@@ -48,6 +48,18 @@ impl Default for Patience {
     }
 }
 
+/// How long a server is waited for where the bytes may all be here: a healthy one answers in a tenth of it.
+const KNOWN_TIME: Duration = Duration::from_secs(3);
+
+impl Patience {
+    /// For who can do without the server.
+    #[must_use]
+    pub fn of_known(self) -> Self {
+        let (stall, attempt) = (self.stall.min(KNOWN_TIME), self.attempt.min(KNOWN_TIME));
+        Self { open_attempts: 1, stall, attempt, ..self }
+    }
+}
+
 /// The attempts of one request so far.
 #[derive(Debug)]
 pub(super) struct Tries {

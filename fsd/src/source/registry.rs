@@ -7,9 +7,9 @@ use std::sync::Arc;
 
 use reqwest::{Method, Response, StatusCode, Url, header};
 use sha2::{Digest as _, Sha256, Sha512};
-use siphon_image::oci::Descriptor;
 use siphon_image::oci::blobs::Blobs;
 use siphon_image::oci::select::is_manifest;
+use siphon_image::oci::{Descriptor, ImageIndex};
 use siphon_image::reference::Repository;
 use std::fmt::Write as _;
 use std::io::{self, Cursor, Read};
@@ -28,6 +28,8 @@ const MAX_MANIFEST_BYTES: usize = 4 << 20;
 const MAX_REASON_CHARS: usize = 300;
 /// Where docker's registry really is.
 const DOCKER_HUB_HOST: &str = "registry-1.docker.io";
+/// What lists of manifests are.
+pub const INDEX_TYPE: &str = "application/vnd.oci.image.index.v1+json";
 /// What we can read, for a registry to choose from.
 const MANIFEST_TYPES: &str = "application/vnd.oci.image.manifest.v1+json, application/vnd.oci.image.index.v1+json, \
     application/vnd.docker.distribution.manifest.v2+json, application/vnd.docker.distribution.manifest.list.v2+json";
@@ -239,6 +241,12 @@ impl Served {
         Ok(self.host.origin_at(url, name, self.scope(), self.patience))
     }
 
+    /// The same, with other bounds on time and attempts from now on.
+    #[must_use]
+    pub fn with_patience(self, patience: Patience) -> Self {
+        Self { patience, ..self }
+    }
+
     /// The path in its registry.
     pub fn path(&self) -> &str {
         &self.path
@@ -276,6 +284,59 @@ impl Served {
         }
         let digest = sha256(&bytes);
         Ok(Manifest { bytes, media_type, digest })
+    }
+
+    /// What refers to the manifest with `digest` and is of the kind `artifact_type`: by the registry's own list, or by the
+    /// tag that stands for it where a registry has none.
+    ///
+    /// # Errors
+    /// If the registry cannot be asked. That there is nothing is no error.
+    pub fn referrers(&self, digest: &str, artifact_type: &str) -> Result<Vec<Descriptor>, SourceError> {
+        let name = format!("{}@{digest}", self.name);
+        let origin = self.origin(&format!("referrers/{digest}?artifactType={artifact_type}"), &name)?;
+        let engine = engine()?;
+        let asked = origin.persist(self.patience.open_attempts, async || {
+            let accept = |request: reqwest::RequestBuilder| request.header(header::ACCEPT, INDEX_TYPE);
+            let mut response = origin.send(engine, Method::GET, accept).await?;
+            match response.status() {
+                status if status.is_success() => Ok(Some(origin.body(&mut response, MAX_MANIFEST_BYTES).await?)),
+                // It has no such list, whatever it says of that.
+                status if status.is_client_error() && status != StatusCode::TOO_MANY_REQUESTS => Ok(None),
+                status => Err(origin.refused(status).into()),
+            }
+        });
+        let listed = match engine.runtime.block_on(asked)? {
+            Some(bytes) => Some(bytes),
+            None => match self.manifest(&referrers_tag(digest)) {
+                Ok(manifest) => Some(manifest.bytes),
+                Err(SourceError::NotFound { .. }) => None,
+                Err(error) => return Err(error),
+            },
+        };
+        // One that is no list, as some proxies answer, has nothing in it.
+        let listed = listed.and_then(|bytes| serde_json::from_slice::<ImageIndex>(&bytes).ok());
+        let found = listed.iter().flat_map(|index| index.manifests());
+        let is_wanted =
+            |found: &&Descriptor| found.artifact_type().as_ref().is_some_and(|kind| kind.as_ref() == artifact_type);
+        Ok(found.filter(is_wanted).cloned().collect())
+    }
+
+    /// Whether the registry keeps a list itself of what refers to the manifest with `digest`.
+    ///
+    /// # Errors
+    /// If it cannot be asked.
+    pub fn lists_referrers(&self, digest: &str) -> Result<bool, SourceError> {
+        let origin = self.origin(&format!("referrers/{digest}"), &format!("{}@{digest}", self.name))?;
+        let engine = engine()?;
+        let asked = origin.persist(self.patience.open_attempts, async || {
+            let response = origin.send(engine, Method::GET, |request| request).await?;
+            match response.status() {
+                status if status.is_success() => Ok(true),
+                status if status.is_client_error() && status != StatusCode::TOO_MANY_REQUESTS => Ok(false),
+                status => Err(origin.refused(status).into()),
+            }
+        });
+        engine.runtime.block_on(asked)
     }
 
     /// A blob, read in ranges. Nothing is asked before it is read. `name` is what messages and the cache call it.
@@ -335,6 +396,11 @@ impl Blobs for Served {
         }
         self.stream(blob).map_err(io::Error::other)
     }
+}
+
+/// The tag under which what refers to the manifest with `digest` is listed where a registry keeps no list itself.
+pub fn referrers_tag(digest: &str) -> String {
+    digest.replace(':', "-")
 }
 
 /// What the server says of a refusal: the first of the errors that the specification has it send, made safe to print.

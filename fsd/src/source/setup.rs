@@ -20,6 +20,10 @@ pub struct Registries {
     pub rules: Vec<Rule>,
     /// The library that is meant where none is named, as a URL.
     pub library: Option<String>,
+    /// What stands in for Singularity Hub, as a URL.
+    pub hub: Option<String>,
+    /// Where the docker daemon listens: `unix://PATH` or `tcp://HOST:PORT`.
+    pub docker_host: Option<String>,
     /// What a library is shown.
     pub library_token: Option<Secret>,
 }
@@ -66,8 +70,12 @@ impl Registries {
         if let Some(path) = self.authfile.as_ref().and_then(|path| path.to_str()) {
             variables.push(("SIPHON_AUTH_FILE", path.to_owned()));
         }
-        if let Some(library) = &self.library {
-            variables.push(("SIPHON_LIBRARY", library.clone()));
+        for (name, value) in [
+            ("SIPHON_LIBRARY", &self.library),
+            ("SIPHON_SHUB_URL", &self.hub),
+            ("SIPHON_DOCKER_HOST", &self.docker_host),
+        ] {
+            variables.extend(value.clone().map(|value| (name, value)));
         }
         variables
     }

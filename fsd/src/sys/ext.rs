@@ -1,14 +1,16 @@
 //! Ext3 file systems in image files: locked, mounted for a moment, and then reachable through a descriptor alone.
 //!
-//! Root's are mounted by the kernel, where it has ext4 and loop devices; all others by `fuse2fs`. The mount is detached at
-//! once: it goes with the last descriptor of it, however this process ends, and `fuse2fs` with it. The lock is that of
-//! apptainer, so that neither program writes to what the other one has.
+//! Root's are mounted by the kernel, where it has ext4 and loop devices (5.8 and later); all others by `fuse2fs`. The mount is
+//! detached at once: it goes with the last descriptor of it, however this process ends, and `fuse2fs` with it. The lock is
+//! that of apptainer, so that neither program writes to what the other one has; the loop device or `fuse2fs` holds it too,
+//! and so for as long as there is a mount.
 
+use super::loop_device::LoopDevice;
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc;
 use rustix::fs::{XattrFlags, fgetxattr, fsetxattr};
 use rustix::io::{FdFlags, fcntl_setfd};
-use rustix::mount::{UnmountFlags, unmount};
+use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use rustix::thread::{
     CapabilitySet, capabilities, clear_ambient_capability_set, configure_capability_in_ambient_set, set_capabilities,
 };
@@ -116,7 +118,7 @@ impl ExtImage<'_> {
     /// Any [`Error`].
     pub fn mount(&self, place: &Path) -> Result<ExtMount, Error> {
         let file = self.lock()?;
-        let by_kernel = rustix::process::geteuid().is_root() && self.mount_by_kernel(place);
+        let by_kernel = rustix::process::geteuid().is_root() && self.mount_by_kernel(&file, place);
         if !by_kernel {
             self.mount_by_fuse2fs(&file, place)?;
         }
@@ -167,23 +169,19 @@ impl ExtImage<'_> {
         Ok(file)
     }
 
-    fn mount_by_kernel(&self, place: &Path) -> bool {
-        let access = if self.write { "rw" } else { "ro" };
-        let Self { offset_bytes, size_bytes, .. } = self;
-        let options = format!("loop,{access},nosuid,nodev,noexec,offset={offset_bytes},sizelimit={size_bytes}");
-        let mut command = Command::new("mount");
-        command.args(["-t", "ext4", "-o", &options, "--"]).arg(self.path).arg(place);
-        match command.output() {
-            Ok(output) if output.status.success() => true,
-            Ok(output) => {
-                tracing::debug!("the kernel does not mount {}: {}", self.path.display(), words(&output));
-                false
-            }
-            Err(error) => {
-                tracing::debug!("cannot run mount: {error}");
-                false
-            }
+    /// Whether the kernel has mounted it: what is open and locked, whatever lies at the path by now.
+    fn mount_by_kernel(&self, lock: &File, place: &Path) -> bool {
+        let mounted = || -> io::Result<()> {
+            let device = LoopDevice::new(lock, self.offset_bytes, self.size_bytes, self.write)?;
+            let mut flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+            flags.set(MountFlags::RDONLY, !self.write);
+            Ok(mount(device.path(), place, "ext4", flags, None)?)
+        };
+        let result = mounted();
+        if let Err(error) = &result {
+            tracing::debug!("the kernel does not mount {}: {error}", self.path.display());
         }
+        result.is_ok()
     }
 
     /// It goes into the background by itself, once it is mounted. It inherits the lock, and so has it for as long as it has
@@ -254,7 +252,11 @@ fn with_mount_capability<T>(start: impl FnOnce() -> T) -> T {
     started
 }
 
-fn detach(place: &Path) -> io::Result<()> {
+/// Takes away what is mounted on `place`, as soon as nobody uses it.
+///
+/// # Errors
+/// If nothing is, or it may not be taken away.
+pub(crate) fn detach(place: &Path) -> io::Result<()> {
     match unmount(place, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
         // In the host's own namespace a user may not, but fusermount3 does.
         Err(rustix::io::Errno::PERM) => {

@@ -253,6 +253,18 @@ pub fn is_ours(path: &Path) -> io::Result<bool> {
     Ok(last.is_some_and(|mount| mount.kind == TYPE))
 }
 
+/// A process that sees an overlayfs that was mounted with `option`, in words; `None` if there is none.
+pub fn seen_overlayfs(option: &str) -> Option<String> {
+    let wanted = |mount: Mount<'_>| mount.kind == "overlay" && mount.has_option(option.as_bytes());
+    let entries = fs::read_dir("/proc").ok()?.flatten();
+    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    // A process that has ended meanwhile sees nothing.
+    let sees = |pid: &u32| fs::read(format!("/proc/{pid}/mountinfo")).is_ok_and(|list| mounts(&list).any(wanted));
+    let pid = pids.into_iter().find(sees)?;
+    let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+    Some(format!("process {pid} ({}), which is left of a run whose daemon was killed", name.trim()))
+}
+
 /// Whether another process sees the filesystem that is mounted on `path` here. A program in a container does, in a
 /// mount namespace of its own, for as long as it runs.
 ///
@@ -281,6 +293,14 @@ struct Mount<'a> {
     device: &'a [u8],
     target: PathBuf,
     kind: &'a OsStr,
+    /// Separated by commas, those of the filesystem.
+    options: &'a [u8],
+}
+
+impl Mount<'_> {
+    fn has_option(&self, wanted: &[u8]) -> bool {
+        self.options.split(|byte| *byte == b',').any(|option| option == wanted)
+    }
 }
 
 fn mounts(listing: &[u8]) -> impl DoubleEndedIterator<Item = Mount<'_>> {
@@ -292,8 +312,10 @@ fn parse_mount(line: &[u8]) -> Option<Mount<'_>> {
     let mut fields = line.split(|byte| *byte == b' ');
     let device = fields.nth(2)?;
     let target = fields.nth(1)?;
-    let kind = fields.skip_while(|field| *field != b"-").nth(1)?;
-    Some(Mount { device, target: unescape(target), kind: OsStr::from_bytes(kind) })
+    let mut filesystem = fields.skip_while(|field| *field != b"-").skip(1);
+    let kind = OsStr::from_bytes(filesystem.next()?);
+    let options = filesystem.nth(1).unwrap_or_default();
+    Some(Mount { device, target: unescape(target), kind, options })
 }
 
 /// Undoes the kernel's `\040` for space, tab, line feed and backslash.
@@ -336,6 +358,7 @@ mod tests {
 
         assert_eq!(mount.target, Path::new(r"/mnt/a b\c"));
         assert_eq!(mount.kind, TYPE);
+        assert!(mount.has_option(b"user_id=0") && !mount.has_option(b"user_id"));
     }
 
     #[test]

@@ -41,7 +41,7 @@ impl Test {
     }
 }
 
-fn told(changes: Changes<'_>) -> Vec<String> {
+fn told(changes: impl Iterator<Item = Result<Change, Error>>) -> Vec<String> {
     let letter = |change: &Change| match (&change.old, &change.new) {
         (None, _) => 'A',
         (_, None) => 'D',
@@ -157,7 +157,7 @@ fn a_directory_in_itself_is_an_error() {
 fn reset(t: &Test, path: &str) -> Result<Reset, ResetError> {
     let upper = Upper::open(&t.upper).unwrap();
     upper.lock_exclusive().unwrap();
-    upper.reset(&Path::new(path).iter().map(OsStr::to_owned).collect::<Vec<_>>())
+    upper.reset(&Path::new(path).iter().map(OsStr::to_owned).collect::<Vec<_>>(), t.lower.as_ref())
 }
 
 #[test]
@@ -194,11 +194,88 @@ fn what_lies_below_a_removed_directory_goes_back_with_that_only() {
 
 #[test]
 fn all_names_of_a_hard_linked_file_are_told_when_one_was_written() {
-    let t = test();
-    let lower = t.upper.with_file_name("lower");
-    std::fs::hard_link(lower.join("opt/z"), lower.join("data/deep/other")).unwrap();
-    let t = Test { lower: Arc::new(Directory::open(&lower).unwrap()), ..t };
+    let t = test_with_a_hard_link();
     write(&t.view(), "opt/z", b"Z");
 
     assert_eq!(t.changes(), ["C /data/deep/other", "C /opt/z"]);
+}
+
+/// The base with `data/deep/other` as a second name of `opt/z`.
+fn test_with_a_hard_link() -> Test {
+    let t = test();
+    let lower = t.upper.with_file_name("lower");
+    std::fs::hard_link(lower.join("opt/z"), lower.join("data/deep/other")).unwrap();
+    Test { lower: Arc::new(Directory::open(&lower).unwrap()), ..t }
+}
+
+#[test]
+fn a_hard_linked_file_goes_back_under_all_its_names_whichever_is_told() {
+    for path in ["opt/z", "data/deep/other", "data/deep", "opt"] {
+        let t = test_with_a_hard_link();
+        write(&t.view(), "opt/z", b"Z");
+
+        assert_eq!(reset(&t, path).unwrap(), Reset::Done, "{path}");
+
+        assert_eq!(t.changes(), [""; 0], "{path}");
+        let view = t.view();
+        let (one, other) = (find(&view, "opt/z"), find(&view, "data/deep/other"));
+        assert_eq!((one, view.attr(one).unwrap().nlink), (other, 2), "{path}");
+        assert_eq!(std::fs::read_dir(t.upper.join(".siphon/links")).unwrap().count(), 0, "{path}");
+    }
+}
+
+#[test]
+fn a_removed_hard_link_that_goes_back_counts_again() {
+    for path in ["data/deep/other", "data/deep"] {
+        let t = test_with_a_hard_link();
+        let view = t.view();
+        view.unlink(find(&view, "data/deep"), OsStr::new("other")).unwrap();
+        assert_eq!(view.attr(find(&view, "opt/z")).unwrap().nlink, 1);
+        drop(view);
+
+        assert_eq!(reset(&t, path).unwrap(), Reset::Done, "{path}");
+
+        let view = t.view();
+        assert_eq!(view.attr(find(&view, "opt/z")).unwrap().nlink, 2, "{path}");
+    }
+}
+
+#[test]
+fn a_copy_under_a_name_that_the_image_lacks_is_a_file_of_its_own_once_the_others_went_back() {
+    let t = test_with_a_hard_link();
+    let view = t.view();
+    write(&view, "opt/z", b"Z");
+    let (opt, data) = (find(&view, "opt"), find(&view, "data"));
+    view.rename(opt, OsStr::new("z"), data, OsStr::new("moved"), crate::view::RenameMode::Replace).unwrap();
+    drop(view);
+
+    assert_eq!(reset(&t, "opt/z").unwrap(), Reset::Done);
+
+    assert_eq!(reset(&t, "data/deep/other").unwrap(), Reset::Done);
+    let view = t.view();
+    assert_eq!(t.changes(), ["A /data/moved"]);
+    assert_eq!(view.attr(find(&view, "opt/z")).unwrap().nlink, 2);
+    assert_ne!(find(&view, "opt/z"), find(&view, "data/moved"));
+}
+
+#[test]
+fn places_to_mount_on_are_no_changes_until_something_is_in_them() {
+    let t = test();
+    let view = t.view();
+    for directory in ["home", "home/user", "mnt", "mnt/used"] {
+        std::fs::create_dir(t.upper.join(directory)).unwrap();
+        view.note_place(&Path::new("/").join(directory)).unwrap();
+    }
+    for (file, content) in [("hosts", ""), ("written", "x"), ("mnt/used/file", "x"), ("own", "")] {
+        std::fs::write(t.upper.join(file), content).unwrap();
+    }
+    view.note_place(Path::new("/hosts")).unwrap();
+    view.note_place(Path::new("/written")).unwrap();
+    drop(view);
+
+    let places = Upper::open(&t.upper).unwrap().places().unwrap();
+    let view = t.view();
+    let told = told(Changes::of_layer(t.lower.as_ref(), &view, Owners::Keep).without(places));
+
+    assert_eq!(told, ["A /mnt", "A /mnt/used", "A /mnt/used/file", "A /own", "A /written"]);
 }

@@ -127,4 +127,27 @@ impl Upper {
         }
         Ok(())
     }
+
+    /// Writes down that `now` is true of `node`, of which `before` was. Nothing is left where it has no more to say than
+    /// the image. Nobody may change the layer meanwhile.
+    pub(super) fn rewrite_links(&self, node: NodeId, before: &Links, now: Links) -> Result<(), Errno> {
+        let directory = self.links_directory()?;
+        if now == *before {
+            return Ok(());
+        }
+        if !now.held && (now.gone == 0 || now.left() == 0) {
+            return self.forget_links(node, before);
+        }
+        // The new count before the old one goes, of which the larger is believed.
+        self.write_count(node, &now)?;
+        let old = if now.held { None } else { Some(held_name(node)) };
+        let counted = (now.gone != before.gone).then(|| count_name(node, before));
+        for name in old.into_iter().chain(counted) {
+            match fs::unlinkat(directory, name, AtFlags::empty()) {
+                Ok(()) | Err(Errno::NOENT) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
 }

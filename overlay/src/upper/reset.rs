@@ -1,12 +1,14 @@
 //! Putting single paths of a layer back to what the image below has.
 
-use super::{Place, Upper};
+use super::{Links, Place, Upper};
 use crate::error::Error;
 use siphon_image::directory::host;
-use siphon_image::tree::Kind;
-use std::ffi::OsString;
-use std::os::fd::AsFd;
+use siphon_image::tree::{Kind, NodeId, Tree};
+use std::collections::{HashMap, HashSet};
+use std::ffi::{OsStr, OsString};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
+use std::sync::Arc;
 
 /// What became of a path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,28 +25,26 @@ pub enum ResetError {
     /// One of the directories above it does not show what the image has.
     #[error("{} was removed or replaced as a whole in the layer; put that back", .0.display())]
     Replaced(PathBuf),
-    /// It is one of several names of a file of the image.
-    #[error("{} has other names in the image, which show the change too; write the former content to it", .0.display())]
-    Linked(PathBuf),
     /// The layer failed.
     #[error(transparent)]
     Layer(#[from] Error),
 }
 
 impl Upper {
-    /// Takes away what the layer has at the path `names` from its root, with all that is below it. The layer must be
+    /// Takes away what the layer has at the path `names` from its root, with all that is below it. `image` is what shows
+    /// then. A file that has several names in the image is one file, and put back under all of them. The layer must be
     /// locked, and nothing may have a view of it that is written through.
     ///
     /// # Errors
     /// See [`ResetError`].
-    pub fn reset(&self, names: &[OsString]) -> Result<Reset, ResetError> {
+    pub fn reset(&self, names: &[OsString], image: &dyn Tree) -> Result<Reset, ResetError> {
         let Some((last, parents)) = names.split_last() else { return Ok(Reset::Unchanged) };
         let mut directory = self.directory(&[]).map_err(Error::from)?;
         for (depth, name) in parents.iter().enumerate() {
             let replaced =
                 || ResetError::Replaced(std::iter::once("/".into()).chain(names[..=depth].to_vec()).collect());
             match self.place(directory.as_fd(), name).map_err(Error::from)? {
-                Place::Absent => return Ok(Reset::Unchanged),
+                Place::Absent => return Ok(self.reset_linked(names, image)?),
                 Place::Object(stat) if host::kind_of(&stat) == Kind::Directory => {}
                 Place::Object(_) | Place::Whiteout => return Err(replaced()),
             }
@@ -54,15 +54,132 @@ impl Upper {
             }
         }
         if let Place::Absent = self.place(directory.as_fd(), last).map_err(Error::from)? {
-            return Ok(Reset::Unchanged);
+            return Ok(self.reset_linked(names, image)?);
         }
-        if let Some(node) = self.origin(directory.as_fd(), last).ok().and_then(|origin| origin.node)
-            && self.links().map_err(Error::from)?.contains_key(&node)
-        {
-            return Err(ResetError::Linked(std::iter::once("/".into()).chain(names.to_vec()).collect()));
-        }
+        let linked = self.linked_at(directory.as_fd(), last)?;
         self.remove(directory.as_fd(), last).map_err(Error::from)?;
         self.unmark(directory.as_fd(), last).map_err(Error::from)?;
+        self.put_links_back(&linked, image)?;
         Ok(Reset::Done)
     }
+
+    /// Puts a file of the image back of which the layer has no more than a change under other names.
+    fn reset_linked(&self, names: &[OsString], image: &dyn Tree) -> Result<Reset, Error> {
+        let known = self.links()?;
+        let Some(node) = walk(image, names)?.filter(|node| known.get(node).is_some_and(|links| links.held)) else {
+            return Ok(Reset::Unchanged);
+        };
+        self.put_links_back(&HashSet::from([node]), image)?;
+        Ok(Reset::Done)
+    }
+
+    /// The files of the image of which there are copies at `name` in `directory` or below, and which have other names.
+    fn linked_at(&self, directory: BorrowedFd<'_>, name: &OsStr) -> Result<HashSet<NodeId>, Error> {
+        let known = self.links()?;
+        let mut found = HashSet::new();
+        if known.is_empty() {
+            return Ok(found);
+        }
+        let mut pending = vec![(Arc::new(directory.try_clone_to_owned()?), name.to_owned())];
+        while let Some((directory, name)) = pending.pop() {
+            let Place::Object(stat) = self.place(directory.as_fd(), &name)? else { continue };
+            match host::kind_of(&stat) {
+                Kind::Directory => {
+                    let inside = Arc::new(host::open_directory(directory.as_fd(), &name)?);
+                    let entries = host::list(inside.as_fd())?.into_iter();
+                    pending.extend(entries.map(|entry| (inside.clone(), entry.name)));
+                }
+                Kind::File => found.extend(self.origin(directory.as_fd(), &name)?.node),
+                _ => {}
+            }
+        }
+        found.retain(|node| known.contains_key(node));
+        Ok(found)
+    }
+
+    /// Takes the copies of `nodes` away under all names that they have in the image, and counts anew which of their names
+    /// there, and of those of any file that is counted, still stand for it.
+    fn put_links_back(&self, nodes: &HashSet<NodeId>, image: &dyn Tree) -> Result<(), Error> {
+        let known = self.links()?;
+        if known.is_empty() {
+            return Ok(());
+        }
+        let mut gone: HashMap<NodeId, u32> = HashMap::new();
+        for (node, names) in names_of(image, &known)? {
+            let Some((directory, last)) = self.at(&names)? else { continue };
+            let Some(directory) = directory else {
+                *gone.entry(node).or_default() += 1;
+                continue;
+            };
+            match self.place(directory.as_fd(), &last)? {
+                Place::Absent => continue,
+                Place::Object(_)
+                    if nodes.contains(&node) && self.origin(directory.as_fd(), &last)?.node == Some(node) =>
+                {
+                    self.remove(directory.as_fd(), &last)?;
+                }
+                Place::Object(_) | Place::Whiteout => *gone.entry(node).or_default() += 1,
+            }
+        }
+        for (node, links) in known {
+            let gone = gone.get(&node).copied().unwrap_or(0);
+            let held = links.held && !nodes.contains(&node);
+            self.rewrite_links(node, &links, Links { gone, held, ..links })?;
+        }
+        Ok(())
+    }
+
+    /// Where the layer may have the last of `names`: `None` if what is above it is the image's alone, and no directory if
+    /// that shows nothing of the image.
+    fn at(&self, names: &[OsString]) -> Result<Option<(Option<OwnedFd>, OsString)>, Error> {
+        let Some((last, parents)) = names.split_last() else { return Ok(None) };
+        let mut directory = self.directory(&[])?;
+        for name in parents {
+            match self.place(directory.as_fd(), name)? {
+                Place::Absent => return Ok(None),
+                Place::Object(stat) if host::kind_of(&stat) == Kind::Directory => {}
+                Place::Object(_) | Place::Whiteout => return Ok(Some((None, last.clone()))),
+            }
+            directory = host::open_directory(directory.as_fd(), name)?;
+            if self.is_opaque(directory.as_fd())? {
+                return Ok(Some((None, last.clone())));
+            }
+        }
+        Ok(Some((Some(directory), last.clone())))
+    }
+}
+
+/// The node of `image` at a path without links.
+fn walk(image: &dyn Tree, names: &[OsString]) -> Result<Option<NodeId>, Error> {
+    let mut node = image.root();
+    for name in names {
+        match image.lookup(node, name)? {
+            Some(next) => node = next,
+            None => return Ok(None),
+        }
+    }
+    Ok(Some(node))
+}
+
+/// All names in `image` of the files that are `known`, with the paths to them. Every name is looked at.
+fn names_of(image: &dyn Tree, known: &HashMap<NodeId, Links>) -> Result<Vec<(NodeId, Vec<OsString>)>, Error> {
+    let mut found = Vec::new();
+    let mut seen = HashSet::from([image.root()]);
+    let mut pending = vec![(image.root(), Vec::new())];
+    while let Some((directory, path)) = pending.pop() {
+        for entry in image.entries(directory)? {
+            let is_directory = entry.kind == Kind::Directory;
+            // A damaged image may have a directory inside itself.
+            if (is_directory && seen.insert(entry.node)) || known.contains_key(&entry.node) {
+                let mut path = path.clone();
+                path.push(entry.name);
+                if is_directory {
+                    pending.push((entry.node, path));
+                } else {
+                    found.push((entry.node, path));
+                }
+            }
+        }
+    }
+    Ok(found)
 }

@@ -121,6 +121,27 @@ fn a_second_writer_is_told_who_has_the_layer() {
 }
 
 #[test]
+fn a_layer_that_the_kernel_still_merges_has_no_other_writer() {
+    let (dir, killed) = layer(Form::Device);
+    killed.lock_exclusive().unwrap();
+    killed.note_merged(Some(Path::new("/proc/1/fd/9"))).unwrap();
+    drop(killed);
+
+    let next = Upper::open(dir.path()).unwrap();
+    let mut asked = String::new();
+    let refused = next.lock_exclusive_unless(|option| {
+        option.clone_into(&mut asked);
+        Some("process 7 (sh)".to_owned())
+    });
+
+    assert_eq!(asked, "upperdir=/proc/1/fd/9");
+    assert!(refused.unwrap_err().to_string().contains("process 7 (sh)"));
+    next.lock_exclusive_unless(|_| None).unwrap();
+    drop(next);
+    Upper::open(dir.path()).unwrap().lock_exclusive_unless(|option| panic!("{option} is noted still")).unwrap();
+}
+
+#[test]
 fn locking_clears_what_a_crash_left_in_work() {
     let (dir, upper) = layer(Form::Device);
     std::fs::create_dir_all(dir.path().join(".siphon/work/left/deep/deeper")).unwrap();

@@ -250,9 +250,11 @@ impl View {
                 continue;
             }
             let both = self.both(layer, &layer.state.read(), directory)?;
-            if both.lower.is_none() {
-                continue;
-            }
+            let Some(lower) = both.lower else { continue };
+            // What the copy of the directory itself needs is in memory then, so that an image that answers late holds up
+            // nobody else.
+            self.lower.attr(lower)?;
+            self.lower.xattrs(lower)?;
             pending.push((directory, true));
             for (name, _) in self.names_in(layer, &both)? {
                 let (child, attr) = match self.lookup(directory, &name) {

@@ -491,6 +491,85 @@ fn a_large_file_is_copied_up_while_others_are_changed() {
     assert_eq!(t.view.attr(large).unwrap().size, 1 << 28);
 }
 
+/// A tree that answers the first question for the xattrs of each node only once it is let on.
+#[derive(Debug)]
+struct Late {
+    tree: Directory,
+    seen: Mutex<std::collections::HashSet<NodeId>>,
+    asked: std::sync::mpsc::SyncSender<()>,
+    let_on: Mutex<std::sync::mpsc::Receiver<()>>,
+}
+
+impl Tree for Late {
+    fn root(&self) -> NodeId {
+        self.tree.root()
+    }
+    fn attr(&self, node: NodeId) -> Result<siphon_image::tree::Attr, siphon_image::tree::Error> {
+        self.tree.attr(node)
+    }
+    fn lookup(&self, dir: NodeId, name: &OsStr) -> Result<Option<NodeId>, siphon_image::tree::Error> {
+        self.tree.lookup(dir, name)
+    }
+    fn entries(&self, dir: NodeId) -> Result<Vec<siphon_image::tree::Entry>, siphon_image::tree::Error> {
+        self.tree.entries(dir)
+    }
+    fn read_link(&self, node: NodeId) -> Result<std::ffi::OsString, siphon_image::tree::Error> {
+        self.tree.read_link(node)
+    }
+    fn read(&self, node: NodeId, offset: u64, buf: &mut [u8]) -> Result<usize, siphon_image::tree::Error> {
+        self.tree.read(node, offset, buf)
+    }
+    fn xattrs(&self, node: NodeId) -> Result<Vec<siphon_image::tree::Xattr>, siphon_image::tree::Error> {
+        if self.seen.lock().insert(node) {
+            self.asked.send(()).unwrap();
+            // So late an answer means that the one that it waits for waits itself, which that one then tells.
+            let _ = self.let_on.lock().recv_timeout(std::time::Duration::from_secs(10));
+        }
+        self.tree.xattrs(node)
+    }
+    fn statistics(&self) -> siphon_image::tree::Statistics {
+        self.tree.statistics()
+    }
+}
+
+#[test]
+fn a_directory_of_an_image_that_answers_late_is_renamed_while_others_make_files() {
+    let t = test(|lower| {
+        std::fs::create_dir_all(lower.join("d/deep")).unwrap();
+        std::fs::write(lower.join("d/file"), b"lower").unwrap();
+        std::fs::write(lower.join("d/deep/file"), b"lower").unwrap();
+    });
+    let (asked, questions) = std::sync::mpsc::sync_channel(0);
+    let (answer, let_on) = std::sync::mpsc::channel();
+    let tree = Directory::open(&t.lower).unwrap();
+    let late = Late { tree, seen: Mutex::default(), asked, let_on: Mutex::new(let_on) };
+    let view = View::new(Arc::new(late), Some(Upper::open(&t.upper).unwrap())).unwrap();
+
+    let made = std::thread::scope(|scope| {
+        let view = &view;
+        let renaming = scope
+            .spawn(move || view.rename(Ino::ROOT, OsStr::new("d"), Ino::ROOT, OsStr::new("e"), RenameMode::Replace));
+        let mut made = 0;
+        // The tree is at a question until it is let on.
+        while made < 4 {
+            questions.recv().unwrap();
+            let asked = std::time::Instant::now();
+            let name = made.to_string();
+            let permissions = Permissions::exactly(0o644);
+            view.make_node(Ino::ROOT, OsStr::new(&name), Kind::File, permissions, 0, None).unwrap();
+            assert!(asked.elapsed() < std::time::Duration::from_secs(10), "question {made} was asked under the lock");
+            answer.send(()).unwrap();
+            made += 1;
+        }
+        renaming.join().unwrap().unwrap();
+        made
+    });
+
+    assert_eq!(made, 4, "one question for each of two directories and two files");
+    assert!(find(&view, "e/deep/file").is_ok());
+    assert!(find(&view, "d").is_err());
+}
+
 #[test]
 fn a_default_acl_is_inherited_and_overrules_the_umask() {
     // user::rwx, user:2:rwx, group::r-x, mask::rwx, other::---, as `setfacl -d` writes it.

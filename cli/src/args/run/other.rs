@@ -1,6 +1,7 @@
 //! Options of singularity and apptainer that have little or no effect here: see [`crate::settings`] for which are taken
 //! and which are refused.
 
+use crate::args::RegistryFlags;
 use clap::Args;
 
 /// Options that are known for scripts to go on working, or to be told what to use instead.
@@ -27,24 +28,9 @@ pub struct OtherFlags {
     /// Keep nothing of remote images
     #[arg(long, hide = true)]
     pub disable_cache: bool,
-    /// Ask registries over http in place of https
-    #[arg(long, alias = "nohttps", hide = true)]
-    pub no_https: bool,
-    /// Credentials for registries
-    #[arg(long, value_name = "FILE", hide = true)]
-    pub authfile: Option<String>,
-    /// Ask for credentials of a registry
-    #[arg(long, hide = true)]
-    pub docker_login: bool,
-    /// A docker daemon to fetch images from
-    #[arg(long, value_name = "HOST", hide = true)]
-    pub docker_host: Option<String>,
-    /// A name for registries
-    #[arg(long, value_name = "NAME", hide = true)]
-    pub docker_username: Option<String>,
-    /// A password for registries
-    #[arg(long, value_name = "PASSWORD", hide = true)]
-    pub docker_password: Option<String>,
+    /// Registries and libraries
+    #[command(flatten)]
+    pub registry: RegistryFlags,
     /// Ask for the passphrase of an encrypted image
     #[arg(long, hide = true)]
     pub passphrase: bool,

@@ -1,7 +1,7 @@
 //! Images that were converted from OCI images, and kept in the cache directory.
 
 use super::SECONDS_OF_A_DAY;
-use crate::build::sources::CONVERTED;
+use crate::build::converted::{CONVERTED, remove, sandbox_on};
 use crate::report::Report;
 use anyhow::Context;
 use std::fs;
@@ -38,7 +38,7 @@ pub(super) fn all(cache_dir: &Path) -> anyhow::Result<Vec<Converted>> {
     Ok(found)
 }
 
-/// Removes those that were made before so many days. Mounted ones go on being served.
+/// Removes those that were made before so many days, and on which no sandbox lies. Mounted ones go on being served.
 pub(super) fn clean(cache_dir: &Path, days: Option<u64>, dry_run: bool, report: Report) -> anyhow::Result<()> {
     let least = Duration::from_secs(days.unwrap_or(0).saturating_mul(SECONDS_OF_A_DAY));
     for converted in all(cache_dir)? {
@@ -47,9 +47,13 @@ pub(super) fn clean(cache_dir: &Path, days: Option<u64>, dry_run: bool, report: 
             continue;
         }
         let name = converted.path.file_name().unwrap_or_default().display();
+        if let Some(sandbox) = sandbox_on(&converted.path) {
+            report.info(format_args!("Keeping {name}: the sandbox {} lies on it", sandbox.display()));
+            continue;
+        }
         report.info(format_args!("Removing oci cache entry: {name}"));
         if !dry_run {
-            fs::remove_file(&converted.path).with_context(|| format!("cannot remove {}", converted.path.display()))?;
+            remove(&converted.path)?;
         }
     }
     Ok(())

@@ -111,6 +111,7 @@ fn keep(
         library_path: library_path(&settings.gpu),
         as_root: settings.fakeroot.is_some(),
         pretends_at: None,
+        overlays: overlays(&settings)?,
         output: output_path,
         error: error_path,
     };
@@ -124,16 +125,21 @@ fn keep(
     result
 }
 
+fn overlays(settings: &RunSettings) -> anyhow::Result<Vec<PathBuf>> {
+    let paths = settings.overlays.iter().map(|overlay| std::path::absolute(&overlay.path));
+    paths.collect::<Result<_, _>>().context("cannot find out the working directory")
+}
+
 /// Runs the container and waits for its end.
 fn serve(
     registry: &Registry,
     record: &mut Record,
-    prepared: Prepared,
+    mut prepared: Prepared,
     logs: Logs,
     caller: &mut Caller,
     report: Report,
 ) -> anyhow::Result<()> {
-    let place = enter_daemon(&prepared)?;
+    let place = enter_daemon(&mut prepared)?;
     let mut keeper = match split()? {
         Part::First(first) => {
             // Only the keeper speaks: the caller waits until nobody can any more.

@@ -1,5 +1,6 @@
 //! The few fields of an OCI image configuration that running an image needs.
 
+use super::time;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -60,6 +61,31 @@ impl ImageConfig {
         }
         Ok(serde_json::from_slice(json)?)
     }
+
+    /// The time of creation in seconds since 1970; 0 for one that is none, or is before that.
+    pub fn created_seconds(&self) -> u32 {
+        time::parse(&self.created).and_then(|time| u32::try_from(time.seconds).ok()).unwrap_or(0)
+    }
+}
+
+/// What of a configuration says how to run the image, as JSON without what is empty.
+///
+/// # Errors
+/// If it is no JSON.
+pub fn run_config(config_json: &[u8]) -> Result<String, serde_json::Error> {
+    let mut config: serde_json::Value = serde_json::from_slice(config_json)?;
+    let mut run = config.get_mut("config").map(serde_json::Value::take).unwrap_or_default();
+    if let Some(fields) = run.as_object_mut() {
+        fields.retain(|_, value| {
+            let is_empty = value.as_str().is_some_and(str::is_empty)
+                || value.as_array().is_some_and(Vec::is_empty)
+                || value.as_object().is_some_and(serde_json::Map::is_empty);
+            !is_empty && !value.is_null() && value.as_bool() != Some(false)
+        });
+    } else {
+        run = serde_json::json!({});
+    }
+    Ok(run.to_string())
 }
 
 /// Go programs write `null` for what is empty.
@@ -99,5 +125,14 @@ mod tests {
         assert!(matches!(ImageConfig::parse(br#"{"config":{"Env":"x"}}"#), Err(Error::Json(_))));
         assert!(matches!(ImageConfig::parse(&vec![b' '; MAX_CONFIG_BYTES + 1]), Err(Error::TooLarge(_))));
         assert!(ImageConfig::parse("[".repeat(100_000).as_bytes()).is_err());
+    }
+
+    #[test]
+    fn the_configuration_that_is_kept_is_that_of_running() {
+        let json = br#"{"os":"linux","config":{"User":"","Env":["A=b"],"Cmd":null,"Tty":false,"Labels":{}}}"#;
+
+        assert_eq!(run_config(json).unwrap(), r#"{"Env":["A=b"]}"#);
+        assert_eq!(run_config(br#"{"config":null}"#).unwrap(), "{}");
+        assert_eq!(run_config(b"{}").unwrap(), "{}");
     }
 }

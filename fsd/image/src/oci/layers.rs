@@ -13,7 +13,7 @@
 //! not written. Names alone cannot tell that where links are in the way: what turns out to be missing in the end is fetched
 //! once more, which happens with hard links between a hidden and a visible name, and hardly ever else.
 //!
-//! Everything is held against its digest, stored and uncompressed, before [`write()`] returns. All that is kept of the streams
+//! Everything is held against its digest before [`write()`] returns. All that is kept of the streams
 //! is bounded.
 
 mod cover;
@@ -24,6 +24,7 @@ pub(super) mod tar;
 
 use self::tar::{Entry, Kind};
 use super::blobs::Blobs;
+use super::own::{Own, OwnBody};
 use super::{Descriptor, Digest};
 use crate::squashfs::writer::stream::{Chunk, Contents};
 use crate::squashfs::writer::{self, Options, Progress, Summary};
@@ -72,30 +73,6 @@ pub struct Source {
     pub fetched_bytes: Arc<AtomicU64>,
 }
 
-/// A file that the image is given beside those of its layers.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Own {
-    /// Where. Missing directories on the way are made.
-    pub path: String,
-    /// What.
-    pub body: OwnBody,
-    /// Permissions.
-    pub mode: u16,
-    /// Whether it takes the place of what the layers have there, which otherwise stays.
-    pub replaces: bool,
-}
-
-/// What a file of [`Own`] is.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum OwnBody {
-    /// A directory. One that is there stays.
-    Directory,
-    /// A regular file.
-    File(Vec<u8>),
-    /// A symbolic link to this.
-    Symlink(String),
-}
-
 /// Why layers could not be made into an image.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -142,8 +119,8 @@ pub enum Error {
         /// What it is.
         found: String,
     },
-    /// A layer decompresses to something else than the configuration says.
-    #[error("the layer should decompress to {expected}, and does to {found}")]
+    /// A layer that is not compressed is another one than the configuration says.
+    #[error("the layer should have the digest {expected} by the configuration, and has {found} by the manifest")]
     DiffId {
         /// What the configuration says.
         expected: String,
@@ -289,13 +266,6 @@ pub fn preview(own: &[Own]) -> Result<Merged, Error> {
 }
 
 impl Own {
-    fn bytes(&self) -> &[u8] {
-        match &self.body {
-            OwnBody::File(bytes) => bytes,
-            OwnBody::Directory | OwnBody::Symlink(_) => &[],
-        }
-    }
-
     /// Puts it into a tree.
     fn apply(&self, merged: &mut Merged, content: Content, seconds: i64) -> Result<(), Error> {
         let (kind, link) = match &self.body {

@@ -25,7 +25,6 @@ pub mod merge;
 pub mod saved;
 pub mod seekable;
 pub mod tar;
-mod time;
 mod toc;
 pub mod tree;
 pub mod zstd_chunked;

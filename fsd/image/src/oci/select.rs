@@ -5,6 +5,7 @@ use super::config::{self, ImageConfig, MAX_CONFIG_BYTES};
 use super::layers::{self, Check};
 use super::{Descriptor, Digest, ImageIndex, ImageManifest};
 use serde::Deserialize;
+use std::collections::HashMap;
 use std::io::{self, Read};
 
 /// Largest manifest or index that is read: what registries accept.
@@ -108,6 +109,8 @@ pub struct ImageFacts {
     pub config_json: Vec<u8>,
     /// What of the configuration counts for running it.
     pub config: ImageConfig,
+    /// What its manifest says of it.
+    pub annotations: HashMap<String, String>,
 }
 
 #[derive(Deserialize)]
@@ -269,7 +272,9 @@ fn read_one(blobs: &dyn Blobs, image: &Descriptor) -> Result<Vec<u8>, Error> {
 /// See [`Error`].
 pub fn read_manifest(blobs: &dyn Blobs, digest: Digest, manifest: &ImageManifest) -> Result<ImageFacts, Error> {
     let config_json = read_blob(blobs, manifest.config(), MAX_CONFIG_BYTES)?;
-    ImageFacts::new(digest, manifest.layers().clone(), config_json)
+    let mut facts = ImageFacts::new(digest, manifest.layers().clone(), config_json)?;
+    facts.annotations = manifest.annotations().clone().unwrap_or_default();
+    Ok(facts)
 }
 
 impl ImageFacts {
@@ -281,7 +286,7 @@ impl ImageFacts {
         let config = ImageConfig::parse(&config_json)?;
         let failed = |source| Error::Json { digest: digest.to_string(), source };
         let WithRootFs { rootfs } = serde_json::from_slice(&config_json).map_err(failed)?;
-        Ok(Self { digest, layers, diff_ids: rootfs.diff_ids, config_json, config })
+        Ok(Self { digest, layers, diff_ids: rootfs.diff_ids, config_json, config, annotations: HashMap::new() })
     }
 
     /// Bytes of all layers as they are stored.

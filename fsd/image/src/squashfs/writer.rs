@@ -20,6 +20,7 @@ mod content;
 mod copy;
 mod directories;
 mod inodes;
+mod known;
 mod metadata;
 mod pipeline;
 mod scan;
@@ -249,7 +250,7 @@ pub enum Error {
 }
 
 /// Writes `tree` as a squashfs image that begins `start_bytes` into `out` and is the end of it: whatever `out` held from
-/// there on is lost. After an error `out` holds an unusable part of an image.
+/// there on is lost. `out` has to be open for reading too. After an error `out` holds an unusable part of an image.
 ///
 /// # Errors
 /// See [`Error`].
@@ -386,6 +387,11 @@ struct Image<'a> {
 impl Image<'_> {
     fn write_at(self, bytes: &[u8], offset: u64) -> Result<(), Error> {
         Ok(self.out.write_all_at(bytes, self.start_bytes + offset)?)
+    }
+
+    /// Reads what was written.
+    fn read_at(self, bytes: &mut [u8], offset: u64) -> Result<(), Error> {
+        Ok(self.out.read_exact_at(bytes, self.start_bytes + offset)?)
     }
 }
 

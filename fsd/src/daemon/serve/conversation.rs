@@ -118,7 +118,7 @@ impl Shared {
                     points.iter().map(|(path, kind)| mount_points::make(places, path, *kind)).collect();
                 made.map_or_else(|error| Reply::Failed(chain(&error)), Reply::MountPoints)
             }
-            Request::Image(image) => match self.images.place(&image) {
+            Request::Image(image) => match self.images.place(&image, pid) {
                 Ok(place) => Reply::Image(place),
                 Err(error) => Reply::Failed(chain(&error)),
             },

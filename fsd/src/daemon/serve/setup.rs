@@ -1,35 +1,34 @@
 //! From a specification to a served mount, in the order that the kernel demands: namespaces while there is a single
 //! thread, then the image, the layer, the mount, and last the socket by which others find it.
 
-use super::conversation::{Parts, Shared};
+mod layered;
+mod merge;
+
+use super::conversation::Shared;
 use super::images::Images;
 use super::{Server, signal_descriptor};
 use crate::control::{Attached, Status};
 use crate::daemon::engine::{self, Helper, LayerEngine};
-use crate::daemon::mount_points::Extended;
 use crate::daemon::state::StateDirectory;
 use crate::daemon::traces::Traces;
 use crate::daemon::{DaemonError, Ids, Layer, Placement, Spec};
-use crate::errno::chain;
 use crate::fs::{FileSystem, Options, Owners, Xattrs};
 use crate::fuse::{Mounted, Notifier};
-use crate::layers::{Mounts, Overlay};
 use crate::locator::{self, Locator, Opened};
-use crate::sys::mounts::{self, FuseMount, OverlayMount, mount_memory};
+use crate::sys::mounts::FuseMount;
 use crate::sys::namespaces::{self, Mapped};
+use layered::{is_written_as_it_is, layer};
+use merge::{discard_directory, serve_by_kernel};
 use parking_lot::Mutex;
 use rustix::process::{Resource, Rlimit, getegid, geteuid, getrlimit, setrlimit};
-use siphon_image::open::{self, Format};
-use siphon_image::tree::{EmptyTree, Tree};
-use siphon_overlay::stack::Stack;
-use siphon_overlay::upper::Upper;
-use siphon_overlay::view::View;
-use std::fs::{File, Permissions};
+use siphon_image::open;
+use siphon_image::tree::Tree;
+use std::fs::Permissions;
 use std::io::{self, PipeReader};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::SystemTime;
@@ -42,22 +41,6 @@ const MIN_WORKERS: usize = 4;
 
 /// Workers of a remote image mostly wait for the network.
 const REMOTE_WORKERS: usize = 16;
-
-/// The merged tree, and whether writes reach it.
-#[derive(Debug)]
-struct Layered {
-    view: Arc<View>,
-    writable: Result<(), String>,
-    is_stable: bool,
-    /// Below the view: takes mount points where there is no layer for them.
-    extended: Option<Arc<Extended>>,
-    /// Keeps a layer in memory alive.
-    memory: Option<File>,
-    /// Keeps mounted layers alive.
-    mounts: Arc<Mounts>,
-    /// What the kernel's overlayfs would merge, or why it must not.
-    parts: Result<Parts, String>,
-}
 
 /// A filesystem that the kernel has mounted, and the thread that serves it.
 #[derive(Debug)]
@@ -135,7 +118,8 @@ pub(super) fn set_up(state: StateDirectory) -> Result<Server, DaemonError> {
     }
     if let Some(remote) = opened.remote() {
         serving.filesystem.foresee_loading();
-        remote.follow(&Traces::of_chunks(&spec.cache_dir, &opened.identity).read());
+        let own = Traces::of_chunks(&spec.cache_dir, &opened.identity).read();
+        remote.follow(if own.is_empty() { opened.shared_trace() } else { &own });
     }
 
     let facts = facts.join().map_err(|_| failed("read the image")(io::Error::other("the reader panicked")))?;
@@ -190,74 +174,6 @@ fn serve<K: Send + 'static>(
     Ok(Serving { filesystem, notifier, session, over })
 }
 
-/// Serves the image alone, out of sight, and has the kernel merge it with the layer on the mount point. The reason if
-/// that cannot be; then nothing of it stays.
-fn serve_by_kernel(
-    helper: Helper,
-    parts: &Parts,
-    spec: &Spec,
-    state: &StateDirectory,
-    owners: Owners,
-    merged: &FuseMount<'_>,
-    (workers, mounts): (usize, Arc<Mounts>),
-) -> Result<Serving, String> {
-    if let Some(reason) = parts.upper.foreign_to_kernel() {
-        return Err(reason.to_owned());
-    }
-    if let (Layer::Directory(_), Ids::Root(_)) = (&spec.layer, &spec.ids) {
-        return Err("root in the container could change what siphon notes down in the sandbox".to_owned());
-    }
-    let directories = parts.upper.kernel_directories();
-    let directories =
-        directories.map_err(|error| format!("overlayfs has no place beside the layer to work in: {error}"))?;
-    let (upper, work) = (engine::path_of(directories.upper()), engine::path_of(directories.work()));
-    let view = View::new(parts.lower.clone(), None).map_err(|error| chain(&error))?;
-    let filesystem = engine::below(Arc::new(view), owners, Arc::default(), spec.ids == Ids::Host);
-    let lower = state.lower();
-    make_directory(&lower).map_err(|error| chain(&error))?;
-    let mount = FuseMount { target: &lower, read_only: true, ..merged.clone() };
-    let (uid, gid) = (geteuid().as_raw(), getegid().as_raw());
-    let served = mount.mount(uid, gid).map_err(|error| chain(&error)).and_then(|device| {
-        serve(filesystem, device, workers, (directories, mounts)).map_err(|error| error.to_string())
-    });
-    let overlay = OverlayMount {
-        source: merged.source.to_owned(),
-        target: merged.target.to_owned(),
-        lower: lower.clone(),
-        upper,
-        work,
-        setuid: merged.setuid,
-    };
-    let result = served.and_then(|serving| match helper.mount(&parts.upper, overlay) {
-        Ok(()) => Ok(serving),
-        Err(reason) => {
-            // A helper that died may have mounted. What serves the image ends with its last mount.
-            let _ = mounts::detach(merged.target);
-            discard_directory(&lower);
-            Err(reason)
-        }
-    });
-    // What the kernel merges, it holds by itself.
-    discard_directory(&lower);
-    result
-}
-
-fn make_directory(path: &Path) -> Result<(), DaemonError> {
-    let made = std::fs::DirBuilder::new().mode(0o700).create(path);
-    made.map_err(|source| DaemonError::State { path: path.into(), source })
-}
-
-/// Takes a directory away, and what is mounted there, if there is one.
-fn discard_directory(path: &Path) {
-    let _ = mounts::detach(path);
-    match std::fs::remove_dir(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            tracing::warn!("cannot remove {}: {error}", path.display());
-        }
-        _ => {}
-    }
-}
-
 /// Each open file of the layer takes a descriptor here, for all programs together: the limit that suits one program,
 /// often 1024, is soon reached.
 fn raise_descriptor_limit() {
@@ -299,157 +215,6 @@ fn other_ids(owners: Owners, refused: Option<String>) -> Result<(), String> {
         Owners::AsStored { users: 2.., groups: 2.. } => Ok(()),
         _ => Err(refused.unwrap_or_else(|| "this user namespace has only one id".to_owned())),
     }
-}
-
-/// Puts the layers on the image.
-fn layer(spec: &Spec, locator: &Locator, opened: &Opened, state: &StateDirectory) -> Result<Layered, DaemonError> {
-    let place = &state.root();
-    let mut mounts = Mounts::new();
-    let on_host = matches!(spec.placement, Placement::HostMount(_));
-    let layered = match &spec.layer {
-        Layer::Directory(directory) => match writable_upper(directory) {
-            Ok(upper) => {
-                // A plain directory is written to as it is: nothing lies below it that a deletion would have to hide.
-                let below = if opened.upper_dir.is_some() { opened.lower.clone() } else { Arc::new(EmptyTree) };
-                match opened.upper_dir {
-                    Some(_) => writable(below, upper, directory)?,
-                    None => {
-                        let parts = Err("a plain directory is written to as it is".to_owned());
-                        Layered { parts, ..writable(below, upper, directory)? }
-                    }
-                }
-            }
-            Err(reason) => {
-                let sandbox = read_only_sandbox(opened, directory)?;
-                Layered { is_stable: false, ..read_only(sandbox, reason, place)? }
-            }
-        },
-        Layer::Overlay(path) if is_written_as_it_is(spec, locator, opened) => {
-            let upper = Overlay::find(path)?.open_as_root(place, &mut mounts)?;
-            let parts = Err("an ext3 image is written to as it is".to_owned());
-            Layered { parts, ..writable(Arc::new(EmptyTree), upper, path)? }
-        }
-        Layer::Overlay(path) => {
-            let mut stack = below(spec, locator, opened, place, &mut mounts)?;
-            let upper = Overlay::find(path)?.push_below(&mut stack, place, &mut mounts)?;
-            // Places to mount on are no changes that anyone asked for.
-            let extended = Arc::new(Extended::new(stack.tree()));
-            let parts = parts(&upper, stack.tree());
-            Layered { extended: Some(extended.clone()), parts, ..writable(extended, upper, path)? }
-        }
-        Layer::Temporary if on_host => {
-            let stack = below(spec, locator, opened, place, &mut mounts)?;
-            read_only(stack.tree(), "a mount in the host's tree takes no temporary layer".into(), place)?
-        }
-        Layer::Temporary => {
-            over_memory(below(spec, locator, opened, place, &mut mounts)?.tree(), spec, &state.memory())?
-        }
-        Layer::ReadOnly => {
-            let stack = below(spec, locator, opened, place, &mut mounts)?;
-            read_only(stack.tree(), format!("{} is a read-only image", spec.image), place)?
-        }
-    };
-    // Someone else may write to the layer of a sandbox that is only read here.
-    let is_stable = layered.is_stable && opened.is_stable && opened.upper_dir.is_none() && overlays_are_stable(spec)?;
-    let is_ours = matches!(spec.layer, Layer::Directory(_)) && layered.writable.is_ok() && opened.is_stable;
-    let is_stable = is_stable || is_ours;
-    let parts = match is_stable {
-        true => layered.parts,
-        false => {
-            layered.parts.and(Err("what is below the layer may change, which overlayfs does not allow".to_owned()))
-        }
-    };
-    Ok(Layered { mounts: Arc::new(mounts), is_stable, parts, ..layered })
-}
-
-/// Whether writes go into the ext3 image itself, as into a plain directory.
-fn is_written_as_it_is(spec: &Spec, locator: &Locator, opened: &Opened) -> bool {
-    let image = match locator {
-        Locator::File(path) => Some(path.as_path()),
-        _ => None,
-    };
-    opened.image.format == Format::Ext && spec.layer.directory() == image && image.is_some()
-}
-
-fn overlays_are_stable(spec: &Spec) -> Result<bool, DaemonError> {
-    for path in &spec.overlays {
-        if !Overlay::find(path)?.is_stable() {
-            return Ok(false);
-        }
-    }
-    Ok(true)
-}
-
-/// A layer of which this process is the only writer.
-fn writable(below: Arc<dyn Tree>, upper: Upper, path: &Path) -> Result<Layered, DaemonError> {
-    let parts = parts(&upper, below.clone());
-    let view = view(below, Some(upper), path)?;
-    let (extended, memory, mounts) = (None, None, Arc::default());
-    Ok(Layered { view, writable: Ok(()), is_stable: true, extended, memory, mounts, parts })
-}
-
-/// No layer: what is missing to mount on is made beside the nodes of the image.
-fn read_only(below: Arc<dyn Tree>, reason: String, place: &Path) -> Result<Layered, DaemonError> {
-    let extended = Arc::new(Extended::new(below));
-    let view = view(extended.clone(), None, place)?;
-    let (extended, memory, mounts, parts) = (Some(extended), None, Arc::default(), Err(reason.clone()));
-    Ok(Layered { view, writable: Err(reason), is_stable: true, extended, memory, mounts, parts })
-}
-
-/// A layer in memory, for writes that are not kept. `place` leads to it until that is detached.
-fn over_memory(below: Arc<dyn Tree>, spec: &Spec, place: &Path) -> Result<Layered, DaemonError> {
-    make_directory(place)?;
-    let memory = mount_memory(place, spec.memory_bytes)?;
-    let upper = Upper::open_overlay(place).map_err(|source| DaemonError::Layer { path: place.into(), source })?;
-    Ok(Layered { memory: Some(memory), ..writable(below, upper, place)? })
-}
-
-/// What the kernel's overlayfs would merge.
-fn parts(upper: &Upper, lower: Arc<dyn Tree>) -> Result<Parts, String> {
-    let upper = upper.try_clone().map_err(|error| error.to_string())?;
-    Ok(Parts { upper, lower })
-}
-
-/// The image, or the tree of a sandbox that is read only, with all layers on it that are only read.
-fn below(
-    spec: &Spec,
-    locator: &Locator,
-    opened: &Opened,
-    place: &Path,
-    mounts: &mut Mounts,
-) -> Result<Stack, DaemonError> {
-    let mut stack = Stack::new(match &opened.upper_dir {
-        Some(directory) => read_only_sandbox(opened, directory)?,
-        None => opened.lower.clone(),
-    });
-    if let (Locator::File(path), Some(sif)) = (locator, &opened.image.sif)
-        && spec.layer.directory() != Some(path)
-        && let Some(own) = Overlay::of_sif(path, sif)?
-    {
-        own.push(&mut stack, place, mounts)?;
-    }
-    for path in &spec.overlays {
-        Overlay::find(path)?.push(&mut stack, place, mounts)?;
-    }
-    Ok(stack)
-}
-
-/// The layer, ours alone to write; or why not.
-fn writable_upper(directory: &Path) -> Result<Upper, String> {
-    let upper = Upper::open(directory).map_err(|error| chain(&error))?;
-    upper.lock_exclusive().map_err(|error| chain(&error))?;
-    Ok(upper)
-}
-
-/// A sandbox that someone else writes, as a tree.
-fn read_only_sandbox(opened: &Opened, directory: &Path) -> Result<Arc<dyn Tree>, DaemonError> {
-    let upper = Upper::open(directory).map_err(|source| DaemonError::Layer { path: directory.into(), source })?;
-    Ok(view(opened.lower.clone(), Some(upper), directory)?)
-}
-
-fn view(lower: Arc<dyn Tree>, upper: Option<Upper>, path: &Path) -> Result<Arc<View>, DaemonError> {
-    let view = View::new(lower, upper).map_err(|source| DaemonError::Layer { path: path.into(), source })?;
-    Ok(Arc::new(view))
 }
 
 impl Spec {

@@ -215,7 +215,6 @@ impl Merged {
     }
 
     fn set_attributes(&mut self, node: usize, entry: &Entry) {
-        let is_foreign = |name: &[u8]| FOREIGN_XATTRS.iter().any(|foreign| name.starts_with(foreign));
         let xattrs = entry.xattrs.iter().filter(|(name, _)| !is_foreign(name));
         let xattrs = xattrs.map(|(name, value)| (OsString::from_vec(name.clone()), value.clone())).collect();
         let node = &mut self.nodes[node];
@@ -385,6 +384,11 @@ impl Merged {
             _ => None,
         }
     }
+}
+
+/// Whether an extended attribute is left out of images.
+pub(in crate::oci) fn is_foreign(name: &[u8]) -> bool {
+    FOREIGN_XATTRS.iter().any(|foreign| name.starts_with(foreign))
 }
 
 /// The names of a path below the root, as it is read without looking at links: none is empty, `.` or `..`.

@@ -80,6 +80,17 @@ impl Error {
         Self::Damaged { part, offset, problem }
     }
 
+    /// Nothing, if it may be that the bytes came wrong and would be right when they are fetched again.
+    ///
+    /// # Errors
+    /// Itself, for all else.
+    pub fn check_is_of_bytes(self) -> Result<(), Self> {
+        match self {
+            Self::Damaged { .. } | Self::Digest { .. } | Self::Json(_) | Self::Missing(_) => Ok(()),
+            error => Err(error),
+        }
+    }
+
     /// `value` if it is at most `max`.
     pub(super) fn bounded(what: &'static str, value: u64, max: u64) -> Result<u64, Self> {
         if value > max { Err(Self::TooLarge { what, found: value, max }) } else { Ok(value) }

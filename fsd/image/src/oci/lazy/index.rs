@@ -1,7 +1,7 @@
 //! What a layer holds, in the order of its tar: one entry for each header, whatever said so.
 
+use super::super::time;
 use super::error::Error;
-use super::time;
 use crate::tree::Timestamp;
 use std::fmt::Debug;
 use std::ops::Range;
@@ -242,6 +242,15 @@ impl XattrList {
         list.extend_from_slice(name);
         list.extend_from_slice(value);
         Ok(())
+    }
+
+    /// The list without those whose names `is_left_out`.
+    pub(super) fn without(list: &[u8], is_left_out: impl Fn(&[u8]) -> bool) -> Vec<u8> {
+        let mut kept = Vec::new();
+        for (name, value) in Self::iter(list).filter(|(name, _)| !is_left_out(name)) {
+            Self::push(&mut kept, name, value).expect("it was in a list before");
+        }
+        kept
     }
 
     /// The names and values of a list.

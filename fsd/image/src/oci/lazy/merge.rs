@@ -5,9 +5,11 @@
 //! meets a directory keeps what is in it. A path that leads through a symbolic link is followed within the image, as
 //! unpackers do. A hard link to what is not there yet waits until its layer is there, since some formats reorder files.
 
+use super::super::layers::merge::is_foreign;
+use super::super::own::{Own, OwnBody};
 use super::decoded::{Decoded, LayerId};
 use super::error::Error;
-use super::index::{Chunk, Content, Entry, EntryKind, LayerIndex, MAX_PATH_BYTES};
+use super::index::{Chunk, Content, Entry, EntryKind, LayerIndex, MAX_PATH_BYTES, XattrList};
 use super::tree::LayeredTree;
 use crate::read_at::ReadAt;
 use crate::tree::{Kind, Timestamp};
@@ -98,7 +100,7 @@ impl Merge {
             xattr_numbers: HashMap::from([(Box::default(), 0)]),
             decoded,
         };
-        merge.add_implied_directory().expect("one node is not too many");
+        merge.add_implied_directory(Timestamp::default()).expect("one node is not too many");
         merge
     }
 
@@ -121,6 +123,44 @@ impl Merge {
         self.add_links(&index, links)?;
         self.layers.push(MergedLayer { source, chunks: index.into_chunks(), id: self.decoded.add_layer() });
         Ok(())
+    }
+
+    /// Puts files on the layers that none of them has, of the time `seconds` since 1970.
+    ///
+    /// # Errors
+    /// As [`Merge::add`].
+    pub fn add_own(&mut self, own: &[Own], seconds: i64) -> Result<(), Error> {
+        let (mut index, mut bytes) = (LayerIndex::default(), Vec::new());
+        for file in own.iter().filter(|file| file.replaces || !self.has(file.path.as_bytes())) {
+            let (kind, link) = match &file.body {
+                OwnBody::Directory => (EntryKind::Directory, ""),
+                OwnBody::File(_) => (EntryKind::File, ""),
+                OwnBody::Symlink(target) => (EntryKind::Symlink, &target[..]),
+            };
+            index.push(&Entry {
+                path: file.path.as_bytes(),
+                kind,
+                mode: file.mode,
+                uid: 0,
+                gid: 0,
+                mtime: Timestamp { seconds, nanos: 0 },
+                rdev: 0,
+                size: file.bytes().len() as u64,
+                link: link.as_bytes(),
+                xattrs: &[],
+                content: Content::Offset(bytes.len() as u64),
+            })?;
+            bytes.extend_from_slice(file.bytes());
+        }
+        self.add(index, Layer::Tar(Arc::new(bytes)))
+    }
+
+    /// Whether there is something at `path`, links on the way followed.
+    fn has(&self, path: &[u8]) -> bool {
+        let Ok(components) = components(path) else { return false };
+        let Some((name, parents)) = components.split_last() else { return true };
+        let parent = self.find_directory(parents);
+        parent.is_some_and(|parent| self.directories[self.directory_of(parent)].contains_key(*name))
     }
 
     /// The tree of all layers.
@@ -162,7 +202,7 @@ impl Merge {
         if entry.kind == EntryKind::HardLink {
             return Ok(None);
         }
-        let parent = self.make_directory(parents)?;
+        let parent = self.make_directory(parents, entry.mtime)?;
         let directory = self.directory_of(parent);
         if entry.kind == EntryKind::Directory
             && let Some(old) = self.directories[directory].get(*name).copied()
@@ -212,18 +252,18 @@ impl Merge {
         };
         let components = components(entry.path)?;
         let Some((name, parents)) = components.split_last() else { return Ok(true) };
-        let parent = self.make_directory(parents)?;
+        let parent = self.make_directory(parents, entry.mtime)?;
         let directory = self.directory_of(parent);
         self.directories[directory].insert((*name).into(), node);
         Ok(true)
     }
 
-    /// The directory with this path, made as far as it is not there.
-    fn make_directory(&mut self, path: &[&[u8]]) -> Result<u32, Error> {
+    /// The directory with this path, made as far as it is not there, with the time of what it is made for.
+    fn make_directory(&mut self, path: &[&[u8]], mtime: Timestamp) -> Result<u32, Error> {
         let mut missing = Vec::new();
         let mut at = self.walk(path, &mut missing)?;
         for name in missing {
-            let node = self.add_implied_directory()?;
+            let node = self.add_implied_directory(mtime)?;
             let directory = self.directory_of(at);
             self.directories[directory].insert(name, node);
             at = node;
@@ -283,7 +323,7 @@ impl Merge {
         index(self.nodes[index(node)].directory)
     }
 
-    fn add_implied_directory(&mut self) -> Result<u32, Error> {
+    fn add_implied_directory(&mut self, mtime: Timestamp) -> Result<u32, Error> {
         self.add_node(
             &Entry {
                 path: &[],
@@ -291,7 +331,7 @@ impl Merge {
                 mode: 0o755,
                 uid: 0,
                 gid: 0,
-                mtime: Timestamp::default(),
+                mtime,
                 rdev: 0,
                 size: 0,
                 link: &[],
@@ -329,7 +369,7 @@ impl Merge {
         let xattrs = self.xattr_number(entry.xattrs);
         self.nodes.push(Building {
             kind,
-            mode: entry.mode,
+            mode: if kind == Kind::Symlink { 0o777 } else { entry.mode },
             uid: entry.uid,
             gid: entry.gid,
             mtime: entry.mtime,
@@ -356,6 +396,9 @@ impl Merge {
     fn xattr_number(&mut self, list: &[u8]) -> u32 {
         if let Some(number) = self.xattr_numbers.get(list) {
             return *number;
+        }
+        if XattrList::iter(list).any(|(name, _)| is_foreign(name)) {
+            return self.xattr_number(&XattrList::without(list, is_foreign));
         }
         let number = u32::try_from(self.xattrs.len()).expect("there are fewer than nodes");
         self.xattrs.push(list.into());

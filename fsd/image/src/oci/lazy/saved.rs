@@ -1,4 +1,4 @@
-//! An index of a gzip layer as it is kept on disk under the layer's digest.
+//! An index of a layer as it is kept on disk under the layer's digest.
 //!
 //! ```text
 //! | head: magic, lengths, digests | entries, zstd | checkpoints | SHA-256 of all before | windows, each zstd |
@@ -17,6 +17,8 @@ use std::io::{self, Write};
 use std::sync::Arc;
 
 const MAGIC: &[u8; 8] = b"siphgzi1";
+/// What a list of entries alone begins with: its length follows, and then it, compressed, and the SHA-256 of all of that.
+const ENTRIES_MAGIC: &[u8; 8] = b"siphtar1";
 const HEAD_BYTES: u64 = 8 + 7 * 8 + 64;
 const CHECKPOINT_BYTES: u64 = 8 + 8 + 8 + 4 + 1 + 32;
 const DIGEST_BYTES: u64 = 32;
@@ -106,6 +108,37 @@ pub fn open(bytes: Arc<dyn ReadAt>) -> Result<Indexed, Error> {
     let (checkpoints, span_digests) = decode_checkpoints(checkpoints)?;
     let gzip = GzipIndex::new(checkpoints, span_digests, Arc::new(windows), stored_bytes, length, span_bytes)?;
     Ok(Indexed { gzip: Arc::new(gzip), layer: decode_entries(&entries)?, digests })
+}
+
+/// Writes the entries of a layer that needs no checkpoints.
+///
+/// # Errors
+/// If `out` fails.
+pub fn write_entries(layer: &LayerIndex, mut out: impl Write) -> io::Result<()> {
+    let entries = encode_entries(layer);
+    let stored = zstd::bulk::compress(&entries, LEVEL)?;
+    let mut file = ENTRIES_MAGIC.to_vec();
+    file.extend_from_slice(&(entries.len() as u64).to_le_bytes());
+    file.extend_from_slice(&stored);
+    out.write_all(&file)?;
+    out.write_all(&Sha256::digest(&file))
+}
+
+/// Reads what [`write_entries()`] has written.
+///
+/// # Errors
+/// As [`open()`].
+pub fn open_entries(bytes: &dyn ReadAt) -> Result<LayerIndex, Error> {
+    let length = Error::bounded("a list of entries", bytes.len(), MAX_ENTRIES_BYTES)?;
+    let body_end = length.checked_sub(DIGEST_BYTES).ok_or(Error::Missing("saved list of entries"))?;
+    let body = read(bytes, 0, body_end)?;
+    let stored = body.strip_prefix(ENTRIES_MAGIC).ok_or(Error::Missing("saved list of entries"))?;
+    let digest: [u8; 32] = Fields(&read(bytes, body_end, DIGEST_BYTES)?).array()?;
+    super::gzip::verify("saved list of entries", 0, &body, &digest)?;
+    let mut fields = Fields(stored);
+    let capacity = Error::bounded("a list of entries", fields.long()?, MAX_ENTRIES_BYTES)?;
+    let capacity = usize::try_from(capacity).map_err(|_| damaged())?;
+    decode_entries(&zstd::bulk::decompress(fields.0, capacity).map_err(|_| damaged())?)
 }
 
 fn decode_checkpoints(bytes: &[u8]) -> Result<(Vec<Checkpoint>, Vec<[u8; 32]>), Error> {

@@ -114,6 +114,56 @@ impl<W: Write> Writer<W> {
     }
 }
 
+/// Takes the tar as it comes out of a decoder.
+impl<W: Write> Write for Writer<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.push(bytes)?;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Takes a zstd layer in order, whatever frames it has, and writes it in seekable form.
+pub struct Recoder<W: Write> {
+    decoder: zstd::stream::write::Decoder<'static, Writer<W>>,
+}
+
+impl<W: Write> Recoder<W> {
+    /// A recoder to `out`.
+    ///
+    /// # Errors
+    /// As [`Writer::new`].
+    pub fn new(out: W) -> io::Result<Self> {
+        Ok(Self { decoder: zstd::stream::write::Decoder::new(Writer::new(out)?)? })
+    }
+
+    /// Takes the next bytes of the layer.
+    ///
+    /// # Errors
+    /// As [`Writer::push`], and for what is no zstd.
+    pub fn push(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.decoder.write_all(bytes)
+    }
+
+    /// Ends the layer, as [`Writer::finish`] does.
+    ///
+    /// # Errors
+    /// As [`Writer::finish`].
+    pub fn finish(mut self) -> io::Result<(W, LayerIndex, [u8; 32])> {
+        self.decoder.flush()?;
+        self.decoder.into_inner().finish()
+    }
+}
+
+impl<W: Write> std::fmt::Debug for Recoder<W> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Recoder").finish_non_exhaustive()
+    }
+}
+
 impl<W> std::fmt::Debug for Writer<W> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Writer").field("frames", &self.frames.len()).finish_non_exhaustive()

@@ -99,7 +99,7 @@ impl<'a> Packer<'a> {
         for _ in 0..size / block_bytes {
             self.progress.check()?;
             match next(self.block_bytes)? {
-                Chunk::Bytes(block) if !is_zero(&block) => self.feed.compress(block, may_repeat, Piece::Block)?,
+                Chunk::Bytes(block) if !is_zero(&block) => self.feed.compress(block, Piece::Block)?,
                 Chunk::Bytes(_) | Chunk::Zeros => self.feed.send(Piece::Hole(block_bytes))?,
             }
             self.progress.bytes_read.fetch_add(block_bytes, Ordering::Relaxed);
@@ -144,7 +144,7 @@ impl<'a> Packer<'a> {
     }
 
     fn send_fragment(&mut self) -> Result<(), Error> {
-        self.feed.compress(std::mem::take(&mut self.fragment), false, Piece::Fragment)?;
+        self.feed.compress(std::mem::take(&mut self.fragment), Piece::Fragment)?;
         self.fragment_index += 1;
         if self.fragment_index == NONE_U32 {
             return Err(Error::TooMany { what: "fragments", limit: u64::from(NONE_U32) });

@@ -12,11 +12,10 @@ use super::carry::Carried;
 use super::compress::{Codec, Encoder};
 use super::content::Tail;
 use super::copy;
+use super::known::Known;
 use super::{Error, Image, Options, Progress, stored_size};
 use crate::read_at::ReadAt;
 use parking_lot::Mutex;
-use sha2::{Digest, Sha256};
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -72,12 +71,10 @@ type Reply = Receiver<Result<Encoded, Error>>;
 pub(super) struct Encoded {
     bytes: Vec<u8>,
     uncompressed: bool,
-    digest: Option<[u8; 32]>,
 }
 
 struct Job {
     block: Vec<u8>,
-    with_digest: bool,
     reply: SyncSender<Result<Encoded, Error>>,
 }
 
@@ -95,14 +92,9 @@ impl Feed {
     }
 
     /// Sends a block to be compressed, and to be written as the `piece` of its reply.
-    pub(super) fn compress(
-        &self,
-        block: Vec<u8>,
-        with_digest: bool,
-        piece: impl FnOnce(Reply) -> Piece,
-    ) -> Result<(), Error> {
+    pub(super) fn compress(&self, block: Vec<u8>, piece: impl FnOnce(Reply) -> Piece) -> Result<(), Error> {
         let (reply, receiver) = sync_channel(1);
-        self.jobs.send(Job { block, with_digest, reply }).map_err(|_| Error::Cancelled)?;
+        self.jobs.send(Job { block, reply }).map_err(|_| Error::Cancelled)?;
         self.send(piece(receiver))
     }
 }
@@ -170,18 +162,16 @@ fn join<T>(thread: ScopedJoinHandle<'_, T>) -> T {
 fn compress_all(queue: &Mutex<Receiver<Job>>, mut encoder: Encoder) {
     loop {
         let job = queue.lock().recv();
-        let Ok(Job { block, with_digest, reply }) = job else { return };
+        let Ok(Job { block, reply }) = job else { return };
         // Nobody listens to the reply after an error elsewhere.
-        let _unheard = reply.send(compress(&mut encoder, block, with_digest));
+        let _unheard = reply.send(compress(&mut encoder, block));
     }
 }
 
-fn compress(encoder: &mut Encoder, block: Vec<u8>, with_digest: bool) -> Result<Encoded, Error> {
+fn compress(encoder: &mut Encoder, block: Vec<u8>) -> Result<Encoded, Error> {
     let compressed = encoder.encode(&block)?.map(<[u8]>::to_vec);
     let uncompressed = compressed.is_none();
-    let bytes = compressed.unwrap_or(block);
-    let digest = with_digest.then(|| Sha256::digest(&bytes).into());
-    Ok(Encoded { bytes, uncompressed, digest })
+    Ok(Encoded { bytes: compressed.unwrap_or(block), uncompressed })
 }
 
 /// The writing end of the pipeline.
@@ -189,17 +179,10 @@ struct BlockWriter<'a> {
     image: Image<'a>,
     progress: &'a Progress,
     position: u64,
-    present: Present,
-    known: HashMap<[u8; 32], u64>,
+    present: Blocks,
+    known: Known,
     blocks: Vec<Blocks>,
     fragments: Vec<(u64, u32)>,
-}
-
-/// The file whose blocks are being written.
-struct Present {
-    blocks: Blocks,
-    /// Of the stored sizes and the digests of the blocks so far; `None` once a block came without one.
-    digest: Option<Sha256>,
 }
 
 impl<'a> BlockWriter<'a> {
@@ -210,28 +193,27 @@ impl<'a> BlockWriter<'a> {
         start: u64,
         progress: &'a Progress,
     ) -> Self {
-        let present = Present::starting_at(start);
-        Self { image, progress, position: start, present, known: HashMap::new(), blocks, fragments }
+        let present = Blocks { start, ..Blocks::default() };
+        Self { image, progress, position: start, present, known: Known::default(), blocks, fragments }
     }
 
     fn run(mut self, ordered: &Receiver<Piece>) -> Result<Self, Error> {
         while let Ok(piece) = ordered.recv() {
             match piece {
                 Piece::Block(reply) => {
-                    let encoded = take(&reply)?;
-                    let size = self.append(&encoded)?;
-                    self.present.push(size, encoded.digest);
+                    let size = self.append(&take(&reply)?)?;
+                    self.present.sizes.push(size);
                 }
                 Piece::Hole(bytes) => {
-                    self.present.blocks.hole_bytes += bytes;
-                    self.present.push(0, Some([0; 32]));
+                    self.present.hole_bytes += bytes;
+                    self.present.sizes.push(0);
                 }
-                Piece::FileEnd { node } => self.end_file(node),
+                Piece::FileEnd { node } => self.end_file(node)?,
                 Piece::Fragment(reply) => {
                     let start = self.position;
                     let size = self.append(&take(&reply)?)?;
                     self.fragments.push((start, size));
-                    self.present.blocks.start = self.position;
+                    self.present.start = self.position;
                 }
             }
         }
@@ -247,35 +229,18 @@ impl<'a> BlockWriter<'a> {
     }
 
     /// Files the present file's blocks; if an earlier file has the same ones, the next file overwrites these.
-    fn end_file(&mut self, node: usize) {
-        let Present { mut blocks, digest } = std::mem::replace(&mut self.present, Present::starting_at(0));
-        if let Some(digest) = digest {
-            let own_start = blocks.start;
-            blocks.start = *self.known.entry(digest.finalize().into()).or_insert(own_start);
-            if blocks.start != own_start {
-                self.position = own_start;
-            }
+    fn end_file(&mut self, node: usize) -> Result<(), Error> {
+        let mut blocks = std::mem::take(&mut self.present);
+        if let Some(start) = self.known.find(&blocks, self.position, self.image)? {
+            self.position = blocks.start;
+            blocks.start = start;
         }
         if node >= self.blocks.len() {
             self.blocks.resize_with(node + 1, Blocks::default);
         }
         self.blocks[node] = blocks;
-        self.present.blocks.start = self.position;
-    }
-}
-
-impl Present {
-    fn starting_at(start: u64) -> Self {
-        Self { blocks: Blocks { start, ..Blocks::default() }, digest: Some(Sha256::new()) }
-    }
-
-    fn push(&mut self, stored_size: u32, digest: Option<[u8; 32]>) {
-        self.blocks.sizes.push(stored_size);
-        self.digest = self
-            .digest
-            .take()
-            .zip(digest)
-            .map(|(state, digest)| state.chain_update(stored_size.to_le_bytes()).chain_update(digest));
+        self.present.start = self.position;
+        Ok(())
     }
 }
 

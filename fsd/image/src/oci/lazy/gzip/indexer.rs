@@ -76,13 +76,19 @@ pub struct Indexer {
     partial: Vec<u8>,
     decoder: Decoder,
     scanner: Scanner,
-    layer_hash: Sha256,
-    tar_hash: Sha256,
+    /// `None` if the digests of the whole are not asked for.
+    hashes: Option<Hashes>,
     span_hash: Sha256,
     input: u64,
     output: u64,
     last_byte: u8,
     last_checkpoint: u64,
+}
+
+#[derive(Debug, Default)]
+struct Hashes {
+    layer: Sha256,
+    tar: Sha256,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -117,14 +123,23 @@ impl Indexer {
             partial: Vec::new(),
             decoder: Decoder::default(),
             scanner: Scanner::default(),
-            layer_hash: Sha256::new(),
-            tar_hash: Sha256::new(),
+            hashes: Some(Hashes::default()),
             span_hash: Sha256::new(),
             input: 0,
             output: 0,
             last_byte: 0,
             last_checkpoint: 0,
         }
+    }
+
+    /// Leaves the digests of the whole to who has them otherwise: they are all zeros then. Two of three bytes that are hashed
+    /// are so for them.
+    #[must_use]
+    pub fn without_digests(self) -> Self {
+        // Parts of what is dropped cannot be moved out of.
+        let mut indexer = self;
+        indexer.hashes = None;
+        indexer
     }
 
     /// What [`GzipLayer::growing`](super::GzipLayer::growing) reads by while the pass goes on.
@@ -147,7 +162,9 @@ impl Indexer {
     /// # Errors
     /// [`Error::Damaged`] for what is no gzip or no tar, which those who wait for bytes are told as well.
     pub fn push(&mut self, bytes: &[u8]) -> Result<(), Error> {
-        self.layer_hash.update(bytes);
+        if let Some(hashes) = &mut self.hashes {
+            hashes.layer.update(bytes);
+        }
         self.take(bytes).inspect_err(|error| self.growing.end(Outcome::Failed(error.clone())))
     }
 
@@ -178,9 +195,9 @@ impl Indexer {
         let gzip = GzipIndex::new(checkpoints, digests, windows, self.input, self.output, self.span_bytes)?;
         let gzip = Arc::new(gzip);
         self.growing.end(Outcome::Whole(gzip.clone()));
-        let digests = Digests {
-            layer: std::mem::take(&mut self.layer_hash).finalize().into(),
-            diff_id: std::mem::take(&mut self.tar_hash).finalize().into(),
+        let digests = match self.hashes.take() {
+            Some(Hashes { layer, tar }) => Digests { layer: layer.finalize().into(), diff_id: tar.finalize().into() },
+            None => Digests { layer: [0; 32], diff_id: [0; 32] },
         };
         Ok(Indexed { gzip, layer, digests })
     }
@@ -233,7 +250,9 @@ impl Indexer {
     fn take_blocks(&mut self, bytes: &[u8]) -> Result<usize, Error> {
         let (status, read, new) = self.decoder.decode(bytes);
         let output = &self.decoder.buf[new];
-        self.tar_hash.update(output);
+        if let Some(hashes) = &mut self.hashes {
+            hashes.tar.update(output);
+        }
         self.scanner.push(output)?;
         let (written, at) = (output.len(), self.input);
         self.output += written as u64;

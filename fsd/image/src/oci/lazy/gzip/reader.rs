@@ -67,7 +67,16 @@ impl GzipLayer {
         Ok(count)
     }
 
+    /// Twice, if it is not what it should be, with the bytes fetched anew.
     fn decode(&self, span: &Span, window: &[u8]) -> Result<Box<[u8]>, Error> {
+        self.decode_once(span, window).or_else(|error| {
+            error.check_is_of_bytes()?;
+            self.bytes.discard(span.input_start()..span.input_end);
+            self.decode_once(span, window)
+        })
+    }
+
+    fn decode_once(&self, span: &Span, window: &[u8]) -> Result<Box<[u8]>, Error> {
         let offset = span.input_start();
         // Deflate makes nothing longer than by 5 bytes in 64 KiB, so that the bound on what comes out is one on this.
         let needed = Error::bounded("a span's stored length", span.input_end - offset, 2 * super::MAX_SPAN_BYTES)?;

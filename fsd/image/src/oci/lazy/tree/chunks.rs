@@ -47,8 +47,16 @@ pub(super) fn read(
     Ok(())
 }
 
-/// Reads, decompresses and verifies one chunk.
+/// Reads, decompresses and verifies one chunk: twice, if it is not what it should be, with the bytes fetched anew.
 fn decode(source: &Layer, chunk: &Chunk) -> Result<Box<[u8]>, Error> {
+    decode_once(source, chunk).or_else(|error| {
+        error.check_is_of_bytes()?;
+        source.bytes().discard(chunk.offset..chunk.offset.saturating_add(chunk.stored_bytes.into()));
+        decode_once(source, chunk)
+    })
+}
+
+fn decode_once(source: &Layer, chunk: &Chunk) -> Result<Box<[u8]>, Error> {
     let offset = chunk.offset;
     let bytes = source.bytes();
     // A last chunk may be said to reach to the end of its layer or beyond.

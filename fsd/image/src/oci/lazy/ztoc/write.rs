@@ -3,10 +3,10 @@
 //! Front to back: a table is written with gaps for its offsets, and they are filled in as what they lead to follows. All
 //! tables of a kind share a vtable, and no field is left out.
 
+use super::super::super::time;
 use super::super::error::Error;
 use super::super::gzip::{GzipIndex, WINDOW_BYTES};
 use super::super::index::{Entry, EntryKind, LayerIndex, XattrList, device_parts};
-use super::super::time;
 use super::{MAX_ZTOC_BYTES, XATTR_PREFIX};
 use crate::oci::lazy::index::Content;
 

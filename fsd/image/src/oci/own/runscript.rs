@@ -45,6 +45,16 @@ pub(super) fn runscript(entrypoint: &[String], cmd: &[String]) -> String {
     )
 }
 
+/// Whether `script` is the one for these words, whoever wrote it: that of apptainer keeps them in the same two variables.
+pub fn is_generated(script: &str, entrypoint: &[String], cmd: &[String]) -> bool {
+    let own = runscript(entrypoint, cmd);
+    let words = |script: &str| {
+        let found = |name: &str| script.lines().find(|line| line.starts_with(name)).map(str::to_owned);
+        Some((found("OCI_ENTRYPOINT=")?, found("OCI_CMD=")?))
+    };
+    words(script).is_some_and(|found| Some(found) == words(&own))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,0 +1,208 @@
+//! What is kept of images in registries beside the bytes of layers, below the cache directory.
+//!
+//! ```text
+//! CACHE_DIR/oci/names/NAME       what a name led to: digest and media type; NAME is a digest of it
+//! CACHE_DIR/oci/blobs/HEX        manifests and configurations, by their digests
+//! CACHE_DIR/oci/indexes/HEX.KIND indexes that were made of layers, by the layers' digests
+//! ```
+//!
+//! Each file is written whole or not at all, and held against its digest when it is read. Nothing depends on them but time
+//! and the network. What was used longest ago goes when there is too much.
+
+use super::place::Found;
+use crate::cache::write_whole;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use std::fmt::Write as _;
+use std::fs::{self, DirBuilder, File};
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+const DIRECTORY: &str = "oci";
+const NAMES: &str = "names";
+const BLOBS: &str = "blobs";
+const INDEXES: &str = "indexes";
+
+/// All indexes together: a hundredth of the layers that they are of, and all of a zstd layer.
+const MAX_INDEX_BYTES: u64 = 8 << 30;
+/// All manifests and configurations.
+const MAX_BLOB_BYTES: u64 = 64 << 20;
+/// All records of names.
+const MAX_NAME_BYTES: u64 = 4 << 20;
+/// The longest file that is read as a whole, which registries accept as a manifest.
+const MAX_READ_BYTES: u64 = 4 << 20;
+
+/// The directory.
+#[derive(Debug, Clone)]
+pub(super) struct Kept {
+    path: PathBuf,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct NameRecord {
+    digest: String,
+    media_type: String,
+}
+
+impl Kept {
+    pub(super) fn below(cache_dir: &Path) -> Self {
+        Self { path: cache_dir.join(DIRECTORY) }
+    }
+
+    /// What `name` led to, if all of that is here.
+    pub(super) fn name(&self, name: &str) -> Option<Found> {
+        let record = read_short(&self.path.join(NAMES).join(hex_digest(name.as_bytes())))?;
+        let NameRecord { digest, media_type } = serde_json::from_slice(&record).ok()?;
+        let bytes = self.blob(&digest)?;
+        Some(Found { digest, media_type, bytes })
+    }
+
+    /// Remembers what `name` led to.
+    pub(super) fn keep_name(&self, name: &str, found: &Found) {
+        let record = NameRecord { digest: found.digest.clone(), media_type: found.media_type.clone() };
+        let record = serde_json::to_vec(&record).expect("two strings are JSON");
+        self.keep(NAMES, &hex_digest(name.as_bytes()), &record, MAX_NAME_BYTES);
+        self.keep_blob(&found.digest, &found.bytes);
+    }
+
+    /// The blob with this digest.
+    pub(super) fn blob(&self, digest: &str) -> Option<Vec<u8>> {
+        let hex = sha256_hex(digest)?;
+        let path = self.path.join(BLOBS).join(hex);
+        let mut bytes = read_short(&path)?;
+        if hex_digest(&bytes) != hex {
+            // It ends with the line that all small files do.
+            bytes.pop();
+        }
+        (hex_digest(&bytes) == hex).then_some(bytes)
+    }
+
+    /// Keeps a blob, which has this digest or is not kept.
+    pub(super) fn keep_blob(&self, digest: &str, bytes: &[u8]) {
+        if let Some(hex) = sha256_hex(digest)
+            && hex_digest(bytes) == hex
+        {
+            self.keep(BLOBS, hex, bytes, MAX_BLOB_BYTES);
+        }
+    }
+
+    /// The index of the kind `kind` of a layer; `None` for one that can have none, or if none was made.
+    pub(super) fn index(&self, layer: &str, kind: &str) -> Option<File> {
+        let file = File::open(self.index_path(layer, kind)?).ok()?;
+        // For who looks for what was used longest ago. Where that cannot be written down, it is a guess.
+        let _ = file.set_modified(SystemTime::now());
+        Some(file)
+    }
+
+    /// Has `write` make the index of a layer, under its name once it is whole.
+    pub(super) fn make_index(
+        &self,
+        layer: &str,
+        kind: &str,
+        write: impl FnOnce(&File) -> io::Result<()>,
+    ) -> io::Result<File> {
+        let path = self.index_path(layer, kind).ok_or(io::ErrorKind::InvalidInput)?;
+        let directory = self.make(INDEXES)?;
+        let mut file = tempfile::NamedTempFile::new_in(&directory)?;
+        write(file.as_file_mut())?;
+        let file = file.persist(&path).map_err(|error| error.error)?;
+        sweep(&directory, MAX_INDEX_BYTES);
+        Ok(file)
+    }
+
+    fn index_path(&self, layer: &str, kind: &str) -> Option<PathBuf> {
+        Some(self.path.join(INDEXES).join(format!("{}.{kind}", sha256_hex(layer)?)))
+    }
+
+    /// Nothing depends on what is kept, so that what cannot be is a line of the log.
+    fn keep(&self, directory: &str, name: &str, bytes: &[u8], max_bytes: u64) {
+        let written = self.make(directory).and_then(|directory| {
+            if !directory.join(name).exists() || directory.ends_with(NAMES) {
+                write_whole(&directory.join(name), bytes)?;
+                sweep(&directory, max_bytes);
+            }
+            Ok(())
+        });
+        if let Err(error) = written {
+            tracing::debug!(%error, "cannot keep what is known of an image");
+        }
+    }
+
+    fn make(&self, directory: &str) -> io::Result<PathBuf> {
+        let path = self.path.join(directory);
+        DirBuilder::new().recursive(true).mode(0o700).create(&path)?;
+        Ok(path)
+    }
+}
+
+/// Takes away what is kept of images in registries below a cache directory, if it was not used for `age`. Returns the bytes
+/// that this freed, or would.
+///
+/// # Errors
+/// If something cannot be removed.
+pub fn remove_kept(cache_dir: &Path, age: Duration, dry_run: bool) -> io::Result<u64> {
+    let mut freed = 0;
+    for directory in [NAMES, BLOBS, INDEXES] {
+        for (used, bytes, path) in found(&cache_dir.join(DIRECTORY).join(directory)) {
+            // A clock that was set back makes a file new.
+            if SystemTime::now().duration_since(used).unwrap_or_default() < age {
+                continue;
+            }
+            freed += bytes;
+            if !dry_run {
+                match fs::remove_file(&path) {
+                    Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                    _ => {}
+                }
+            }
+        }
+    }
+    Ok(freed)
+}
+
+/// Removes the files of a directory that were used longest ago, until the rest have at most `max_bytes`.
+fn sweep(directory: &Path, max_bytes: u64) {
+    let mut found = found(directory);
+    found.sort();
+    let mut total: u64 = found.iter().map(|(_, bytes, _)| bytes).sum();
+    for (_, bytes, path) in found {
+        if total <= max_bytes {
+            return;
+        }
+        // Whoever has it open reads on.
+        if fs::remove_file(&path).is_ok() {
+            total -= bytes;
+        }
+    }
+}
+
+/// The files of a directory: when each was used, its length and its path.
+fn found(directory: &Path) -> Vec<(SystemTime, u64, PathBuf)> {
+    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+    let file = |entry: fs::DirEntry| {
+        let data = entry.metadata().ok().filter(fs::Metadata::is_file)?;
+        Some((data.modified().ok()?, data.len(), entry.path()))
+    };
+    entries.filter_map(file).collect()
+}
+
+fn read_short(path: &Path) -> Option<Vec<u8>> {
+    let is_short = fs::metadata(path).ok()?.len() <= MAX_READ_BYTES + 1;
+    if is_short { fs::read(path).ok() } else { None }
+}
+
+/// The hexadecimal digits of a SHA-256, which nothing else is: they become a file's name.
+fn sha256_hex(digest: &str) -> Option<&str> {
+    let is_digit = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
+    digest.strip_prefix("sha256:").filter(|hex| hex.len() == 64 && hex.bytes().all(is_digit))
+}
+
+fn hex_digest(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().fold(String::new(), |mut hex, byte| {
+        // Writing to a String cannot fail.
+        let _ = write!(hex, "{byte:02x}");
+        hex
+    })
+}

@@ -1,0 +1,179 @@
+//! Images read in place from a registry that does as each test says.
+
+#![expect(clippy::unwrap_used, reason = "a test that panics has failed, which is what is meant")]
+#![allow(dead_code, reason = "the server can do more than these tests ask of it")]
+
+mod registry_server;
+
+use registry_server::{Answer, Request, Server};
+use siphon_fsd::oci::{self, RemoteImage};
+use siphon_fsd::source::digest;
+use siphon_image::read_at::ReadAt;
+use siphon_image::reference::Repository;
+use siphon_image::tree::Tree;
+use std::ffi::OsStr;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use tempfile::{TempDir, tempdir};
+
+/// Three spans of an index and a bit.
+const FILE_BYTES: usize = 3_500_000;
+const ALWAYS: usize = usize::MAX;
+
+/// Bytes that hardly compress.
+fn content() -> Vec<u8> {
+    (0..FILE_BYTES as u64).map(|at| (at.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 53) as u8).collect()
+}
+
+/// An archive of one file, compressed.
+fn layer(content: &[u8]) -> Vec<u8> {
+    let mut header = [0; 512];
+    header[..4].copy_from_slice(b"file");
+    for (at, text) in [(100, "0000644\0"), (108, "0000000\0"), (116, "0000000\0"), (136, "00000000000\0")] {
+        header[at..at + text.len()].copy_from_slice(text.as_bytes());
+    }
+    header[124..136].copy_from_slice(format!("{:011o}\0", content.len()).as_bytes());
+    header[156] = b'0';
+    header[257..265].copy_from_slice(b"ustar\x0000");
+    header[148..156].fill(b' ');
+    let sum: u32 = header.iter().map(|byte| u32::from(*byte)).sum();
+    header[148..155].copy_from_slice(format!("{sum:06o}\0").as_bytes());
+    let mut tar = [&header[..], content].concat();
+    tar.resize(tar.len().next_multiple_of(512) + 1024, 0);
+    let mut compressor = libdeflater::Compressor::new(libdeflater::CompressionLvl::default());
+    let mut gzip = vec![0; compressor.gzip_compress_bound(tar.len())];
+    let length = compressor.gzip_compress(&tar, &mut gzip).unwrap();
+    gzip.truncate(length);
+    gzip
+}
+
+/// A registry with one image, which damages as many answers with bytes of the layer as it is told to.
+struct Registry {
+    server: Server,
+    lies: Arc<AtomicUsize>,
+    image: String,
+}
+
+impl Registry {
+    fn start() -> Self {
+        let layer = layer(&content());
+        let config = r#"{"architecture":"amd64","rootfs":{"type":"layers","diff_ids":[]}}"#;
+        let (layer_digest, config_digest) = (digest(&layer), digest(config.as_bytes()));
+        let manifest = serde_json::json!({
+            "schemaVersion": 2,
+            "mediaType": "application/vnd.oci.image.manifest.v1+json",
+            "config": {
+                "mediaType": "application/vnd.oci.image.config.v1+json", "digest": config_digest, "size": config.len(),
+            },
+            "layers": [{
+                "mediaType": "application/vnd.oci.image.layer.v1.tar+gzip", "digest": layer_digest, "size": layer.len(),
+            }],
+        })
+        .to_string();
+        let image = digest(manifest.as_bytes());
+        let lies: Arc<AtomicUsize> = Arc::default();
+        let left = lies.clone();
+        let server = Server::start(move |request: &Request| match request.path.rsplit('/').next().unwrap() {
+            "" => Answer::ok("{}"),
+            part if part == layer_digest => {
+                let lie = |left| (left > 0).then(|| if left == ALWAYS { left } else { left - 1 });
+                match left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, lie) {
+                    Ok(_) => Answer::ranged(request, &layer.iter().map(|byte| byte ^ 1).collect::<Vec<_>>()),
+                    Err(_) => Answer::ranged(request, &layer),
+                }
+            }
+            part if part == config_digest => Answer::ok(config),
+            _ if request.path.contains("/manifests/") => {
+                Answer::ok(&manifest).header("Content-Type", "application/vnd.oci.image.manifest.v1+json")
+            }
+            _ => Answer::status(404),
+        });
+        Self { server, lies, image }
+    }
+
+    fn open(&self, version: &str, cache: &TempDir) -> Result<RemoteImage, oci::Error> {
+        let repository = Repository::parse(&format!("{}/some/image{version}", self.server.host())).unwrap();
+        oci::open(&repository, "amd64", cache.path(), 1 << 20)
+    }
+
+    fn lie(&self, times: usize) {
+        self.lies.store(times, Ordering::SeqCst);
+    }
+}
+
+fn read(image: &RemoteImage) -> Result<Vec<u8>, siphon_image::tree::Error> {
+    let file = image.tree.lookup(image.tree.root(), OsStr::new("file"))?.unwrap();
+    let mut bytes = vec![0; FILE_BYTES];
+    let count = image.tree.read(file, 0, &mut bytes)?;
+    bytes.truncate(count);
+    Ok(bytes)
+}
+
+/// Takes away what is cached of layers, and leaves the indexes.
+fn forget_layers(cache: &Path) {
+    std::fs::remove_dir_all(cache.join("v2")).unwrap();
+}
+
+#[test]
+fn a_layer_that_came_wrong_is_fetched_again_when_it_is_opened_again() {
+    let (registry, cache) = (Registry::start(), tempdir().unwrap());
+
+    registry.lie(ALWAYS);
+    let refused = registry.open(":1", &cache).unwrap_err();
+    registry.lie(0);
+    let image = registry.open(":1", &cache).unwrap();
+
+    assert!(matches!(refused, oci::Error::Layer { .. }), "{refused}");
+    assert!(read(&image).unwrap() == content());
+}
+
+#[test]
+fn a_span_that_came_wrong_is_fetched_again_once() {
+    let (registry, cache) = (Registry::start(), tempdir().unwrap());
+    drop(registry.open(":1", &cache).unwrap());
+    forget_layers(cache.path());
+
+    let image = registry.open(":1", &cache).unwrap();
+    registry.lie(1);
+    let right = read(&image).unwrap();
+    drop(image);
+    forget_layers(cache.path());
+    let image = registry.open(":1", &cache).unwrap();
+    registry.lie(ALWAYS);
+    let wrong = read(&image);
+    registry.lie(0);
+
+    assert!(right == content());
+    assert!(wrong.is_err());
+    assert!(read(&image).unwrap() == content(), "what is wrong does not stay");
+}
+
+#[test]
+fn an_image_that_is_named_by_its_digest_is_not_read_by_what_is_attached_to_it() {
+    let (registry, cache) = (Registry::start(), tempdir().unwrap());
+    let asks = || registry.server.paths().iter().filter(|path| path.contains("referrers")).count();
+
+    let by_digest = registry.open(&format!("@{}", registry.image), &cache).unwrap();
+    assert_eq!(asks(), 0);
+    let by_tag = registry.open(":1", &tempdir().unwrap()).unwrap();
+    assert_eq!(asks(), 1);
+
+    assert_eq!(by_digest.digest, registry.image);
+    assert_eq!(by_tag.digest, registry.image);
+}
+
+#[test]
+fn an_index_is_made_once_and_nothing_is_fetched_twice() {
+    let (registry, cache) = (Registry::start(), tempdir().unwrap());
+
+    let first = registry.open(":1", &cache).unwrap();
+    let fetched = first.layers.counters().bytes_fetched;
+    assert!(read(&first).unwrap() == content());
+    let second = registry.open(":1", &cache).unwrap();
+    assert!(read(&second).unwrap() == content());
+
+    assert_eq!(first.layers.counters().bytes_fetched, fetched);
+    assert_eq!(fetched, first.storage[0].len());
+    assert_eq!(second.layers.counters().bytes_fetched, 0);
+}

@@ -1,0 +1,134 @@
+//! OCI images that are run where they are, in whichever form their layers have.
+
+use crate::support::environment::{TestEnvironment, as_user_and_as_root};
+use crate::support::image::make_system;
+use crate::support::registry::Registry;
+use std::path::Path;
+use std::process::Command;
+
+/// What makes an image, and what writes its layers in another form.
+const MAKER: &str = include_str!("../support/oci_layout.py");
+const FORMS: &str = include_str!("../support/oci_forms.py");
+
+fn python(script: &str, arguments: &[&Path]) {
+    let made = Command::new("python3").args(["-c", script]).args(arguments).output().unwrap();
+    assert!(made.status.success(), "{made:?}");
+}
+
+/// An image in a directory, as `oci:` names it.
+fn layout(directory: &Path) -> std::path::PathBuf {
+    let root = tempfile::tempdir().unwrap();
+    make_system(root.path(), &[]);
+    python(MAKER, &[root.path(), directory]);
+    directory.join("layout")
+}
+
+/// Sends an image to a registry and returns its name there.
+fn send(layout: &Path, registry: &Registry, name: &str, options: &[&str]) -> String {
+    let uri = format!("docker://{}/some/{name}:1", registry.host());
+    let mut skopeo = Command::new("skopeo");
+    skopeo.args(["copy", "--dest-tls-verify=false"]).args(options);
+    let sent = skopeo.args([&format!("oci:{}", layout.display()), &uri]).output().unwrap();
+    assert!(sent.status.success(), "{sent:?}");
+    uri
+}
+
+#[test]
+fn an_image_is_the_same_read_in_place_and_converted_whatever_the_form_of_its_layers() {
+    as_user_and_as_root(|environment| {
+        let registry = Registry::start();
+        let place = tempfile::tempdir().unwrap();
+        let made = layout(place.path());
+        let chunked = ["--dest-compress-format=zstd:chunked", "--dest-force-compress-format"];
+        let zstd = ["--dest-compress-format=zstd", "--dest-force-compress-format"];
+        let mut images = vec![
+            send(&made, &registry, "gzip", &[]),
+            send(&made, &registry, "zstd", &zstd),
+            send(&made, &registry, "chunked", &chunked),
+        ];
+        for form in ["tar", "estargz"] {
+            let other = place.path().join(form);
+            python(FORMS, &[&made, &other, Path::new(form)]);
+            images.push(send(&other, &registry, form, &["--preserve-digests"]));
+        }
+        for uri in images {
+            let pulled =
+                environment.siphon(&["pull", "--force", "pulled.sif", &uri]).env("SOURCE_DATE_EPOCH", "0").run();
+            assert_eq!(pulled.code, 0, "{pulled}");
+
+            let differs = environment.siphon(&["diff", &uri, "pulled.sif"]).run();
+            let ran = environment.siphon(&["run", &uri, "mine"]).run();
+            let again = environment.siphon(&["exec", &uri, "sh", "-c", "cat /layers/replaced; echo $FROM_IMAGE"]).run();
+
+            assert_eq!((differs.code, differs.stdout.as_str()), (0, ""), "{uri}: {differs}");
+            assert_eq!((ran.code, ran.stdout.as_str()), (0, "entry point: mine\n"), "{uri}: {ran}");
+            assert_eq!((again.code, again.stdout.as_str()), (0, "above\nsome words\n"), "{uri}: {again}");
+            assert!(!ran.stderr.contains("Converting"), "{uri}: {ran}");
+        }
+    });
+}
+
+/// Bytes of layers, and of what else comes from a registry, in the cache.
+fn stored_bytes(environment: &TestEnvironment) -> u64 {
+    let listed = environment.siphon(&["cache", "list", "--json", "--type", "blob"]).stdout();
+    let listed: serde_json::Value = serde_json::from_str(&listed).unwrap();
+    listed.as_array().unwrap().iter().map(|entry| entry["stored_bytes"].as_u64().unwrap()).sum()
+}
+
+#[test]
+fn an_index_that_one_machine_has_sent_saves_another_the_layers() {
+    as_user_and_as_root(|environment| {
+        let registry = Registry::start();
+        let place = tempfile::tempdir().unwrap();
+        let uri = send(&layout(place.path()), &registry, "tool", &[]);
+        let line = ["cat", &uri, "/layers/replaced"];
+
+        assert_eq!(environment.siphon(&line).stdout(), "above");
+        let whole = stored_bytes(environment);
+        let sent = environment.siphon(&["index", "--push", &uri]).run();
+        environment.siphon(&["cache", "clean", "-f"]).stdout();
+        let nothing = stored_bytes(environment);
+        let again = environment.siphon(&line).stdout();
+
+        assert_eq!(sent.code, 0, "{sent}");
+        assert!(sent.stderr.contains("2 of 2 layers"), "{sent}");
+        assert_eq!((again.as_str(), nothing), ("above", 0));
+        let part = stored_bytes(environment);
+        assert!(part < whole / 2, "{part} of {whole} bytes");
+    });
+}
+
+#[test]
+fn what_was_read_of_an_image_is_there_when_its_registry_is_gone() {
+    let environment = TestEnvironment::new();
+    let registry = Registry::start();
+    let place = tempfile::tempdir().unwrap();
+    let uri = send(&layout(place.path()), &registry, "tool", &[]);
+    let line = ["cat", &uri, "/layers/replaced"];
+
+    let before = environment.siphon(&line).stdout();
+    drop(registry);
+    let after = environment.siphon(&line).run();
+    let none = environment.siphon(&["cat", &format!("{uri}2"), "/layers/replaced"]).run();
+
+    assert_eq!((before.as_str(), after.stdout.as_str()), ("above", "above\n"), "{after}");
+    assert_eq!(none.code, 255, "{none}");
+}
+
+#[test]
+fn a_layer_that_is_another_than_its_digest_says_is_refused() {
+    let environment = TestEnvironment::new();
+    let registry = Registry::start();
+    let place = tempfile::tempdir().unwrap();
+    let made = layout(place.path());
+    let uri = send(&made, &registry, "tool", &[]);
+    let blobs = std::fs::read_dir(made.join("blobs/sha256")).unwrap().map(|entry| entry.unwrap().path());
+    let largest = blobs.max_by_key(|path| path.metadata().unwrap().len()).unwrap();
+    let digest = largest.file_name().unwrap().to_str().unwrap();
+    registry.damage(digest);
+
+    let refused = environment.siphon(&["exec", &uri, "true"]).run();
+
+    assert_eq!(refused.code, 255, "{refused}");
+    assert!(refused.stderr.contains(&format!("cannot read the layer sha256:{digest}")), "{refused}");
+}
