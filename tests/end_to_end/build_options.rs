@@ -33,6 +33,21 @@ fn the_nvidia_driver_is_there_in_sections_and_not_in_the_image() {
 }
 
 #[test]
+fn the_rocm_libraries_are_there_in_sections() {
+    let environment = TestEnvironment::new();
+    let driver = Driver::make(&environment.make_directory("driver"), &[("libdrm_amdgpu", "libdrm_amdgpu.so.1")]);
+    driver.program("rocminfo", "#!/bin/sh\necho made-up rocm\n");
+    recipe(&environment, "%post\n rocminfo > /said; ls /.singularity.d/libs >> /said\n");
+
+    let build = environment.siphon(&["build", "--rocm", "out.sif", "r.def"]);
+    build.env("SIPHON_DRIVER_ROOT", driver.root.to_str().unwrap()).stdout();
+
+    let said = environment.siphon(&["exec", "out.sif", "cat", "/said"]).stdout();
+    assert_eq!(said, "made-up rocm\nlibdrm_amdgpu.so.1");
+    assert!(!environment.siphon(&["ls", "-R", "out.sif"]).stdout().contains("rocminfo"));
+}
+
+#[test]
 fn mounts_are_there_in_sections_and_not_in_the_image() {
     let environment = TestEnvironment::new();
     let shared = environment.make_directory("shared");

@@ -188,6 +188,8 @@ fn finish(request: &Request<'_>, recipe: &Recipe, stage: &Stage) -> Finish {
     let scripts = [("startscript", &stage.startscript), ("runscript", &stage.runscript), ("test", &stage.test)];
     let scripts = scripts.into_iter().filter(|(name, script)| !script.is_empty() && has(name));
     let is_new = !request.settings.update || request.image.force;
+    let arch =
+        Arch::from_name(request.settings.arch.as_deref().unwrap_or(std::env::consts::ARCH)).unwrap_or(Arch::UNKNOWN);
     Finish {
         recipe: recipe.text.clone(),
         help: (!stage.help.is_empty() && has("help")).then(|| stage.help.text.clone()),
@@ -196,10 +198,7 @@ fn finish(request: &Request<'_>, recipe: &Recipe, stage: &Stage) -> Finish {
         scripts: scripts.map(|(name, script)| (name.to_owned(), with_interpreter(script))).collect(),
         header: if is_new { stage.header.clone() } else { Default::default() },
         force: request.image.force,
-        architecture: {
-            let name = request.settings.arch.as_deref().unwrap_or(std::env::consts::ARCH);
-            Arch::from_name(name).unwrap_or(Arch::UNKNOWN).name().to_owned()
-        },
+        architecture: arch.name().to_owned(),
         seconds: super::seconds(request.image).unwrap_or_default(),
     }
 }
