@@ -18,8 +18,10 @@ use std::process::{Command, Stdio};
 /// If it is no remote image, cannot be fetched, or there is no room for it.
 pub fn pin(args: &PinArgs, common: &Common, report: Report) -> anyhow::Result<()> {
     let Some(image) = &args.image else { return list(common, report) };
-    let Locator::Url(url) = Locator::parse(image).with_context(|| format!("could not open image {image}"))? else {
-        bail!("{image} is a local image, which needs no network: only remote images are pinned");
+    let url = match Locator::parse(image).with_context(|| format!("could not open image {image}"))? {
+        Locator::Url(url) => url,
+        Locator::Elsewhere(_) => bail!("{image} cannot be pinned yet; have a file of it instead: siphon pull {image}"),
+        _ => bail!("{image} is a local image, which needs no network: only remote images are pinned"),
     };
     if args.unpin {
         return unpin(&url, common, report);

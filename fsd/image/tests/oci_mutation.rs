@@ -72,9 +72,11 @@ fn targets() -> Vec<(&'static str, Vec<u8>, Reader)> {
     let indexed = index_gzip(&gzip_named(&plain), 8000, 1000);
     let mut kept = Vec::new();
     saved::write(&indexed, &mut kept).unwrap();
+    let mut entries_of_tar = Vec::new();
+    saved::write_entries(&indexed.layer, &mut entries_of_tar).unwrap();
     let mut writer = seekable::Writer::new(Vec::new()).unwrap();
     writer.push(&plain).unwrap();
-    let targets: [(&'static str, Vec<u8>, Reader); 7] = [
+    let targets: [(&'static str, Vec<u8>, Reader); 8] = [
         ("tar", plain, |bytes, _| {
             let bytes = shared(&bytes);
             read_tree(lazy::tar::index(&bytes)?, Layer::Tar(bytes), Decoded::new(1 << 20))
@@ -85,6 +87,10 @@ fn targets() -> Vec<(&'static str, Vec<u8>, Reader)> {
             read_gzip(indexer.finish()?, &bytes)
         }),
         ("saved index", kept, |bytes, layer| read_gzip(saved::open(shared(&bytes))?, layer)),
+        ("saved entries", entries_of_tar, |bytes, layer| {
+            let index = saved::open_entries(&bytes)?;
+            read_tree(index, Layer::Tar(shared(layer)), Decoded::new(1 << 20))
+        }),
         ("ztoc", ztoc::write(&indexed.gzip, &indexed.layer, "test").unwrap(), |bytes, layer| {
             let read = ztoc::open(shared(&bytes))?;
             let ztoc::Compression::Gzip(index) = read.compression else { return Ok(()) };

@@ -17,6 +17,7 @@ use std::sync::Arc;
 pub(super) const GZIP: &str = "gzip";
 pub(super) const TAR: &str = "tar";
 pub(super) const SEEKABLE: &str = "zst";
+pub(super) const SEEKABLE_ENTRIES: &str = "zst-tar";
 
 /// A layer that can be read anywhere.
 #[derive(Debug)]
@@ -53,22 +54,11 @@ impl Form {
     }
 }
 
-/// Opens a layer by its table of contents, or by an index that was made before. `None` if it has neither.
+/// Opens a layer by its table of contents, or by an index that was made before. `None` if it has neither that is of use.
 ///
 /// # Errors
-/// If it is no archive, or its table is not what its annotations say, even when it is fetched again.
+/// If it is no archive, or cannot be fetched.
 pub(super) fn open(kept: &Kept, layer: &Descriptor, blob: &Arc<Blob>) -> Result<Option<Indexed>, LayerError> {
-    open_once(kept, layer, blob).or_else(|error| {
-        match error {
-            LayerError::Format(format) => format.check_is_of_bytes()?,
-            error => return Err(error),
-        }
-        blob.discard(0..blob.len());
-        open_once(kept, layer, blob)
-    })
-}
-
-fn open_once(kept: &Kept, layer: &Descriptor, blob: &Arc<Blob>) -> Result<Option<Indexed>, LayerError> {
     let media_type = layer.media_type().to_string();
     let is_archive = ["application/vnd.oci.image.layer.", "application/vnd.docker.image.rootfs."]
         .iter()
@@ -76,6 +66,31 @@ fn open_once(kept: &Kept, layer: &Descriptor, blob: &Arc<Blob>) -> Result<Option
     if !is_archive || media_type.ends_with("+encrypted") {
         return Err(LayerError::MediaType(media_type));
     }
+    let table = table(layer, blob).or_else(|error| match error {
+        LayerError::Format(format) => {
+            format.check_is_of_bytes()?;
+            blob.discard(0..blob.len());
+            table(layer, blob)
+        }
+        error => Err(error),
+    });
+    match table {
+        Ok(Some(indexed)) => return Ok(Some(indexed)),
+        Ok(None) => {}
+        // The layer as a whole may be what its digest says.
+        Err(LayerError::Format(error)) => {
+            tracing::warn!("the table of contents of the layer {} is of no use: {error}", layer.digest());
+        }
+        Err(error) => return Err(error),
+    }
+    Ok(made_before(kept, layer).unwrap_or_else(|error| {
+        tracing::warn!("the index that was made of the layer {} is of no use: {error}", layer.digest());
+        None
+    }))
+}
+
+/// A layer by its own table of contents, if it has one that a digest of the manifest's stands for.
+fn table(layer: &Descriptor, blob: &Arc<Blob>) -> Result<Option<Indexed>, LayerError> {
     let bytes: Arc<dyn ReadAt> = blob.clone();
     let notes = layer.annotations().as_ref();
     let note = |name: &str| notes.and_then(|notes| notes.get(name)).map(String::as_str);
@@ -85,14 +100,9 @@ fn open_once(kept: &Kept, layer: &Descriptor, blob: &Arc<Blob>) -> Result<Option
         return Ok(Some(Indexed { entries: toc.index, form: Form::ZstdChunks }));
     }
     // Without the digest of its table, nothing would be held against anything.
-    if let Some(digest) = note(TOC_DIGEST_ANNOTATION).and_then(sha256) {
-        let toc = estargz::open(&bytes, Some(&digest))?;
-        return Ok(Some(Indexed { entries: toc.index, form: Form::GzipChunks }));
-    }
-    Ok(made_before(kept, layer).unwrap_or_else(|error| {
-        tracing::warn!("the index that was made of the layer {} is of no use: {error}", layer.digest());
-        None
-    }))
+    let Some(digest) = note(TOC_DIGEST_ANNOTATION).and_then(sha256) else { return Ok(None) };
+    let toc = estargz::open(&bytes, Some(&digest))?;
+    Ok(Some(Indexed { entries: toc.index, form: Form::GzipChunks }))
 }
 
 fn made_before(kept: &Kept, layer: &Descriptor) -> Result<Option<Indexed>, LayerError> {
@@ -100,15 +110,12 @@ fn made_before(kept: &Kept, layer: &Descriptor) -> Result<Option<Indexed>, Layer
     if let Some(file) = file(GZIP) {
         return gzip(file).map(Some);
     }
-    let Some(entries) = file(TAR) else { return Ok(None) };
-    let entries = saved::open_entries(&FileAt::new(entries)?)?;
-    let form = match file(SEEKABLE) {
-        Some(file) => Form::Seekable(Arc::new(FileAt::new(file)?)),
-        // Of a zstd layer both were made.
-        None if layer.media_type().to_string().ends_with("zstd") => return Ok(None),
-        None => Form::Tar,
+    let (entries, form) = match (file(TAR), file(SEEKABLE_ENTRIES), file(SEEKABLE)) {
+        (Some(entries), _, _) => (entries, Form::Tar),
+        (None, Some(entries), Some(content)) => (entries, Form::Seekable(Arc::new(FileAt::new(content)?))),
+        _ => return Ok(None),
     };
-    Ok(Some(Indexed { entries, form }))
+    Ok(Some(Indexed { entries: saved::open_entries(&FileAt::new(entries)?)?, form }))
 }
 
 /// A gzip layer by its index in `file`.

@@ -5,7 +5,7 @@
 
 use super::LayerError;
 use super::kept::Kept;
-use super::layer::{Form, GZIP, Indexed, SEEKABLE, TAR, gzip};
+use super::layer::{Form, GZIP, Indexed, SEEKABLE, SEEKABLE_ENTRIES, TAR, gzip};
 use crate::blob::Blob;
 use crate::stream::InOrder;
 use sha2::{Digest as _, Sha256};
@@ -75,7 +75,7 @@ fn make_seekable(kept: &Kept, digest: &str, pass: Pass<'_>) -> Result<Indexed, L
         Ok(())
     })?;
     let entries = made.expect("the index was made");
-    kept.make_index(digest, TAR, |file| buffered(file, |out| saved::write_entries(&entries, out)))?;
+    kept.make_index(digest, SEEKABLE_ENTRIES, |file| buffered(file, |out| saved::write_entries(&entries, out)))?;
     // It was written to, and is only read from now on.
     Ok(Indexed { entries, form: Form::Seekable(Arc::new(FileAt::new(file)?)) })
 }
