@@ -56,21 +56,34 @@ impl Upper {
         if let Place::Absent = self.place(directory.as_fd(), last).map_err(Error::from)? {
             return Ok(self.reset_linked(names, image)?);
         }
-        let linked = self.linked_at(directory.as_fd(), last)?;
+        let mut linked = self.linked_at(directory.as_fd(), last)?;
+        linked.extend(self.linked_below(names, image)?);
         self.remove(directory.as_fd(), last).map_err(Error::from)?;
         self.unmark(directory.as_fd(), last).map_err(Error::from)?;
         self.put_links_back(&linked, image)?;
         Ok(Reset::Done)
     }
 
-    /// Puts a file of the image back of which the layer has no more than a change under other names.
+    /// Puts files of the image back of which the layer has no more than a change under names elsewhere.
     fn reset_linked(&self, names: &[OsString], image: &dyn Tree) -> Result<Reset, Error> {
-        let known = self.links()?;
-        let Some(node) = walk(image, names)?.filter(|node| known.get(node).is_some_and(|links| links.held)) else {
+        let linked = self.linked_below(names, image)?;
+        if linked.is_empty() {
             return Ok(Reset::Unchanged);
-        };
-        self.put_links_back(&HashSet::from([node]), image)?;
+        }
+        self.put_links_back(&linked, image)?;
         Ok(Reset::Done)
+    }
+
+    /// The files of the image that have a name at the path `names` there or below, and a copy in the layer that names in the
+    /// image still stand for.
+    fn linked_below(&self, names: &[OsString], image: &dyn Tree) -> Result<HashSet<NodeId>, Error> {
+        let mut held = self.links()?;
+        held.retain(|_, links| links.held);
+        if held.is_empty() {
+            return Ok(HashSet::new());
+        }
+        let found = names_of(image, &held)?.into_iter().filter(|(_, path)| path.starts_with(names));
+        Ok(found.map(|(node, _)| node).collect())
     }
 
     /// The files of the image of which there are copies at `name` in `directory` or below, and which have other names.
@@ -147,18 +160,6 @@ impl Upper {
         }
         Ok(Some((Some(directory), last.clone())))
     }
-}
-
-/// The node of `image` at a path without links.
-fn walk(image: &dyn Tree, names: &[OsString]) -> Result<Option<NodeId>, Error> {
-    let mut node = image.root();
-    for name in names {
-        match image.lookup(node, name)? {
-            Some(next) => node = next,
-            None => return Ok(None),
-        }
-    }
-    Ok(Some(node))
 }
 
 /// All names in `image` of the files that are `known`, with the paths to them. Every name is looked at.
