@@ -5,7 +5,7 @@ use clap::CommandFactory;
 use std::collections::BTreeSet;
 
 /// Flags of a run that other programs do not have, which the page explains below its tables.
-const ONLY_HERE: [&str; 3] = ["--block-cache", "--layer-engine", "--help"];
+const ONLY_HERE: [&str; 4] = ["--block-cache", "--layer-engine", "--library", "--help"];
 
 /// A row of a table: its flags, and what the last column says.
 struct Row {
