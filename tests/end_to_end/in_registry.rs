@@ -6,6 +6,8 @@ use crate::support::registry::Registry;
 use std::path::Path;
 use std::process::Command;
 
+/// When the image was created, as it says itself: later than any file in it.
+const CREATED: &str = "2000000000";
 /// What makes an image, and what writes its layers in another form.
 const MAKER: &str = include_str!("../support/oci_layout.py");
 const FORMS: &str = include_str!("../support/oci_forms.py");
@@ -62,14 +64,16 @@ fn an_image_is_the_same_read_in_place_and_converted_whatever_the_form_of_its_lay
         let images = forms.map(|(name, layout)| send(layout, &registry, name));
         for uri in images {
             let pulled =
-                environment.siphon(&["pull", "--force", "pulled.sif", &uri]).env("SOURCE_DATE_EPOCH", "0").run();
+                environment.siphon(&["pull", "--force", "pulled.sif", &uri]).env("SOURCE_DATE_EPOCH", CREATED).run();
             assert_eq!(pulled.code, 0, "{pulled}");
 
             let differs = environment.siphon(&["diff", &uri, "pulled.sif"]).run();
             let ran = environment.siphon(&["run", &uri, "mine"]).run();
             let again = environment.siphon(&["exec", &uri, "sh", "-c", "cat /layers/replaced; echo $FROM_IMAGE"]).run();
 
-            assert_eq!((differs.code, differs.stdout.as_str()), (0, ""), "{uri}: {differs}");
+            // The table of an eStargz is a file of its archive, and none of the image.
+            let differing = differs.stdout.lines().find(|line| !line.ends_with("/stargz.index.json"));
+            assert_eq!((differs.code, differing), (0, None), "{uri}: {differs}");
             assert_eq!((ran.code, ran.stdout.as_str()), (0, "entry point: mine\n"), "{uri}: {ran}");
             assert_eq!((again.code, again.stdout.as_str()), (0, "above\nsome words\n"), "{uri}: {again}");
             assert!(!ran.stderr.contains("Converting"), "{uri}: {ran}");

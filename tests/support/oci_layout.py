@@ -35,6 +35,7 @@ def add(tar, name, content=b"", **fields):
 def owned_by_root(info):
     info.uid = info.gid = 0
     info.uname = info.gname = ""
+    info.mtime = int(info.mtime)
     return info
 
 
@@ -57,6 +58,7 @@ def upper(tar):
 layers = [archive(lower), archive(upper)]
 config = {
     "architecture": "amd64",
+    "created": "2033-05-18T03:33:20Z",
     "os": "linux",
     "config": {
         "Env": ["PATH=/usr/bin:/bin", "FROM_IMAGE=some words", "QUOTED=a $b \"c\""],
