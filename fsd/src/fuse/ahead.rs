@@ -66,7 +66,7 @@ impl ReadAhead {
                 match one {
                     // It is waited for already.
                     Expected::Loaded(..) => waiting.push_front(one),
-                    Expected::InOrder(_) | Expected::Traced(_) => waiting.push_back(one),
+                    Expected::InOrder(_) | Expected::Traced(_) | Expected::Beside(..) => waiting.push_back(one),
                 }
                 self.changed.notify_one();
             }
@@ -94,6 +94,12 @@ impl ReadAhead {
                 Expected::InOrder(pieces) => {
                     if let Err(ino) = self.store_all(pieces, &mut storer, &mut buffer) {
                         self.filesystem.not_made_ready(ino);
+                    }
+                }
+                Expected::Beside(ino, offset) => {
+                    let decoded = self.filesystem.decoded_around(ino, offset).map(|range| (ino, range));
+                    if decoded.is_none() || self.store_all(decoded, &mut storer, &mut buffer).is_err() {
+                        self.filesystem.not_stored_around(ino, offset);
                     }
                 }
                 Expected::Loaded(ino, object) => self.filesystem.fetch_for_loader(ino, &object),
@@ -138,10 +144,14 @@ impl ReadAhead {
     }
 
     fn give_up(&self, expected: &Expected) {
-        if let Expected::InOrder(pieces) = expected
-            && let Some((ino, _)) = pieces.first()
-        {
-            self.filesystem.not_made_ready(*ino);
+        match expected {
+            Expected::InOrder(pieces) => {
+                if let Some((ino, _)) = pieces.first() {
+                    self.filesystem.not_made_ready(*ino);
+                }
+            }
+            Expected::Beside(ino, offset) => self.filesystem.not_stored_around(*ino, *offset),
+            Expected::Loaded(..) | Expected::Traced(_) => {}
         }
     }
 
