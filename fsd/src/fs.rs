@@ -10,12 +10,14 @@ mod ahead;
 mod changes;
 mod directories;
 mod handles;
+mod jumps;
 mod loading;
 mod trace;
 
 use crate::metrics::Counters;
 use ahead::Readers;
 use handles::Handles;
+use jumps::Jumps;
 use loading::Loading;
 use parking_lot::Mutex;
 use siphon_image::loading::Loadable;
@@ -157,6 +159,8 @@ pub enum Expected {
     InOrder(Vec<(Ino, Range<u64>)>),
     /// As an earlier program read them. The first is only to be decoded: the request for it says that the rest is wanted.
     Traced(Vec<(Ino, Range<u64>)>),
+    /// What was decoded with the byte at this offset, of which little was asked for.
+    Beside(Ino, u64),
     /// What a loader reads of this object: to be fetched from afar.
     Loaded(Ino, Arc<Loadable>),
 }
@@ -171,6 +175,7 @@ pub struct FileSystem {
     directories: Handles<directories::OpenDirectory>,
     listings: directories::Listings,
     readers: Readers,
+    jumps: Jumps,
     trace: Mutex<Trace>,
     loading: Loading,
 }
@@ -183,8 +188,8 @@ impl FileSystem {
     pub fn new(view: Arc<View>, options: Options, counters: Arc<Counters>) -> Self {
         let (files, directories) = (Handles::new(), Handles::new());
         let (listings, readers, trace) = (directories::Listings::default(), Readers::default(), Mutex::default());
-        let loading = Loading::default();
-        Self { view, options, counters, files, directories, listings, readers, trace, loading }
+        let (jumps, loading) = (Jumps::default(), Loading::default());
+        Self { view, options, counters, files, directories, listings, readers, jumps, trace, loading }
     }
 
     /// What it counts.
@@ -308,6 +313,9 @@ impl FileSystem {
                 return expected;
             }
         }
+        if self.jumps.comes_back(ino, &asked) {
+            expected.push(Expected::Beside(ino, asked.start));
+        }
         self.trace.lock().add(ino, asked, goes_on);
         expected
     }
@@ -326,6 +334,16 @@ impl FileSystem {
     /// What of `range`, which was expected a moment ago, nobody has asked for yet.
     pub fn still_expected(&self, ino: Ino, range: Range<u64>) -> Range<u64> {
         self.readers.left_of(ino, range)
+    }
+
+    /// The bytes of `ino` around `offset` that were decoded with it, if they still are in memory.
+    pub fn decoded_around(&self, ino: Ino, offset: u64) -> Option<Range<u64>> {
+        self.view.decoded_around(ino, offset)
+    }
+
+    /// Says that what was decoded with the byte of `ino` at `offset` will have to be asked for.
+    pub fn not_stored_around(&self, ino: Ino, offset: u64) {
+        self.jumps.not_stored(ino, offset);
     }
 
     /// Says that `ino`, and what was expected after it, will have to be asked for.

@@ -122,7 +122,7 @@ fn run(directory: &Path) {
         println!("skipped: /dev/fuse: {error}");
         return;
     }
-    let tests: [(&str, Test); 12] = [
+    let tests: [(&str, Test); 13] = [
         ("twenty_clients_at_once_share_one_daemon", twenty_clients_at_once_share_one_daemon),
         ("a_client_sees_the_tree_of_the_image", a_client_sees_the_tree_of_the_image),
         ("a_read_only_image_takes_no_writes", a_read_only_image_takes_no_writes),
@@ -140,6 +140,7 @@ fn run(directory: &Path) {
         ("a_daemon_may_open_more_files_than_its_starter", a_daemon_may_open_more_files_than_its_starter),
         ("an_interrupted_start_holds_the_next_one_up", an_interrupted_start_holds_the_next_one_up),
         ("what_was_read_is_read_ahead_the_next_time", what_was_read_is_read_ahead_the_next_time),
+        ("all_that_a_jump_had_decoded_is_there_next", all_that_a_jump_had_decoded_is_there_next),
         ("who_only_connects_does_not_keep_a_daemon", who_only_connects_does_not_keep_a_daemon),
     ];
     for (name, test) in tests {
@@ -324,6 +325,29 @@ fn what_was_read_is_read_ahead_the_next_time(directory: &Path) {
     }
     leave();
     in_image(directory, &format!("cmp $1/large {}/tree/large", directory.display()));
+}
+
+fn all_that_a_jump_had_decoded_is_there_next(directory: &Path) {
+    const BLOCK_BYTES: u64 = 128 << 10;
+    let go_on = directory.join("go_on");
+    let jump_about = |page: u32| {
+        let pages: String = (0..30).map(|place| format!(" {}", 32 * (place * 11 % 30) + page)).collect();
+        format!("for page in{pages}; do dd if=$1/large bs=4k skip=$page count=1 status=none >/dev/null; done")
+    };
+    let wait = format!("until test -e {}; do sleep 0.01; done", go_on.display());
+    wait_until("the daemon has left", || fs::read_dir(runtime_dir(directory)).unwrap().count() == 0);
+    fs::remove_dir_all(directory.join("cache/traces")).unwrap();
+
+    let script = format!("{}; {}; {wait}; {}", jump_about(7), jump_about(14), jump_about(20));
+    let client = client_command(directory, &script).spawn().unwrap();
+    let counted = || daemons(directory).first().map(|daemon| daemon.counters.requests).unwrap_or_default();
+    wait_until("what was decoded is handed over", || counted().bytes_read_ahead >= 28 * BLOCK_BYTES);
+    let first = counted();
+    fs::write(&go_on, "").unwrap();
+    assert!(client.wait_with_output().unwrap().status.success());
+
+    let second = daemons(directory)[0].counters.requests;
+    assert!(second.reads - first.reads <= 4, "{first:?} {second:?}");
 }
 
 fn who_only_connects_does_not_keep_a_daemon(directory: &Path) {

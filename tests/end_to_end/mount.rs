@@ -65,6 +65,19 @@ fn a_mount_whose_daemon_was_killed_is_replaced_by_the_next() {
 }
 
 #[test]
+fn a_mount_right_after_an_unmount_does_not_join_the_daemon_that_is_leaving() {
+    as_user_and_as_root(|environment| {
+        environment.make_directory("mounted");
+
+        // About one of 25 met the daemon of the mount before, and there was nothing to unmount afterwards.
+        for _ in 0..40 {
+            environment.siphon(&["mount", environment.images().sif(), "mounted"]).stdout();
+            environment.siphon(&["umount", "mounted"]).stdout();
+        }
+    });
+}
+
+#[test]
 fn a_mounted_sandbox_is_read_only_and_leaves_its_layer_to_a_run_that_writes() {
     as_user_and_as_root(|environment| {
         environment.make_directory("mounted");

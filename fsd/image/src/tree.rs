@@ -137,6 +137,12 @@ pub trait Tree: Send + Sync + std::fmt::Debug {
     /// reads them next, as far as there is room. What cannot be read will show to them.
     fn prepare(&self, _ranges: &[(NodeId, Range<u64>)]) {}
 
+    /// The bytes of the file `node` around `offset` that lie decoded in memory, so that reading them costs little. `None` if
+    /// there are none, or the tree keeps nothing.
+    fn decoded_around(&self, _node: NodeId, _offset: u64) -> Option<Range<u64>> {
+        None
+    }
+
     /// Says that these ranges of bytes of files will be read soon, so that storage far away may fetch what holds them.
     fn fetch_ahead(&self, _ranges: &[(NodeId, Range<u64>)]) {}
 

@@ -282,6 +282,30 @@ fn what_was_prepared_is_not_decoded_again() {
     assert_eq!(tree.activity().decoded_blocks, prepared);
 }
 
+#[test]
+fn what_was_decoded_around_a_few_bytes_is_known_until_all_was_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let (source, image) = (dir.path().join("source"), dir.path().join("image"));
+    std::fs::create_dir(&source).unwrap();
+    let text = sample::noise(150_000, 1).iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    std::fs::write(source.join("text"), text).unwrap();
+    mksquashfs(&source, &image, &["-comp", "gzip", "-no-fragments"]);
+    let tree = open(&image);
+    let node = tree.entries(tree.root()).unwrap()[0].node;
+    let read = |offset: u64, count: usize| assert_eq!(tree.read(node, offset, &mut vec![0; count]).unwrap(), count);
+    assert_eq!(tree.decoded_around(node, 200_000), None);
+
+    read(200_000, 10);
+    assert_eq!(tree.decoded_around(node, 200_000), Some(131_072..262_144));
+    assert_eq!(tree.decoded_around(node, 131_071), None);
+    read(299_999, 1);
+    assert_eq!(tree.decoded_around(node, 270_000), Some(262_144..300_000), "the last block is shorter");
+
+    read(131_072, 131_072);
+    assert_eq!(tree.decoded_around(node, 200_000), None, "the reader has all of it");
+    assert_eq!(tree.decoded_around(tree.root(), 0), None);
+}
+
 /// An image that says how many bytes of it were read.
 #[derive(Debug)]
 struct Counted {

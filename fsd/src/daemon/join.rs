@@ -5,12 +5,14 @@ use super::{DaemonError, Joined, Layer, LayerEngine, Placement, Spec};
 use crate::control::{self, Attached, Reply, Request};
 use crate::locator::Locator;
 use crate::source::registries;
+use crate::sys::mounts;
 use crate::sys::processes::open_process;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde::{Deserialize, Serialize};
 use std::ffi::OsStr;
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, ErrorKind, Read};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -49,6 +51,7 @@ pub fn join(spec: &Spec, runtime_dirs: &[PathBuf], executable: &Path) -> Result<
         let state = StateDirectory::of(&spec, runtime_dir)?;
         if state.is_private()
             && let Ok(joined) = attach(&state)
+            && !is_unmounted(&spec, &joined)
         {
             return Ok(joined);
         }
@@ -75,9 +78,9 @@ fn join_or_start(spec: &Spec, state: &StateDirectory, executable: &Path) -> Resu
             Err(DaemonError::Control(control::Error::Refused(message))) => {
                 return Err(DaemonError::Start { message, is_the_machines: false });
             }
-            // Nobody listens, or it died while it was asked: both are mended by a new one.
-            Err(_) => start(spec, state, &lock, executable)?,
-            joined => return joined,
+            Ok(joined) if !is_unmounted(spec, &joined) => return Ok(joined),
+            // Nobody listens, it died while it was asked, or it serves others: all are mended by a new one.
+            _ => start(spec, state, &lock, executable)?,
         }
         // The lock is still held, so that a daemon without patience cannot leave before its first client came.
         match attach(state) {
@@ -85,6 +88,23 @@ fn join_or_start(spec: &Spec, state: &StateDirectory, executable: &Path) -> Resu
             joined => return joined,
         }
     }
+}
+
+/// Whether the daemon of a mount in the host's tree serves it no more: it was taken away. The daemon stays as long as a
+/// mount namespace that was made meanwhile has a copy of the mount, and is given time to leave if it holds a layer.
+fn is_unmounted(spec: &Spec, joined: &Joined) -> bool {
+    let Placement::HostMount(directory) = &spec.placement else { return false };
+    let is_unmounted = !mounts::is_ours(directory).unwrap_or(true);
+    if is_unmounted && spec.layer != Layer::ReadOnly {
+        await_end(joined.pidfd.as_fd());
+    }
+    is_unmounted
+}
+
+/// Waits for a process that said it would leave, or has nothing left to do, as long as it has for that.
+fn await_end(process: BorrowedFd<'_>) {
+    let patience = Timespec { tv_sec: LEAVE_PATIENCE_SECONDS, tv_nsec: 0 };
+    let _ = poll(&mut [PollFd::from_borrowed_fd(process, PollFlags::IN)], Some(&patience));
 }
 
 /// A sandbox is its own layer, so that all runs of it, reading or writing, share one daemon. A mount in the host's
@@ -198,8 +218,7 @@ fn have_leave(daemons: Vec<StateDirectory>, in_the_way: impl Fn(&Spec) -> bool) 
         if let (true, Ok(Reply::Leaving(pid))) = (in_the_way, control::ask(&other.socket(), &Request::Leave)) {
             // Without such a process there is nothing to wait for.
             let Ok(process) = open_process(pid) else { continue };
-            let patience = Timespec { tv_sec: LEAVE_PATIENCE_SECONDS, tv_nsec: 0 };
-            let _ = poll(&mut [PollFd::new(&process, PollFlags::IN)], Some(&patience));
+            await_end(process.as_fd());
         }
     }
 }

@@ -5,12 +5,12 @@
 //! asked for yet is handed over.
 
 use super::first_bytes;
-use super::store::Storer;
+use super::store::{NotStored, Storer};
 use crate::fs::{Expected, FileSystem};
 use nix::libc;
 use parking_lot::{Condvar, Mutex};
 use siphon_overlay::view::Ino;
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
@@ -66,7 +66,7 @@ impl ReadAhead {
                 match one {
                     // It is waited for already.
                     Expected::Loaded(..) => waiting.push_front(one),
-                    Expected::InOrder(_) | Expected::Traced(_) => waiting.push_back(one),
+                    Expected::InOrder(_) | Expected::Traced(_) | Expected::Beside(..) => waiting.push_back(one),
                 }
                 self.changed.notify_one();
             }
@@ -84,21 +84,32 @@ impl ReadAhead {
     }
 
     fn run(&self) {
-        let storer = match Storer::start(self.device.as_fd()) {
+        let mut storer = match Storer::start(self.device.as_fd()) {
             Ok(storer) => storer,
             Err(error) => return tracing::warn!("cannot read ahead: {error}"),
         };
         let mut buffer = Vec::new();
         while let Some(expected) = self.next() {
             match expected {
-                Expected::InOrder(pieces) => self.store_all(pieces, &storer, &mut buffer),
+                Expected::InOrder(pieces) => {
+                    if let Err(ino) = self.store_all(pieces, &mut storer, &mut buffer) {
+                        self.filesystem.not_made_ready(ino);
+                    }
+                }
+                Expected::Beside(ino, offset) => {
+                    let decoded = self.filesystem.decoded_around(ino, offset).map(|range| (ino, range));
+                    if decoded.is_none() || self.store_all(decoded, &mut storer, &mut buffer).is_err() {
+                        self.filesystem.not_stored_around(ino, offset);
+                    }
+                }
                 Expected::Loaded(ino, object) => self.filesystem.fetch_for_loader(ino, &object),
                 Expected::Traced(pieces) => {
                     self.filesystem.decode_ahead(&pieces);
+                    let mut known = HashMap::new();
                     for (ino, range) in pieces.into_iter().skip(1) {
                         // What the kernel does not know yet stays decoded.
-                        if storer.store(ino, range.start, &mut buffer, 0).is_ok() {
-                            self.store(ino, range, &storer, &mut buffer);
+                        if *known.entry(ino).or_insert_with(|| storer.is_known(ino)) {
+                            let _ = self.store_all([(ino, range)], &mut storer, &mut buffer);
                         }
                     }
                 }
@@ -106,12 +117,19 @@ impl ReadAhead {
         }
     }
 
-    fn store_all(&self, pieces: Vec<(Ino, Range<u64>)>, storer: &Storer, buffer: &mut Vec<u8>) {
-        for (ino, range) in pieces {
-            if !self.store(ino, range, storer, buffer) {
-                return self.filesystem.not_made_ready(ino);
-            }
-        }
+    /// Stores the pieces one after the other.
+    ///
+    /// # Errors
+    /// As [`ReadAhead::store`], of the first one that fails; then the others are left.
+    fn store_all(
+        &self,
+        pieces: impl IntoIterator<Item = (Ino, Range<u64>)>,
+        storer: &mut Storer,
+        buffer: &mut Vec<u8>,
+    ) -> Result<(), Ino> {
+        let stored = pieces.into_iter().try_for_each(|(ino, range)| self.store(ino, range, storer, buffer));
+        let settled = storer.settle().map_err(not_stored);
+        stored.and(settled)
     }
 
     /// Waits for something to do. `None` once there will be nothing any more.
@@ -126,37 +144,43 @@ impl ReadAhead {
     }
 
     fn give_up(&self, expected: &Expected) {
-        if let Expected::InOrder(pieces) = expected
-            && let Some((ino, _)) = pieces.first()
-        {
-            self.filesystem.not_made_ready(*ino);
+        match expected {
+            Expected::InOrder(pieces) => {
+                if let Some((ino, _)) = pieces.first() {
+                    self.filesystem.not_made_ready(*ino);
+                }
+            }
+            Expected::Beside(ino, offset) => self.filesystem.not_stored_around(*ino, *offset),
+            Expected::Loaded(..) | Expected::Traced(_) => {}
         }
     }
 
-    /// Stores `range` of a file, as far as it goes. `false` if the kernel does not know the file, or its bytes cannot be
-    /// read, which will show to whoever asks for them.
-    fn store(&self, ino: Ino, range: Range<u64>, storer: &Storer, buffer: &mut Vec<u8>) -> bool {
+    /// Has `range` of a file stored, as far as it goes.
+    ///
+    /// # Errors
+    /// The file that the kernel does not know, or whose bytes cannot be read, which will show to whoever asks for them:
+    /// this one or the one before.
+    fn store(&self, ino: Ino, range: Range<u64>, storer: &mut Storer, buffer: &mut Vec<u8>) -> Result<(), Ino> {
         let mut left = range;
         loop {
             left = self.filesystem.still_expected(ino, left);
             if left.is_empty() {
-                return true;
+                return Ok(());
             }
             let piece = usize::try_from(left.end - left.start).unwrap_or(usize::MAX).min(STORE_BYTES);
-            let buf = first_bytes(buffer, piece);
-            match self.filesystem.read_ahead(ino, left.start, buf) {
-                Ok(0) => return true,
-                Ok(read) => match storer.store(ino, left.start, buffer, read) {
-                    Ok(()) => left.start += read as u64,
-                    Err(error) => {
-                        if error.raw_os_error() != Some(libc::ENOENT) {
-                            tracing::debug!(ino = ino.0, "cannot read ahead: {error}");
-                        }
-                        return false;
-                    }
-                },
-                Err(_) => return false,
+            let read = self.filesystem.read_ahead(ino, left.start, first_bytes(buffer, piece)).map_err(|_| ino)?;
+            if read == 0 {
+                return Ok(());
             }
+            storer.store(ino, left.start, buffer, read).map_err(not_stored)?;
+            left.start += read as u64;
         }
     }
+}
+
+fn not_stored(NotStored { ino, error }: NotStored) -> Ino {
+    if error.raw_os_error() != Some(libc::ENOENT) {
+        tracing::debug!(ino = ino.0, "cannot read ahead: {error}");
+    }
+    ino
 }

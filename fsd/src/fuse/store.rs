@@ -26,12 +26,31 @@ struct Job {
     len: usize,
 }
 
-/// The thread, as the one that has work for it sees it.
+/// What became of one.
+struct Done {
+    ino: Ino,
+    stored: io::Result<()>,
+    buffer: Vec<u8>,
+}
+
+/// The thread, as the one that has work for it sees it: while one piece is stored, the next one is read.
 #[derive(Debug)]
 pub(super) struct Storer {
     jobs: Option<SyncSender<Job>>,
-    done: Receiver<(io::Result<()>, Vec<u8>)>,
+    done: Receiver<Done>,
     thread: Option<JoinHandle<()>>,
+    /// Whether something is being stored.
+    is_busy: bool,
+    /// The buffer that is not in use.
+    spare: Vec<u8>,
+}
+
+/// A file of which something could not be stored.
+#[derive(Debug)]
+pub(super) struct NotStored {
+    pub(super) ino: Ino,
+    /// `ENOENT` if the kernel does not know the file; else the connection is gone or the kernel has no memory.
+    pub(super) error: io::Error,
 }
 
 impl Storer {
@@ -48,28 +67,49 @@ impl Storer {
             if let Err(error) = alone {
                 return tracing::warn!("cannot read ahead: {error}");
             }
-            for job in taken {
-                let stored = notify(&device, job.ino, job.offset, &job.buffer[..job.len]);
-                if finished.send((stored, job.buffer)).is_err() {
+            for Job { ino, offset, buffer, len } in taken {
+                let stored = notify(&device, ino, offset, &buffer[..len]);
+                if finished.send(Done { ino, stored, buffer }).is_err() {
                     return;
                 }
             }
         };
         let thread = Builder::new().name("store".to_owned()).spawn(run)?;
-        Ok(Self { jobs: Some(jobs), done, thread: Some(thread) })
+        Ok(Self { jobs: Some(jobs), done, thread: Some(thread), is_busy: false, spare: Vec::new() })
     }
 
-    /// Stores the first `len` bytes of `buffer`, which are the file's content from `offset` on.
+    /// Has the first `len` bytes of `buffer`, which are the file's content from `offset` on, stored while the caller goes
+    /// on with another buffer.
     ///
     /// # Errors
-    /// `ENOENT` if the kernel does not know the file; if the connection is gone or the kernel has no memory.
-    pub(super) fn store(&self, ino: Ino, offset: u64, buffer: &mut Vec<u8>, len: usize) -> io::Result<()> {
-        let gone = || io::Error::from(io::ErrorKind::BrokenPipe);
-        let job = Job { ino, offset, buffer: std::mem::take(buffer), len };
+    /// If what was handed over before could not be stored; then this is not, either.
+    pub(super) fn store(&mut self, ino: Ino, offset: u64, buffer: &mut Vec<u8>, len: usize) -> Result<(), NotStored> {
+        self.settle()?;
+        let gone = || NotStored { ino, error: io::ErrorKind::BrokenPipe.into() };
+        let job = Job { ino, offset, buffer: std::mem::replace(buffer, std::mem::take(&mut self.spare)), len };
         self.jobs.as_ref().ok_or_else(gone)?.send(job).map_err(|_| gone())?;
-        let (stored, returned) = self.done.recv().map_err(|_| gone())?;
-        *buffer = returned;
-        stored
+        self.is_busy = true;
+        Ok(())
+    }
+
+    /// Whether the kernel knows the file, as of now. Nothing may be under way.
+    pub(super) fn is_known(&mut self, ino: Ino) -> bool {
+        let mut buffer = std::mem::take(&mut self.spare);
+        self.store(ino, 0, &mut buffer, 0).and_then(|()| self.settle()).is_ok()
+    }
+
+    /// Waits until nothing is being stored.
+    ///
+    /// # Errors
+    /// If it could not be stored.
+    pub(super) fn settle(&mut self) -> Result<(), NotStored> {
+        if !std::mem::take(&mut self.is_busy) {
+            return Ok(());
+        }
+        let gone = |_| NotStored { ino: Ino::ROOT, error: io::ErrorKind::BrokenPipe.into() };
+        let Done { ino, stored, buffer } = self.done.recv().map_err(gone)?;
+        self.spare = buffer;
+        stored.map_err(|error| NotStored { ino, error })
     }
 }
 

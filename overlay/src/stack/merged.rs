@@ -160,6 +160,13 @@ impl Tree for Merged {
         self.lower.prepare(&lower);
     }
 
+    fn decoded_around(&self, node: NodeId, offset: u64) -> Option<Range<u64>> {
+        match self.place(node) {
+            Place::Upper(node, _) => self.upper.decoded_around(node, offset),
+            Place::Lower(node) => self.lower.decoded_around(node, offset),
+        }
+    }
+
     fn fetch_ahead(&self, ranges: &[(NodeId, Range<u64>)]) {
         for (node, range) in ranges {
             match self.place(*node) {

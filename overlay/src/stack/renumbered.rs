@@ -66,6 +66,10 @@ impl Tree for Renumbered {
         self.inner.prepare(&inner);
     }
 
+    fn decoded_around(&self, node: NodeId, offset: u64) -> Option<Range<u64>> {
+        self.inner.decoded_around(self.inner(node), offset)
+    }
+
     fn fetch_ahead(&self, ranges: &[(NodeId, Range<u64>)]) {
         let inner: Vec<_> = ranges.iter().map(|(node, range)| (self.inner(*node), range.clone())).collect();
         self.inner.fetch_ahead(&inner);

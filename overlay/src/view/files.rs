@@ -128,6 +128,14 @@ impl View {
         self.lower.prepare(&ranges.iter().filter_map(lower).collect::<Vec<_>>());
     }
 
+    /// The bytes of the file `ino` around `offset` that the image has decoded in memory. None where a layer may hold others.
+    pub fn decoded_around(&self, ino: Ino, offset: u64) -> Option<Range<u64>> {
+        match (&self.layer, self.lower_of(ino)) {
+            (None, Ok(node)) => self.lower.decoded_around(node, offset),
+            _ => None,
+        }
+    }
+
     /// Has the image fetch what holds these ranges, which will be read soon.
     pub fn fetch_ahead(&self, ranges: &[(Ino, Range<u64>)]) {
         let lower = |(ino, range): &(Ino, Range<u64>)| Some((self.lower_of(*ino).ok()?, range.clone()));

@@ -50,6 +50,10 @@ impl Tree for View {
         self.decode_ahead(&ranges);
     }
 
+    fn decoded_around(&self, node: NodeId, offset: u64) -> Option<Range<u64>> {
+        View::decoded_around(self, Ino(node.0), offset)
+    }
+
     fn fetch_ahead(&self, ranges: &[(NodeId, Range<u64>)]) {
         let ranges: Vec<_> = ranges.iter().map(|(node, range)| (Ino(node.0), range.clone())).collect();
         View::fetch_ahead(self, &ranges);

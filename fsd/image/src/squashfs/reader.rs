@@ -255,6 +255,14 @@ impl Tree for Squashfs {
         self.blocks.prepare(self.missing(ranges));
     }
 
+    fn decoded_around(&self, node: NodeId, offset: u64) -> Option<Range<u64>> {
+        match &self.file(node).ok()?.body {
+            // Damage shows to whoever reads.
+            Body::File(file) => self.blocks.decoded_around(&self.metadata, self.inodes, file, offset).ok()?,
+            _ => None,
+        }
+    }
+
     fn fetch_ahead(&self, ranges: &[(NodeId, Range<u64>)]) {
         self.storage.bytes().may_read(&blocks::extents(self.missing(ranges)));
     }

@@ -171,6 +171,10 @@ impl Tree for Extended {
         self.below.prepare(ranges);
     }
 
+    fn decoded_around(&self, node: NodeId, offset: u64) -> Option<Range<u64>> {
+        self.below.decoded_around(node, offset)
+    }
+
     fn fetch_ahead(&self, ranges: &[(NodeId, Range<u64>)]) {
         self.below.fetch_ahead(ranges);
     }

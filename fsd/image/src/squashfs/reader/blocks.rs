@@ -312,6 +312,21 @@ impl Blocks {
         Ok(missing)
     }
 
+    /// The bytes of `file` that the block of the one at `offset` holds, if it is in the cache.
+    pub(super) fn decoded_around(
+        &self,
+        metadata: &Metadata,
+        inodes: Region,
+        file: &File,
+        offset: u64,
+    ) -> Result<Option<Range<u64>>, Error> {
+        let start = offset & !(self.block_bytes() - 1);
+        let end = start.saturating_add(self.block_bytes()).min(file.size);
+        let blocks = self.blocks_in(metadata, inodes, file, start..end)?;
+        let is_decoded = |block: &Stored| !block.is_hole() && self.cache.contains(*block);
+        Ok(blocks.first().filter(|block| is_decoded(block)).map(|_| start..end))
+    }
+
     /// Decodes blocks into the cache, in the order of the image.
     pub(super) fn prepare(&self, mut missing: Vec<Missing>) {
         missing.sort_by_key(|missing| missing.block.start);
