@@ -59,15 +59,22 @@ def estargz(layer):
     place = b"%016xSTARGZ" % len(out)
     out += gzip.compress(stream.getvalue(), 6, mtime=0)
     out += b"\x1f\x8b\x08\x04\0\0\0\0\0\xff\x1a\0SG\x16\0" + place + b"\1\0\0\xff\xff" + b"\0" * 8
-    return put(bytes(out), "layer.v1.tar+gzip", **{"containerd.io/snapshot/stargz/toc.digest": sha256(table)})
+    return bytes(out), {"containerd.io/snapshot/stargz/toc.digest": sha256(table)}
 
 
 index = json.load(open(os.path.join(source, "index.json")))
 manifest = json.loads(get(index["manifests"][0]))
 config = get(manifest["config"])
 layers = [gzip.decompress(get(layer)) for layer in manifest["layers"]]
-manifest["config"] = put(config, "config.v1+json")
-manifest["layers"] = [estargz(layer) if form == "estargz" else put(layer, "layer.v1.tar") for layer in layers]
+config = json.loads(config)
+if form == "estargz":
+    made = [estargz(layer) for layer in layers]
+    # The table is a part of what a layer decompresses to.
+    config["rootfs"]["diff_ids"] = [sha256(gzip.decompress(layer)) for layer, _ in made]
+    manifest["layers"] = [put(layer, "layer.v1.tar+gzip", **notes) for layer, notes in made]
+else:
+    manifest["layers"] = [put(layer, "layer.v1.tar") for layer in layers]
+manifest["config"] = put(json.dumps(config).encode(), "config.v1+json")
 image = put(json.dumps(manifest).encode(), "manifest.v1+json")
 with open(os.path.join(target, "index.json"), "w") as file:
     json.dump({"schemaVersion": 2, "manifests": [image]}, file)
