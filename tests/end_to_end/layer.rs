@@ -203,24 +203,6 @@ fn writing_to_a_file_takes_its_setuid_bit_whoever_merges() {
 }
 
 #[test]
-fn what_is_written_to_a_new_file_shows_at_once_and_takes_its_setuid_bit() {
-    as_user_and_as_root(|environment| {
-        sandbox(environment);
-        for engine in ["fuse", "kernel"] {
-            // The file is read, and so in the kernel's memory, before more is written through the first descriptor.
-            let line = "cd /data; rm -f f; exec 3>f; echo one >&3; cat f; echo two >&3; cat f; echo three >>f; cat f; \
-                        chmod 6755 f; stat -c %a f; echo four >&3; stat -c '%a %s' f; cat f";
-            let shown = run(environment, engine, line);
-
-            let kept = if run(environment, engine, "id -u") == "0" { "6755" } else { "755" };
-            // The last line overwrites the third, since it goes where the first descriptor is.
-            let expected = format!("one one two one two three 6755 {kept} 14 one two four");
-            assert_eq!(shown.split_whitespace().collect::<Vec<_>>().join(" "), expected, "{engine}");
-        }
-    });
-}
-
-#[test]
 fn a_directory_of_more_than_100000_entries_is_listed_whole_and_emptied() {
     let environment = TestEnvironment::new();
     sandbox(&environment);

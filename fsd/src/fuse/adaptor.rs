@@ -7,9 +7,8 @@ use crate::errno::errno;
 use crate::fs::{Caller, Error, FileSystem, Listed};
 use fuser::{
     BsdFileFlags, Errno, FileHandle, FopenFlags, Generation, INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner,
-    OpenAccMode, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus,
-    ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow,
-    WriteFlags,
+    OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty,
+    ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 use nix::libc;
 use siphon_overlay::view::{Ino, SetAttr};
@@ -66,19 +65,6 @@ impl Adaptor {
         let keep = if self.filesystem.keeps_cache() { FopenFlags::FOPEN_KEEP_CACHE } else { FopenFlags::empty() };
         // Nothing is held back until close, so that a flush would be a message for nothing.
         keep | FopenFlags::FOPEN_NOFLUSH
-    }
-
-    /// How a new file is written that was opened with `flags`. One that can only be written, and so be no mapping either,
-    /// is written past the page cache: the kernel then does not ask whether the file has capabilities to lose, and copies
-    /// once less. Who reads it later reads what the layer's filesystem still has in memory.
-    fn written_flags(&self, flags: i32) -> FopenFlags {
-        let is_only_written = OpenFlags(flags).acc_mode() == OpenAccMode::O_WRONLY;
-        // Such a write says that it takes setuid bits, which is done where the layer's filesystem does it by itself.
-        if is_only_written && self.filesystem.takes_privileges() {
-            FopenFlags::FOPEN_DIRECT_IO
-        } else {
-            FopenFlags::empty()
-        }
     }
 }
 
@@ -424,8 +410,7 @@ impl fuser::Filesystem for Adaptor {
         match self.filesystem.create(caller(request), ino(parent), name, made_with(mode, umask), open) {
             Ok((node, handle)) => {
                 let lifetime = self.filesystem.lifetime();
-                let cache = self.cache_flags() | self.written_flags(flags);
-                reply.created(&lifetime, &attr_out(&node), Generation(0), FileHandle(handle), cache);
+                reply.created(&lifetime, &attr_out(&node), Generation(0), FileHandle(handle), self.cache_flags());
             }
             Err(error) => reply.error(self.fail("create", parent.0, &error)),
         }
