@@ -254,8 +254,27 @@ fn a_copy_under_a_name_that_the_image_lacks_is_a_file_of_its_own_once_the_others
     assert_eq!(reset(&t, "data/deep/other").unwrap(), Reset::Unchanged);
     let view = t.view();
     assert_eq!(t.changes(), ["A /data/moved"]);
+    // Whichever is looked up first.
+    let moved = find(&view, "data/moved");
+    assert_ne!(moved, find(&view, "opt/z"));
     assert_eq!(view.attr(find(&view, "opt/z")).unwrap().nlink, 2);
-    assert_ne!(find(&view, "opt/z"), find(&view, "data/moved"));
+}
+
+#[test]
+fn a_renamed_file_is_one_of_its_own_once_its_name_went_back() {
+    let t = test();
+    let view = t.view();
+    write(&view, "data/a", b"changed");
+    let data = find(&view, "data");
+    view.rename(data, OsStr::new("a"), data, OsStr::new("moved"), crate::view::RenameMode::Replace).unwrap();
+    drop(view);
+
+    assert_eq!(reset(&t, "data/a").unwrap(), Reset::Done);
+
+    let view = t.view();
+    let moved = find(&view, "data/moved");
+    assert_ne!(moved, find(&view, "data/a"));
+    assert_eq!(t.changes(), ["A /data/moved"]);
 }
 
 #[test]

@@ -73,6 +73,17 @@ impl Upper {
         }
     }
 
+    /// Notes that `object` is a copy of nothing any more, since the image shows its own again.
+    pub(super) fn forget_origin(&self, object: BorrowedFd<'_>) -> Result<(), Errno> {
+        if !self.has_xattrs || self.is_portable {
+            return Ok(());
+        }
+        match fs::removexattr(host::path_of(object), ORIGIN) {
+            Err(Errno::NODATA) => Ok(()),
+            other => other,
+        }
+    }
+
     /// Makes `object`, a file in `work` of the right length, a stub of the image's file at `path`. `false` if this
     /// filesystem cannot keep the marks; the content has to be copied then.
     pub(crate) fn mark_stub(&self, object: BorrowedFd<'_>, path: &[OsString]) -> Result<bool, Errno> {

@@ -61,6 +61,7 @@ impl Upper {
         self.remove(directory.as_fd(), last).map_err(Error::from)?;
         self.unmark(directory.as_fd(), last).map_err(Error::from)?;
         self.put_links_back(&linked, image)?;
+        self.release_copies(names, image)?;
         Ok(Reset::Done)
     }
 
@@ -71,6 +72,7 @@ impl Upper {
             return Ok(Reset::Unchanged);
         }
         self.put_links_back(&linked, image)?;
+        self.release_copies(names, image)?;
         Ok(Reset::Done)
     }
 
@@ -142,6 +144,32 @@ impl Upper {
         Ok(())
     }
 
+    /// Makes what is left in the layer of copies of what the image has at the path `names`, or below, nodes of their own: they
+    /// were moved, and the image shows its own there again. Every name of the layer is looked at.
+    fn release_copies(&self, names: &[OsString], image: &dyn Tree) -> Result<(), Error> {
+        let back = nodes_below(image, names)?;
+        let mut pending = Vec::new();
+        let mut inside = Some(Arc::new(self.directory(&[])?));
+        while let Some(directory) = inside.take() {
+            let entries = host::list(directory.as_fd())?.into_iter();
+            pending.extend(entries.map(|entry| (directory.clone(), entry.name)));
+            while let Some((directory, name)) = pending.pop() {
+                let Place::Object(stat) = self.place(directory.as_fd(), &name)? else { continue };
+                let kind = host::kind_of(&stat);
+                if matches!(kind, Kind::Directory | Kind::File)
+                    && self.origin(directory.as_fd(), &name)?.node.is_some_and(|node| back.contains(&node))
+                {
+                    self.forget_origin(host::open_object(directory.as_fd(), &name)?.as_fd())?;
+                }
+                if kind == Kind::Directory {
+                    inside = Some(Arc::new(host::open_directory(directory.as_fd(), &name)?));
+                    break;
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// Where the layer may have the last of `names`: `None` if what is above it is the image's alone, and no directory if
     /// that shows nothing of the image.
     fn at(&self, names: &[OsString]) -> Result<Option<(Option<OwnedFd>, OsString)>, Error> {
@@ -179,6 +207,30 @@ fn names_of(image: &dyn Tree, known: &HashMap<NodeId, Links>) -> Result<Vec<(Nod
                 } else {
                     found.push((entry.node, path));
                 }
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// What `image` has at the path `names`, and all below it.
+fn nodes_below(image: &dyn Tree, names: &[OsString]) -> Result<HashSet<NodeId>, Error> {
+    let mut node = image.root();
+    for name in names {
+        match image.lookup(node, name)? {
+            Some(found) => node = found,
+            None => return Ok(HashSet::new()),
+        }
+    }
+    let mut found = HashSet::from([node]);
+    let mut pending = match image.attr(node)?.kind {
+        Kind::Directory => vec![node],
+        _ => Vec::new(),
+    };
+    while let Some(directory) = pending.pop() {
+        for entry in image.entries(directory)? {
+            if found.insert(entry.node) && entry.kind == Kind::Directory {
+                pending.push(entry.node);
             }
         }
     }
