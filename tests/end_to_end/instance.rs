@@ -402,6 +402,13 @@ fn root_lists_and_stops_the_instances_of_a_user() {
     let unknown = root.siphon(&["instance", "list", "--user", "no-such-user"]).run();
     root.siphon(&["instance", "stop", "--user", user, &name]).stdout();
 
+    // Logs outlive an instance, and these lie in the user's own home.
+    let clean = format!(
+        "cd ~{user} && cd .local/state/siphon/instances/*/ && rm logs/{name}.err logs/{name}.out && rmdir logs && rm lock && \
+         cd ~{user} && rmdir -p --ignore-fail-on-non-empty .local/state/siphon/instances/*"
+    );
+    environment.shell(&clean).stdout();
+
     assert!(before.lines().any(|line| line.starts_with(&format!("{name} ")) && line.contains(image)), "{before}");
     assert!(json.contains(&name), "{json}");
     assert!(refused.stderr.contains("Only root user can stop user's instances"), "{refused}");
