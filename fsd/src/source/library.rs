@@ -4,13 +4,12 @@
 //! by way of an object store.
 
 use reqwest::header::HeaderValue;
-use reqwest::{Method, StatusCode, Url};
+use reqwest::{StatusCode, Url};
 use serde::Deserialize;
 use siphon_image::reference::LibraryName;
 
 use super::access::Access;
-use super::engine::engine;
-use super::origin::{Failure, Origin};
+use super::origin::Origin;
 use super::setup::registries;
 use super::{Patience, Remote, SourceError};
 
@@ -77,16 +76,7 @@ pub fn library_image(image: &LibraryName, arch: &str, first_bytes: u32) -> Resul
 }
 
 fn describe(origin: &Origin) -> Result<Description, SourceError> {
-    let engine = engine()?;
-    let asked = origin.persist(origin.patience.open_attempts, async || {
-        let mut response = origin.send(engine, Method::GET, |request| request).await?;
-        match response.status() {
-            StatusCode::OK => {}
-            status => return Err(Failure::Lasting(origin.refused(status))),
-        }
-        origin.body(&mut response, MAX_DESCRIPTION_BYTES).await
-    });
-    let body = engine.runtime.block_on(asked)?;
+    let body = origin.get(origin.patience.open_attempts, MAX_DESCRIPTION_BYTES)?;
     let answer: Answer =
         serde_json::from_slice(&body).map_err(|_| origin.untrusted("its description is not what a library sends"))?;
     let missing = || SourceError::NotFound { name: origin.name.clone(), status: StatusCode::NOT_FOUND.as_u16() };

@@ -13,7 +13,7 @@ use tokio::time::timeout;
 
 use super::access::{Access, same_place};
 use super::answer;
-use super::engine::Engine;
+use super::engine::{Engine, engine};
 use super::error::{SourceError, TransportError};
 use super::patience::{Patience, Tries};
 
@@ -165,6 +165,20 @@ impl Origin {
             body.extend_from_slice(&bytes);
         }
         Ok(body)
+    }
+
+    /// All of what is there, of at most `most_bytes`, in at most `attempts`.
+    pub(super) fn get(&self, attempts: u32, most_bytes: usize) -> Result<Vec<u8>, SourceError> {
+        let engine = engine()?;
+        let asked = self.persist(attempts, async || {
+            let mut response = self.send(engine, Method::GET, |request| request).await?;
+            match response.status() {
+                StatusCode::OK => {}
+                status => return Err(Failure::Lasting(self.refused(status))),
+            }
+            self.body(&mut response, most_bytes).await
+        });
+        engine.runtime.block_on(asked)
     }
 
     /// Makes attempts until one succeeds, at most `most`.

@@ -2,12 +2,11 @@
 //!
 //! The service itself ended in 2021. Whoever keeps an archive of it under the same interface names that.
 
-use reqwest::{Method, StatusCode, Url};
+use reqwest::Url;
 use serde::Deserialize;
 
 use super::access::Access;
-use super::engine::engine;
-use super::origin::{Failure, Origin};
+use super::origin::Origin;
 use super::setup::registries;
 use super::{Patience, Remote, SourceError};
 
@@ -42,15 +41,6 @@ pub fn hub_image(name: &str, first_bytes: u32) -> Result<Remote, SourceError> {
 }
 
 fn describe(origin: &Origin) -> Result<Description, SourceError> {
-    let engine = engine()?;
-    let asked = origin.persist(1, async || {
-        let mut response = origin.send(engine, Method::GET, |request| request).await?;
-        match response.status() {
-            StatusCode::OK => {}
-            status => return Err(Failure::Lasting(origin.refused(status))),
-        }
-        origin.body(&mut response, MAX_DESCRIPTION_BYTES).await
-    });
-    let body = engine.runtime.block_on(asked)?;
+    let body = origin.get(1, MAX_DESCRIPTION_BYTES)?;
     serde_json::from_slice(&body).map_err(|_| origin.untrusted("its description names no file"))
 }
