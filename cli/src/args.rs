@@ -1,4 +1,5 @@
-//! What is typed: clap types whose doc comments are the help.
+//! What is typed: clap types whose doc comments are the help. That of a command stands at its variant, for the list of all:
+//! the type of its options has none.
 
 mod booleans;
 mod cache;
@@ -35,7 +36,7 @@ pub use registry::{LoginArgs, LogoutArgs, PullArgs, PushArgs, RegistryFlags, Reg
 pub use run::{ContainFlags, ExecArgs, NamespaceFlags, OtherFlags, RunArgs, RunFlags, ShellArgs, TestArgs};
 pub use sif::{SifAddArgs, SifObjectArgs, SifVerb};
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, Command, CommandFactory, Parser, Subcommand, ValueEnum};
 use std::ffi::OsString;
 use std::path::PathBuf;
 
@@ -80,6 +81,14 @@ impl Cli {
             return Err(unknown::flag(option));
         }
         Ok(cli)
+    }
+
+    /// The command with the options of all its commands, for what looks at them: the parser builds those of one when that
+    /// is typed.
+    pub fn whole() -> Command {
+        let mut command = Self::command();
+        command.build();
+        command
     }
 
     /// An image file that is started as a program names `run-singularity` in its first line. That is this program too, by
@@ -151,7 +160,7 @@ impl Verb {
     }
 }
 
-/// Options that stand before the command.
+// Options that stand before the command.
 #[derive(Debug, Clone, Default, Args)]
 pub struct GlobalFlags {
     /// Print every message, for finding out what goes wrong
@@ -183,7 +192,7 @@ pub struct GlobalFlags {
     version: (),
 }
 
-/// Options of the commands that may start a daemon.
+// Options of the commands that may start a daemon.
 #[derive(Debug, Clone, Default, Args)]
 pub struct DaemonFlags {
     /// Keep at most so many bytes of decoded image content in memory: a number, alone or with K, M or G
@@ -212,8 +221,9 @@ pub enum EngineArg {
     Fuse,
 }
 
-/// The commands.
+/// The commands. The parser learns the options of one when that is typed: those of all take it a millisecond.
 #[derive(Debug, Subcommand)]
+#[command(defer = true)]
 pub enum Verb {
     /// Run a command in a container
     Exec(ExecArgs),
@@ -345,7 +355,6 @@ pub enum Verb {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
 
     #[test]
     fn a_daemon_is_started_as_its_command_line_says_without_the_parser_too() {
@@ -370,7 +379,17 @@ mod tests {
 
     #[test]
     fn the_command_line_is_consistent() {
-        Cli::command().debug_assert();
+        Cli::whole().debug_assert();
+    }
+
+    #[test]
+    fn the_help_of_a_command_begins_as_the_list_of_all_says() {
+        let list = Cli::command();
+
+        for command in Cli::whole().get_subcommands().filter(|command| command.get_name() != "help") {
+            let about = list.find_subcommand(command.get_name()).unwrap().get_about();
+            assert_eq!(command.get_about().map(ToString::to_string), about.map(ToString::to_string));
+        }
     }
 
     #[test]

@@ -7,7 +7,7 @@ use super::Cli;
 use clap::builder::ValueParser;
 use clap::error::ErrorKind;
 use clap::parser::ValueSource;
-use clap::{ArgAction, ArgMatches, Command, CommandFactory, FromArgMatches};
+use clap::{ArgAction, ArgMatches, Command, FromArgMatches};
 use std::ffi::OsString;
 
 /// Reads a command line.
@@ -21,7 +21,7 @@ pub(super) fn read(words: &[OsString]) -> Result<Cli, clap::Error> {
         Err(error) if error.kind() == ErrorKind::TooManyValues => error,
         read => return read,
     };
-    match with_values(Cli::command()).try_get_matches_from(words) {
+    match with_values(Cli::whole()).try_get_matches_from(words) {
         Ok(matches) => {
             let mut cli = Cli::from_arg_matches(&matches)?;
             cli.switched_off = switched_off(&matches);

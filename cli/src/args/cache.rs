@@ -2,7 +2,7 @@
 
 use clap::{Args, Subcommand, ValueEnum};
 
-/// `cache`.
+// `cache`.
 #[derive(Debug, Subcommand)]
 pub enum CacheVerb {
     /// Remove what was kept of remote images
@@ -42,7 +42,7 @@ pub enum CacheKind {
     All,
 }
 
-/// `cache clean`.
+// `cache clean`.
 #[derive(Debug, Args)]
 pub struct CacheCleanArgs {
     /// Kinds to clean, separated by commas; siphon keeps net, oras, library, oci and build
@@ -59,7 +59,7 @@ pub struct CacheCleanArgs {
     pub force: bool,
 }
 
-/// `cache list`.
+// `cache list`.
 #[derive(Debug, Args)]
 pub struct CacheListArgs {
     /// Kinds to list, separated by commas; siphon keeps net, oras, library, oci and build

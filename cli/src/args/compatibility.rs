@@ -1,7 +1,6 @@
 //! Holds the table of flags in `docs/COMPATIBILITY.md` against the parser.
 
 use super::Cli;
-use clap::CommandFactory;
 use std::collections::BTreeSet;
 
 /// Flags of a run that other programs do not have, which the page explains below its tables.
@@ -34,8 +33,7 @@ fn flags(cell: &str) -> Vec<String> {
 
 /// The flags of a command, short and long and by every name.
 fn parsed(command: &str) -> BTreeSet<String> {
-    let mut cli = Cli::command();
-    cli.build();
+    let cli = Cli::whole();
     let words = command.split(' ');
     let command = words.fold(&cli, |command, word| command.find_subcommand(word).expect("the command exists"));
     let mut flags = BTreeSet::new();

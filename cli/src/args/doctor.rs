@@ -2,7 +2,7 @@
 
 use clap::Args;
 
-/// `doctor`.
+// `doctor`.
 #[derive(Debug, Args)]
 pub struct DoctorArgs {
     /// All that is found of the NVIDIA driver, and what is not

@@ -3,7 +3,7 @@
 use clap::Args;
 use std::path::PathBuf;
 
-/// What of the host's GPUs a container sees.
+// What of the host's GPUs a container sees.
 #[derive(Debug, Clone, Default, Args)]
 #[command(next_help_heading = "GPU")]
 pub struct GpuFlags {

@@ -4,7 +4,7 @@ use super::{DaemonFlags, RecipeFlags, RegistryFlags};
 use clap::Args;
 use std::path::PathBuf;
 
-/// `build`.
+// `build`.
 #[derive(Debug, Args)]
 pub struct BuildArgs {
     /// Make a writable directory over the image instead of an image file; takes milliseconds
@@ -34,7 +34,7 @@ pub struct BuildArgs {
     pub source: Option<String>,
 }
 
-/// Options of the commands that make image files.
+// Options of the commands that make image files.
 #[derive(Debug, Clone, Default, Args)]
 pub struct ImageFlags {
     /// Replace the target if it exists
@@ -50,7 +50,7 @@ pub struct ImageFlags {
     pub compact: u8,
 }
 
-/// `commit`.
+// `commit`.
 #[derive(Debug, Args)]
 pub struct CommitArgs {
     /// How the image file is made
@@ -62,7 +62,7 @@ pub struct CommitArgs {
     pub target: PathBuf,
 }
 
-/// `mount`.
+// `mount`.
 #[derive(Debug, Args)]
 pub struct MountArgs {
     /// Lay this over the image and keep changes in it: a directory, or an ext3 image; with :ro, or a squashfs, it is only
@@ -82,14 +82,14 @@ pub struct MountArgs {
     pub directory: PathBuf,
 }
 
-/// `umount`.
+// `umount`.
 #[derive(Debug, Args)]
 pub struct UmountArgs {
     /// The directory that was given to `mount`
     pub directory: PathBuf,
 }
 
-/// `ls`.
+// `ls`.
 #[derive(Debug, Args)]
 pub struct LsArgs {
     /// One line for each file with mode, owner, size, time and link target
@@ -108,7 +108,7 @@ pub struct LsArgs {
     pub paths: Vec<PathBuf>,
 }
 
-/// `cat`.
+// `cat`.
 #[derive(Debug, Args)]
 pub struct CatArgs {
     /// The image
@@ -118,7 +118,7 @@ pub struct CatArgs {
     pub paths: Vec<PathBuf>,
 }
 
-/// `inspect`.
+// `inspect`.
 #[derive(Debug, Args)]
 pub struct InspectArgs {
     /// The labels; the default
@@ -161,7 +161,7 @@ pub struct InspectArgs {
     pub image: String,
 }
 
-/// `run-help`.
+// `run-help`.
 #[derive(Debug, Args)]
 pub struct RunHelpArgs {
     /// The help of this app of the image (SCIF)
@@ -171,7 +171,7 @@ pub struct RunHelpArgs {
     pub image: String,
 }
 
-/// `status`.
+// `status`.
 #[derive(Debug, Args)]
 pub struct StatusArgs {
     /// As JSON

@@ -2,7 +2,7 @@
 
 use clap::Args;
 
-/// `index`.
+// `index`.
 #[derive(Debug, Args)]
 pub struct IndexArgs {
     /// Send the indexes to the registry, with what runs on this machine have read, for all other machines

@@ -5,7 +5,7 @@ use clap::{Args, Subcommand};
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-/// `instance`.
+// `instance`.
 #[derive(Debug, Subcommand)]
 pub enum InstanceVerb {
     /// Start an instance: the image's startscript, in the background
@@ -20,7 +20,7 @@ pub enum InstanceVerb {
     Stats(InstanceStatsArgs),
 }
 
-/// `instance start` and `instance run`: everything from the image on is theirs.
+// `instance start` and `instance run`: everything from the image on is theirs.
 #[derive(Debug, Args)]
 #[command(override_usage = "siphon instance start [OPTIONS] <IMAGE> <NAME> [ARGS]...")]
 pub struct InstanceStartArgs {
@@ -38,7 +38,7 @@ pub struct InstanceStartArgs {
     pub image_name_and_args: Vec<OsString>,
 }
 
-/// `instance list`.
+// `instance list`.
 #[derive(Debug, Args)]
 pub struct InstanceListArgs {
     /// Instances of this user; only for root
@@ -58,7 +58,7 @@ pub struct InstanceListArgs {
     pub name: String,
 }
 
-/// `instance stop`.
+// `instance stop`.
 #[derive(Debug, Args)]
 pub struct InstanceStopArgs {
     /// Instances of this user; only for root
@@ -81,7 +81,7 @@ pub struct InstanceStopArgs {
     pub name: Option<String>,
 }
 
-/// `instance stats`.
+// `instance stats`.
 #[derive(Debug, Args)]
 pub struct InstanceStatsArgs {
     /// The instance is this user's; only for root

@@ -3,7 +3,7 @@
 use clap::{Args, Subcommand};
 use std::path::PathBuf;
 
-/// `diff`.
+// `diff`.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 A line has a letter, the bytes of a file, and a path: A added, C changed, D deleted, M only its metadata. Times count in \
@@ -19,14 +19,14 @@ pub struct DiffArgs {
     pub new: Option<String>,
 }
 
-/// Subcommands of `layer`.
+// Subcommands of `layer`.
 #[derive(Debug, Subcommand)]
 pub enum LayerVerb {
     /// Put single paths of a sandbox back to what its image has
     Reset(LayerResetArgs),
 }
 
-/// `layer reset`.
+// `layer reset`.
 #[derive(Debug, Args)]
 pub struct LayerResetArgs {
     /// Paths in the sandbox, with all that is below them

@@ -3,14 +3,14 @@
 use clap::{Args, Subcommand};
 use std::path::PathBuf;
 
-/// `overlay`.
+// `overlay`.
 #[derive(Debug, Subcommand)]
 pub enum OverlayVerb {
     /// Make an ext3 image for --overlay, or add an overlay partition to a SIF image for --writable
     Create(OverlayCreateArgs),
 }
 
-/// `overlay create`.
+// `overlay create`.
 #[derive(Debug, Args)]
 pub struct OverlayCreateArgs {
     /// How large it is, in MiB; at least 64

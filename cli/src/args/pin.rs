@@ -2,7 +2,7 @@
 
 use clap::Args;
 
-/// `pin`.
+// `pin`.
 #[derive(Debug, Args)]
 pub struct PinArgs {
     /// Let it go again: what is cached of it may be evicted, and its server is asked

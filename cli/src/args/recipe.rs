@@ -3,7 +3,7 @@
 use clap::Args;
 use std::path::PathBuf;
 
-/// How a definition file is read and built.
+// How a definition file is read and built.
 #[derive(Debug, Clone, Default, Args)]
 #[command(next_help_heading = "Definition files")]
 pub struct RecipeFlags {

@@ -3,7 +3,7 @@
 use clap::{Args, Subcommand};
 use std::path::PathBuf;
 
-/// Who we are towards registries, and how they are spoken to.
+// Who we are towards registries, and how they are spoken to.
 #[derive(Debug, Clone, Default, Args)]
 #[command(next_help_heading = "Registries")]
 pub struct RegistryFlags {
@@ -30,7 +30,7 @@ pub struct RegistryFlags {
     pub library: Option<String>,
 }
 
-/// `pull`.
+// `pull`.
 #[derive(Debug, Args)]
 pub struct PullArgs {
     /// Replace the file if it exists
@@ -75,7 +75,7 @@ pub struct PullArgs {
     pub output_and_uri: Vec<String>,
 }
 
-/// `push`.
+// `push`.
 #[derive(Debug, Args)]
 pub struct PushArgs {
     /// Send an image that is not signed, as siphon always does
@@ -96,7 +96,7 @@ pub struct PushArgs {
     pub uri: String,
 }
 
-/// `tag`.
+// `tag`.
 #[derive(Debug, Args)]
 pub struct TagArgs {
     /// Registries
@@ -108,7 +108,7 @@ pub struct TagArgs {
     pub tag: String,
 }
 
-/// Subcommands of `registry`.
+// Subcommands of `registry`.
 #[derive(Debug, Subcommand)]
 pub enum RegistryVerb {
     /// Keep a name and a password for a registry, which is asked whether it takes them
@@ -119,7 +119,7 @@ pub enum RegistryVerb {
     List(RegistryListArgs),
 }
 
-/// `registry login`.
+// `registry login`.
 #[derive(Debug, Args)]
 pub struct LoginArgs {
     /// The name
@@ -141,7 +141,7 @@ pub struct LoginArgs {
     pub uri: String,
 }
 
-/// `registry logout`.
+// `registry logout`.
 #[derive(Debug, Args)]
 pub struct LogoutArgs {
     /// The file that it is kept in
@@ -151,7 +151,7 @@ pub struct LogoutArgs {
     pub uri: String,
 }
 
-/// `registry list`.
+// `registry list`.
 #[derive(Debug, Args)]
 pub struct RegistryListArgs {
     /// The file to look into

@@ -12,7 +12,7 @@ use super::{DaemonFlags, GpuFlags};
 use clap::Args;
 use std::ffi::OsString;
 
-/// `exec`: everything from the image on belongs to the container.
+// `exec`: everything from the image on belongs to the container.
 #[derive(Debug, Args)]
 #[command(override_usage = "siphon exec [OPTIONS] <IMAGE> <COMMAND> [ARGS]...")]
 pub struct ExecArgs {
@@ -24,7 +24,7 @@ pub struct ExecArgs {
     pub image_and_command: Vec<OsString>,
 }
 
-/// `shell`.
+// `shell`.
 #[derive(Debug, Args)]
 #[command(override_usage = "siphon shell [OPTIONS] <IMAGE> [ARGS]...")]
 pub struct ShellArgs {
@@ -39,7 +39,7 @@ pub struct ShellArgs {
     pub image_and_args: Vec<OsString>,
 }
 
-/// `run`.
+// `run`.
 #[derive(Debug, Args)]
 #[command(override_usage = "siphon run [OPTIONS] <IMAGE> [ARGS]...")]
 pub struct RunArgs {
@@ -51,7 +51,7 @@ pub struct RunArgs {
     pub image_and_args: Vec<OsString>,
 }
 
-/// `test`.
+// `test`.
 #[derive(Debug, Args)]
 #[command(override_usage = "siphon test [OPTIONS] <IMAGE> [ARGS]...")]
 pub struct TestArgs {
@@ -63,7 +63,7 @@ pub struct TestArgs {
     pub image_and_args: Vec<OsString>,
 }
 
-/// Options that `exec`, `shell`, `run` and `test` share.
+// Options that `exec`, `shell`, `run` and `test` share.
 #[derive(Debug, Clone, Default, Args)]
 pub struct RunFlags {
     /// Bind a path of the host into the container: SRC, SRC:DST or SRC:DST:ro, several separated by commas

@@ -5,7 +5,7 @@
 //! a word of short options for the image as soon as one of its characters is none. So such words are spread out before.
 
 use super::Cli;
-use clap::{Arg, ArgAction, Command, CommandFactory};
+use clap::{Arg, ArgAction, Command};
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
@@ -15,9 +15,7 @@ pub(super) fn spread(words: &[OsString]) -> Vec<OsString> {
     if !words.iter().any(|word| matches!(word.as_bytes(), [b'-', first, _, ..] if *first != b'-')) {
         return words.to_vec();
     }
-    let mut cli = Cli::command();
-    cli.build();
-    spread_by(words, &cli)
+    spread_by(words, &Cli::whole())
 }
 
 fn spread_by(words: &[OsString], cli: &Command) -> Vec<OsString> {

@@ -3,7 +3,7 @@
 use clap::{Args, Subcommand};
 use std::path::PathBuf;
 
-/// Subcommands of `sif`.
+// Subcommands of `sif`.
 #[derive(Debug, Subcommand)]
 pub enum SifVerb {
     /// List the objects
@@ -33,7 +33,7 @@ pub enum SifVerb {
     Setprim(SifObjectArgs),
 }
 
-/// `sif add`.
+// `sif add`.
 #[derive(Debug, Args)]
 pub struct SifAddArgs {
     /// What the object is: 1 definition file, 2 environment, 3 labels, 4 partition, 5 signature, 6 JSON, 7 anything,
@@ -78,7 +78,7 @@ pub struct SifAddArgs {
     pub object: PathBuf,
 }
 
-/// `sif info`, `dump`, `del` and `setprim`.
+// `sif info`, `dump`, `del` and `setprim`.
 #[derive(Debug, Args)]
 pub struct SifObjectArgs {
     /// The number of the object, as `sif list` has it

@@ -57,7 +57,7 @@ pub(super) fn flag(word: &OsStr) -> clap::Error {
 /// The flag of a run whose name is most like a word's.
 fn alike(word: &OsStr) -> Option<String> {
     let name = word.to_str()?.strip_prefix("--")?.split('=').next()?.to_owned();
-    let command = Cli::command();
+    let command = Cli::whole();
     let shell = command.find_subcommand("shell")?;
     let flags = shell.get_arguments().filter(|argument| !argument.is_hide_set()).filter_map(clap::Arg::get_long);
     let scored = flags.map(|flag| (strsim::jaro(&name, flag), flag)).filter(|(score, _)| *score > ALIKE);
@@ -93,7 +93,7 @@ mod tests {
 
     #[test]
     fn no_command_is_absent_that_exists() {
-        let command = Cli::command();
+        let command = Cli::whole();
 
         assert!(ABSENT.iter().all(|(name, _)| command.find_subcommand(name).is_none()));
     }

@@ -2,7 +2,7 @@
 
 use clap::Args;
 
-/// What a run sees of the host's devices, home and temporary directories.
+// What a run sees of the host's devices, home and temporary directories.
 #[derive(Debug, Clone, Default, Args)]
 #[command(next_help_heading = "Isolation")]
 pub struct ContainFlags {

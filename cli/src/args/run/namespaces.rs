@@ -2,7 +2,7 @@
 
 use clap::Args;
 
-/// What a run does not share with the host beyond its mounts.
+// What a run does not share with the host beyond its mounts.
 #[derive(Debug, Clone, Default, Args)]
 #[command(next_help_heading = "Isolation")]
 pub struct NamespaceFlags {

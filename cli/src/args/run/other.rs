@@ -4,7 +4,7 @@
 use crate::args::RegistryFlags;
 use clap::Args;
 
-/// Options that are known for scripts to go on working, or to be told what to use instead.
+// Options that are known for scripts to go on working, or to be told what to use instead.
 #[derive(Debug, Clone, Default, Args)]
 pub struct OtherFlags {
     /// Run in a user namespace, as siphon does for everyone but root anyway
