@@ -8,6 +8,7 @@
 //! when something is missing. It has to have the same version then; else reads of what is missing fail.
 
 mod ahead;
+mod check;
 mod connection;
 mod workers;
 
@@ -24,6 +25,7 @@ use siphon_image::read_at::ReadAt;
 use crate::cache::{CHUNK_BYTES, Cache, CacheError, Claim, Description, Found, Named, Object, Run};
 use crate::source::{Patience, Remote, SourceError};
 use ahead::{Around, Readers};
+use check::Check;
 use connection::Connection;
 use workers::Workers;
 
@@ -58,6 +60,7 @@ pub struct Blob {
 struct Core {
     connection: Connection,
     object: Arc<Object>,
+    check: Check,
 }
 
 /// What a blob has done since it was opened.
@@ -178,7 +181,9 @@ impl Blob {
         if let Some(remote) = connection.connected().filter(|remote| remote.is_opened()) {
             keep_first_chunks(&object, &remote);
         }
-        let core = Arc::new(Core { connection, object });
+        let core = Arc::new(Core { connection, object, check: Check::of(&named) });
+        // An earlier run may have fetched all of it, and not have come to this.
+        core.check_soon();
         let (workers, readers, counter) = (Workers::new(core.clone()), Mutex::default(), AtomicU64::default);
         let (identity, bytes_from_cache, bytes_read) = (named.key, counter(), counter());
         let foreseen = AtomicBool::new(false);
@@ -259,6 +264,21 @@ impl Blob {
         Ok(())
     }
 
+    /// Holds all of it against its digest, if that is known and was not done before. All of it has to be here.
+    ///
+    /// # Errors
+    /// [`BlobError::Source`] if it is not what it should be; then what was cached is gone.
+    pub fn check(&self) -> Result<(), BlobError> {
+        Ok(self.core.check()?)
+    }
+
+    /// Says that someone else has held all of it against its digest.
+    pub fn set_checked(&self) {
+        if self.core.object.is_complete() {
+            self.core.object.set_checked();
+        }
+    }
+
     /// Has what is absent of `chunks` fetched at once, without waiting for it: whoever reads some of it does.
     pub fn fetch_now(&self, chunks: Range<u32>) {
         let mut next = chunks.start;
@@ -336,14 +356,18 @@ impl Blob {
 }
 
 impl Core {
-    fn fetch(&self, mut claim: Claim) -> Result<Arc<Run>, BlobError> {
+    fn fetch(self: &Arc<Self>, mut claim: Claim) -> Result<Arc<Run>, BlobError> {
         let mut bytes = vec![0; claim.len_bytes()];
         let fetched = self.connection.remote().and_then(|remote| {
             let offset = claim.offset();
             remote.fetch_with(offset, &mut bytes, &mut |arrived| claim.advance(arrived)).map_err(Arc::new)
         });
         match fetched {
-            Ok(()) => Ok(claim.complete(bytes)),
+            Ok(()) => {
+                let run = claim.complete(bytes);
+                self.check_soon();
+                Ok(run)
+            }
             Err(error) => {
                 claim.fail(error.clone());
                 Err(error.into())
@@ -351,7 +375,7 @@ impl Core {
         }
     }
 
-    fn fetch_range(&self, chunks: Range<u32>) -> Result<(), BlobError> {
+    fn fetch_range(self: &Arc<Self>, chunks: Range<u32>) -> Result<(), BlobError> {
         let mut next = chunks.start;
         while let Some(claim) = self.object.claim_through(next..chunks.end) {
             next = claim.end_chunk();
@@ -374,6 +398,7 @@ impl ReadAt for Blob {
         if buf.is_empty() {
             return Ok(());
         }
+        self.core.check.passed().map_err(|error| io::Error::other(BlobError::from(error)))?;
         let chunks = chunk_of(offset)..chunk_of(offset + buf.len() as u64 - 1) + 1;
         if self.foreseen.load(Ordering::Relaxed) {
             // What is to be fetched soon with others is fetched with them now, rather than alone and then once more around.

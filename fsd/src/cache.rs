@@ -10,6 +10,7 @@
 //!                        for each chunk: zeros, or "DONE" and the CRC-32 of the chunk, little-endian
 //! DIR/v2/KEY/meta.json   url (redacted), len_bytes, validator: for people, and for a start without network
 //! DIR/v2/KEY/pinned      is never evicted
+//! DIR/v2/KEY/checked     all of it is there, and has the digest that it should have
 //! DIR/v2/names/NAME      which KEY an address led to, the last time that it could be asked
 //! ```
 //!
@@ -34,6 +35,7 @@
 //! Nothing here knows about files or images: see [`crate::blob`] for ranges.
 
 mod claim;
+mod complete;
 mod entries;
 mod fill;
 mod names;

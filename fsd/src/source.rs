@@ -59,6 +59,8 @@ pub struct Remote {
     engine: &'static Engine,
     len_bytes: u64,
     validator: Validator,
+    /// What all of its bytes have to have, where that is known.
+    digest: Option<String>,
     first_bytes: Vec<u8>,
 }
 
@@ -113,7 +115,8 @@ impl Remote {
     /// The object that is known by its digest and of `len_bytes`: nothing has to be asked to open it.
     fn known(origin: Origin, digest: &str, len_bytes: u64) -> Result<Self, SourceError> {
         let validator = Validator::Digest(digest.to_owned());
-        Ok(Self { origin, engine: engine()?, len_bytes, validator, first_bytes: Vec::new() })
+        let digest = Some(digest.to_owned());
+        Ok(Self { origin, engine: engine()?, len_bytes, validator, digest, first_bytes: Vec::new() })
     }
 
     /// The length in bytes.
@@ -126,9 +129,14 @@ impl Remote {
         &self.origin.name
     }
 
-    /// What tells this version from others, in words.
+    /// What tells this version from others, in words: the digest of its bytes where that is known.
     pub fn validator(&self) -> String {
-        self.validator.to_string()
+        self.digest.clone().unwrap_or_else(|| self.validator.to_string())
+    }
+
+    /// The same object, of which another than its server has said which digest its bytes have.
+    fn with_digest(self, digest: Option<String>) -> Self {
+        Self { digest, ..self }
     }
 
     /// The bytes that opening brought.
@@ -136,10 +144,10 @@ impl Remote {
         &self.first_bytes
     }
 
-    /// What this version of the object is known by: the hex SHA-256 of its URL (without credentials), its validator
+    /// What this version of the object is known by: its digest, else the hex SHA-256 of its URL (without credentials), its validator
     /// and its length. Where the server offers no validator, the first bytes stand in for it.
     pub fn identity(&self) -> String {
-        if let Validator::Digest(digest) = &self.validator {
+        if let Some(digest) = &self.digest {
             // The same bytes are kept once, from whichever registry they come.
             let hex = digest.strip_prefix("sha256:").filter(|hex| hex.len() == 64);
             return hex.map_or_else(|| registry::sha256(digest.as_bytes()).split_off(7), str::to_owned);
@@ -279,7 +287,7 @@ impl Origin {
     async fn open(self, engine: &'static Engine, most: u64) -> Result<Remote, SourceError> {
         let opened = self.persist(self.patience.open_attempts, async || self.open_once(engine, most).await).await;
         let (total, validator, first_bytes) = opened?;
-        Ok(Remote { origin: self, engine, len_bytes: total, validator, first_bytes })
+        Ok(Remote { origin: self, engine, len_bytes: total, validator, digest: None, first_bytes })
     }
 
     async fn open_once(&self, engine: &Engine, most: u64) -> Result<(u64, Validator, Vec<u8>), Failure> {

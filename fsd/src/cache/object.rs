@@ -3,7 +3,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Instant;
 
 use parking_lot::Mutex;
@@ -26,14 +26,18 @@ const PAUSE_SECONDS: u64 = 30;
 pub struct Object {
     description: Description,
     chunks: u32,
-    packs: Option<Packs>,
+    pub(super) packs: Option<Packs>,
     quota: Arc<Quota>,
+    /// All chunks before it were on disk when that was asked.
+    pub(super) first_absent: AtomicU32,
+    /// Whether this process stored something since all was held against its digest.
+    pub(super) stored_since_check: AtomicBool,
     /// What went wrong with storing, if something did.
     trouble: Mutex<Option<Instant>>,
     warned: AtomicBool,
     fills: Mutex<HashMap<u32, Arc<Fill>>>,
     /// The runs fetched last that could not be stored, the latest first.
-    unstored: Mutex<VecDeque<Arc<Run>>>,
+    pub(super) unstored: Mutex<VecDeque<Arc<Run>>>,
 }
 
 /// What [`Object::read`] found.
@@ -50,8 +54,9 @@ pub enum Found {
 impl Object {
     pub(super) fn new(description: Description, chunks: u32, packs: Option<Packs>, quota: Arc<Quota>) -> Self {
         let (trouble, fills, unstored) = (Mutex::default(), Mutex::default(), Mutex::default());
-        let warned = AtomicBool::new(false);
-        Self { description, chunks, packs, quota, trouble, warned, fills, unstored }
+        let (warned, stored_since_check) = (AtomicBool::new(false), AtomicBool::new(false));
+        let first_absent = AtomicU32::new(0);
+        Self { description, chunks, packs, quota, first_absent, stored_since_check, trouble, warned, fills, unstored }
     }
 
     /// What it is.
@@ -138,6 +143,8 @@ impl Object {
     pub fn discard(&self, chunks: Range<u32>) {
         self.unstored.lock().retain(|run| chunks.clone().all(|chunk| run.bytes_from(chunk, 0).is_empty()));
         let Some(packs) = &self.packs else { return };
+        self.misses(chunks.start);
+        self.will_store();
         for chunk in chunks.start..chunks.end.min(self.chunks) {
             if let Err(error) = packs.discard(chunk) {
                 tracing::warn!(url = self.description.url, chunk, %error, "cannot discard a cached chunk");
@@ -157,7 +164,7 @@ impl Object {
     }
 
     /// The length of `chunk` in bytes; less than [`CHUNK_BYTES`] only for the last one.
-    pub(super) fn chunk_len(&self, chunk: u32) -> usize {
+    pub fn chunk_len(&self, chunk: u32) -> usize {
         let start = u64::from(chunk) * CHUNK_BYTES as u64;
         let left = self.description.len_bytes.saturating_sub(start);
         usize::try_from(left).map_or(CHUNK_BYTES, |left| left.min(CHUNK_BYTES))
@@ -227,6 +234,7 @@ impl Object {
     /// Whether `bytes`, which begin with `chunk`, are on disk now.
     pub(super) fn store(&self, chunk: u32, bytes: &[u8]) -> bool {
         let Some(packs) = self.packs.as_ref().filter(|_| self.stores()) else { return false };
+        self.will_store();
         match packs.write(chunk, bytes) {
             Ok(()) => {
                 self.quota.stored(bytes.len() as u64);
