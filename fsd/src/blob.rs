@@ -47,7 +47,7 @@ pub struct Blob {
     core: Arc<Core>,
     workers: Workers,
     cache: Cache,
-    identity: String,
+    named: Named,
     readers: Mutex<Readers>,
     /// Whether a trace says what is read next, so that nothing is to be guessed.
     foreseen: AtomicBool,
@@ -185,14 +185,19 @@ impl Blob {
         // An earlier run may have fetched all of it, and not have come to this.
         core.check_soon();
         let (workers, readers, counter) = (Workers::new(core.clone()), Mutex::default(), AtomicU64::default);
-        let (identity, bytes_from_cache, bytes_read) = (named.key, counter(), counter());
+        let (bytes_from_cache, bytes_read) = (counter(), counter());
         let foreseen = AtomicBool::new(false);
-        Ok(Self { core, workers, cache, identity, readers, foreseen, bytes_from_cache, bytes_read })
+        Ok(Self { core, workers, cache, named, readers, foreseen, bytes_from_cache, bytes_read })
     }
 
     /// What this version of the object is known by: 64 hex digits. Equal ones mean equal bytes.
     pub fn identity(&self) -> &str {
-        &self.identity
+        &self.named.key
+    }
+
+    /// What it is.
+    pub fn named(&self) -> &Named {
+        &self.named
     }
 
     /// The URL without credentials, query and fragment: fit for logs.
@@ -207,7 +212,7 @@ impl Blob {
 
     /// Whether it is served without its server ever being asked, until something is missing.
     pub fn is_pinned(&self) -> bool {
-        self.cache.is_pinned(&self.identity)
+        self.cache.is_pinned(self.identity())
     }
 
     /// Has it kept in the cache, whatever the quota, or no longer.
@@ -215,7 +220,7 @@ impl Blob {
     /// # Errors
     /// [`BlobError::Cache`] if that cannot be written down.
     pub fn set_pinned(&self, pinned: bool) -> Result<(), BlobError> {
-        Ok(self.cache.set_pinned(&self.identity, pinned)?)
+        Ok(self.cache.set_pinned(self.identity(), pinned)?)
     }
 
     /// How many chunks it has.

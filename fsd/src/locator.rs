@@ -26,7 +26,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::UNIX_EPOCH;
 
-pub use elsewhere::elsewhere;
+pub use elsewhere::{elsewhere, known, open_blob};
 pub use error::Error;
 
 /// Where a sandbox keeps what it is a layer of.
@@ -198,10 +198,12 @@ pub fn open(locator: &Locator, cache_dir: &Path, cache_bytes: Option<u64>) -> Re
     match locator {
         Locator::File(path) => open_file(path, cache_bytes),
         Locator::Directory(path) => open_directory(path),
-        Locator::Url(url) => open_url(url, cache_dir, cache_bytes),
         Locator::Elsewhere(Reference::Docker(repository)) => open_oci(repository, cache_dir, cache_bytes),
-        Locator::Elsewhere(reference) => open_elsewhere(reference, cache_dir, cache_bytes),
         Locator::Sandbox(path) => open_sandbox(path, cache_dir, cache_bytes),
+        Locator::Url(_) | Locator::Elsewhere(_) => {
+            let blob = open_blob(locator, cache_dir)?.expect("it is a file on a server");
+            opened_blob(locator.to_string(), blob, cache_bytes)
+        }
     }
 }
 
@@ -245,18 +247,6 @@ fn lock_for_reading(path: &Path, opened: &Metadata, image: &Image) -> Result<Opt
         return Err(failed(io::Error::other("another file took its place while it was opened")));
     }
     Ok(Some(Arc::new(lock)))
-}
-
-fn open_url(url: &str, cache_dir: &Path, cache_bytes: Option<u64>) -> Result<Opened, Error> {
-    let blob = Blob::open(url, cache_dir).map_err(|source| Error::Url { url: url.to_owned(), source })?;
-    opened_blob(url.to_owned(), blob, cache_bytes)
-}
-
-fn open_elsewhere(reference: &Reference, cache_dir: &Path, cache_bytes: Option<u64>) -> Result<Opened, Error> {
-    let name = reference.to_string();
-    let (remote, _) = elsewhere(reference, None)?;
-    let blob = Blob::over(remote, cache_dir).map_err(|source| Error::Url { url: name.clone(), source })?;
-    opened_blob(name, blob, cache_bytes)
 }
 
 /// Opens the image file that `blob` is.

@@ -10,7 +10,7 @@ use siphon_fsd::blob::{Blob, BlobError};
 use siphon_fsd::cache::{CHUNK_BYTES, Cache};
 use siphon_fsd::oras;
 use siphon_fsd::prefetch::fetch_all;
-use siphon_fsd::source::{Registries, SourceError, configure, digest, library_image};
+use siphon_fsd::source::{Patience, Registries, SourceError, configure, digest, library_image};
 use siphon_image::read_at::ReadAt;
 use siphon_image::reference::{Reference, Repository};
 use std::path::PathBuf;
@@ -165,7 +165,7 @@ fn an_image_of_a_library_is_held_against_the_hash_that_the_library_names() {
     let name = format!("library://{}/entity/collection/image:1", place.server.host());
     let Ok(Some(Reference::Library(name))) = Reference::parse(&name) else { panic!("{name}") };
 
-    let image = library_image(&name, "amd64", 65536).unwrap();
+    let image = library_image(&name, "amd64", 65536, Patience::default()).unwrap();
     let blob = Blob::over(image.remote, cache.path()).unwrap();
 
     assert_eq!(blob.identity(), place.open(&cache).identity(), "the same bytes are kept once");

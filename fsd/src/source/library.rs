@@ -37,11 +37,16 @@ struct Description {
     uploaded: Option<bool>,
 }
 
-/// Finds an image for machines of `arch`, as Go names them.
+/// Finds an image for machines of `arch`, as Go names them, within the bounds of `patience`.
 ///
 /// # Errors
 /// [`SourceError::NoLibrary`] if there is no library to ask; others if it does not have it.
-pub fn library_image(image: &LibraryName, arch: &str, first_bytes: u32) -> Result<LibraryImage, SourceError> {
+pub fn library_image(
+    image: &LibraryName,
+    arch: &str,
+    first_bytes: u32,
+    patience: Patience,
+) -> Result<LibraryImage, SourceError> {
     let setup = registries();
     let scheme = if setup.plain_http { "http" } else { "https" };
     let named = image.host.as_ref().map(|host| format!("{scheme}://{host}"));
@@ -63,7 +68,7 @@ pub fn library_image(image: &LibraryName, arch: &str, first_bytes: u32) -> Resul
             }
             _ => Access::Open,
         };
-        Ok::<_, SourceError>(Origin::at(url, name.clone(), access, Patience::default()))
+        Ok::<_, SourceError>(Origin::at(url, name.clone(), access, patience))
     };
     let described = describe(&at("images")?)?;
     let remote = Remote::open_at(at("imagefile")?, first_bytes)?;
