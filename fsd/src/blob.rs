@@ -262,7 +262,7 @@ impl Blob {
                     }
                     // Someone else has just fetched it.
                     Found::Fetched => {}
-                    Found::Absent(claim) => drop(self.core.fetch(claim)?),
+                    Found::Absent(claim) => drop(self.core.fetch(claim, false)?),
                 }
             }
         }
@@ -349,7 +349,7 @@ impl Blob {
                         Ok(()) => continue,
                         Err(claim) => claim,
                     };
-                    let run = self.core.fetch(claim)?;
+                    let run = self.core.fetch(claim, true)?;
                     let bytes = run.bytes_from(chunk, start);
                     let len = bytes.len().min(buf.len());
                     buf[..len].copy_from_slice(&bytes[..len]);
@@ -361,11 +361,14 @@ impl Blob {
 }
 
 impl Core {
-    fn fetch(self: &Arc<Self>, mut claim: Claim) -> Result<Arc<Run>, BlobError> {
+    /// Fetches what was claimed. `is_read` says that a reader waits for it, beside those who wait for the claim.
+    fn fetch(self: &Arc<Self>, mut claim: Claim, is_read: bool) -> Result<Arc<Run>, BlobError> {
         let mut bytes = vec![0; claim.len_bytes()];
         let fetched = self.connection.remote().and_then(|remote| {
-            let offset = claim.offset();
-            remote.fetch_with(offset, &mut bytes, &mut |arrived| claim.advance(arrived)).map_err(Arc::new)
+            let (offset, others_wait) = (claim.offset(), claim.is_waited_for());
+            let is_waited_for = || is_read || others_wait();
+            let fetched = remote.fetch_with(offset, &mut bytes, &mut |arrived| claim.advance(arrived), &is_waited_for);
+            fetched.map_err(Arc::new)
         });
         match fetched {
             Ok(()) => {
@@ -384,7 +387,7 @@ impl Core {
         let mut next = chunks.start;
         while let Some(claim) = self.object.claim_through(next..chunks.end) {
             next = claim.end_chunk();
-            self.fetch(claim)?;
+            self.fetch(claim, false)?;
         }
         Ok(())
     }

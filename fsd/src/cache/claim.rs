@@ -48,6 +48,12 @@ impl Claim {
         self.end
     }
 
+    /// What says whether somebody waits for some of it, for as long as it is being fetched.
+    pub fn is_waited_for(&self) -> impl Fn() -> bool + Sync + use<> {
+        let fill = self.fill.clone();
+        move || fill.is_waited_for()
+    }
+
     /// Stores what of the claimed bytes has `arrived`, from the first one on, and hands it to those who wait for it.
     pub fn advance(&mut self, arrived: &[u8]) {
         let whole = u32::try_from(arrived.len() / CHUNK_BYTES).unwrap_or(u32::MAX);
