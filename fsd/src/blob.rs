@@ -8,6 +8,7 @@
 //! when something is missing. It has to have the same version then; else reads of what is missing fail.
 
 mod ahead;
+mod check;
 mod connection;
 mod workers;
 
@@ -24,6 +25,7 @@ use siphon_image::read_at::ReadAt;
 use crate::cache::{CHUNK_BYTES, Cache, CacheError, Claim, Description, Found, Named, Object, Run};
 use crate::source::{Patience, Remote, SourceError};
 use ahead::{Around, Readers};
+use check::Check;
 use connection::Connection;
 use workers::Workers;
 
@@ -45,7 +47,7 @@ pub struct Blob {
     core: Arc<Core>,
     workers: Workers,
     cache: Cache,
-    identity: String,
+    named: Named,
     readers: Mutex<Readers>,
     /// Whether a trace says what is read next, so that nothing is to be guessed.
     foreseen: AtomicBool,
@@ -58,6 +60,7 @@ pub struct Blob {
 struct Core {
     connection: Connection,
     object: Arc<Object>,
+    check: Check,
 }
 
 /// What a blob has done since it was opened.
@@ -178,16 +181,23 @@ impl Blob {
         if let Some(remote) = connection.connected().filter(|remote| remote.is_opened()) {
             keep_first_chunks(&object, &remote);
         }
-        let core = Arc::new(Core { connection, object });
+        let core = Arc::new(Core { connection, object, check: Check::of(&named) });
+        // An earlier run may have fetched all of it, and not have come to this.
+        core.check_soon();
         let (workers, readers, counter) = (Workers::new(core.clone()), Mutex::default(), AtomicU64::default);
-        let (identity, bytes_from_cache, bytes_read) = (named.key, counter(), counter());
+        let (bytes_from_cache, bytes_read) = (counter(), counter());
         let foreseen = AtomicBool::new(false);
-        Ok(Self { core, workers, cache, identity, readers, foreseen, bytes_from_cache, bytes_read })
+        Ok(Self { core, workers, cache, named, readers, foreseen, bytes_from_cache, bytes_read })
     }
 
     /// What this version of the object is known by: 64 hex digits. Equal ones mean equal bytes.
     pub fn identity(&self) -> &str {
-        &self.identity
+        &self.named.key
+    }
+
+    /// What it is.
+    pub fn named(&self) -> &Named {
+        &self.named
     }
 
     /// The URL without credentials, query and fragment: fit for logs.
@@ -202,7 +212,7 @@ impl Blob {
 
     /// Whether it is served without its server ever being asked, until something is missing.
     pub fn is_pinned(&self) -> bool {
-        self.cache.is_pinned(&self.identity)
+        self.cache.is_pinned(self.identity())
     }
 
     /// Has it kept in the cache, whatever the quota, or no longer.
@@ -210,7 +220,7 @@ impl Blob {
     /// # Errors
     /// [`BlobError::Cache`] if that cannot be written down.
     pub fn set_pinned(&self, pinned: bool) -> Result<(), BlobError> {
-        Ok(self.cache.set_pinned(&self.identity, pinned)?)
+        Ok(self.cache.set_pinned(self.identity(), pinned)?)
     }
 
     /// How many chunks it has.
@@ -252,11 +262,26 @@ impl Blob {
                     }
                     // Someone else has just fetched it.
                     Found::Fetched => {}
-                    Found::Absent(claim) => drop(self.core.fetch(claim)?),
+                    Found::Absent(claim) => drop(self.core.fetch(claim, false)?),
                 }
             }
         }
         Ok(())
+    }
+
+    /// Holds all of it against its digest, if that is known and was not done before. All of it has to be here.
+    ///
+    /// # Errors
+    /// [`BlobError::Source`] if it is not what it should be; then what was cached is gone.
+    pub fn check(&self) -> Result<(), BlobError> {
+        Ok(self.core.check()?)
+    }
+
+    /// Says that someone else has held all of it against its digest.
+    pub fn set_checked(&self) {
+        if self.core.object.is_complete() {
+            self.core.object.set_checked();
+        }
     }
 
     /// Has what is absent of `chunks` fetched at once, without waiting for it: whoever reads some of it does.
@@ -324,7 +349,7 @@ impl Blob {
                         Ok(()) => continue,
                         Err(claim) => claim,
                     };
-                    let run = self.core.fetch(claim)?;
+                    let run = self.core.fetch(claim, true)?;
                     let bytes = run.bytes_from(chunk, start);
                     let len = bytes.len().min(buf.len());
                     buf[..len].copy_from_slice(&bytes[..len]);
@@ -336,14 +361,21 @@ impl Blob {
 }
 
 impl Core {
-    fn fetch(&self, mut claim: Claim) -> Result<Arc<Run>, BlobError> {
+    /// Fetches what was claimed. `is_read` says that a reader waits for it, beside those who wait for the claim.
+    fn fetch(self: &Arc<Self>, mut claim: Claim, is_read: bool) -> Result<Arc<Run>, BlobError> {
         let mut bytes = vec![0; claim.len_bytes()];
         let fetched = self.connection.remote().and_then(|remote| {
-            let offset = claim.offset();
-            remote.fetch_with(offset, &mut bytes, &mut |arrived| claim.advance(arrived)).map_err(Arc::new)
+            let (offset, others_wait) = (claim.offset(), claim.is_waited_for());
+            let is_waited_for = || is_read || others_wait();
+            let fetched = remote.fetch_with(offset, &mut bytes, &mut |arrived| claim.advance(arrived), &is_waited_for);
+            fetched.map_err(Arc::new)
         });
         match fetched {
-            Ok(()) => Ok(claim.complete(bytes)),
+            Ok(()) => {
+                let run = claim.complete(bytes);
+                self.check_soon();
+                Ok(run)
+            }
             Err(error) => {
                 claim.fail(error.clone());
                 Err(error.into())
@@ -351,11 +383,11 @@ impl Core {
         }
     }
 
-    fn fetch_range(&self, chunks: Range<u32>) -> Result<(), BlobError> {
+    fn fetch_range(self: &Arc<Self>, chunks: Range<u32>) -> Result<(), BlobError> {
         let mut next = chunks.start;
         while let Some(claim) = self.object.claim_through(next..chunks.end) {
             next = claim.end_chunk();
-            self.fetch(claim)?;
+            self.fetch(claim, false)?;
         }
         Ok(())
     }
@@ -374,6 +406,7 @@ impl ReadAt for Blob {
         if buf.is_empty() {
             return Ok(());
         }
+        self.core.check.passed().map_err(|error| io::Error::other(BlobError::from(error)))?;
         let chunks = chunk_of(offset)..chunk_of(offset + buf.len() as u64 - 1) + 1;
         if self.foreseen.load(Ordering::Relaxed) {
             // What is to be fetched soon with others is fetched with them now, rather than alone and then once more around.

@@ -10,6 +10,7 @@
 //!                        for each chunk: zeros, or "DONE" and the CRC-32 of the chunk, little-endian
 //! DIR/v2/KEY/meta.json   url (redacted), len_bytes, validator: for people, and for a start without network
 //! DIR/v2/KEY/pinned      is never evicted
+//! DIR/v2/KEY/checked     all of it is there, and has the digest that it should have
 //! DIR/v2/names/NAME      which KEY an address led to, the last time that it could be asked
 //! ```
 //!
@@ -33,34 +34,32 @@
 //! Lock order: `fills`, then `unstored` or a fill's own, then that of the open packs. No lock is held during a fetch.
 //! Nothing here knows about files or images: see [`crate::blob`] for ranges.
 
+mod claim;
+mod complete;
 mod entries;
 mod fill;
 mod names;
+mod object;
 mod packs;
 mod pins;
 mod quota;
 
-use std::collections::{HashMap, VecDeque};
 use std::fs::{self, DirBuilder, Permissions};
 use std::io;
-use std::ops::Range;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Instant;
 
-use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
-use crate::source::SourceError;
-use fill::{Fill, Outcome};
 use packs::Packs;
 use quota::Quota;
 
+pub use claim::Claim;
 pub use entries::Entry;
 pub use fill::Run;
 pub use names::Named;
+pub use object::{Found, Object};
 pub(crate) use packs::write_whole;
 pub use quota::DEFAULT_QUOTA_BYTES;
 
@@ -75,15 +74,6 @@ pub const MAX_OBJECT_BYTES: u64 = 4 << 40;
 
 /// The version of the layout on disk, so that another one is never misread. It covers the chunk size too.
 const LAYOUT: &str = "v2";
-
-/// Bytes of runs that could not be stored and are kept in memory.
-const MAX_UNSTORED_BYTES: usize = 32 << 20;
-
-/// What arrived of a run is stored, and handed out, in steps of so many chunks: 256 KiB.
-const STEP_CHUNKS: u32 = 4;
-
-/// After a failure to write, nothing is stored for so long, in seconds.
-const PAUSE_SECONDS: u64 = 30;
 
 /// A directory of chunks.
 #[derive(Debug)]
@@ -214,334 +204,6 @@ fn open_packs(dir: &Path, description: &Description) -> io::Result<Packs> {
         }
     }
     opened
-}
-
-/// The chunks of one object. Chunks are numbered from 0.
-#[derive(Debug)]
-pub struct Object {
-    description: Description,
-    chunks: u32,
-    packs: Option<Packs>,
-    quota: Arc<Quota>,
-    /// What went wrong with storing, if something did.
-    trouble: Mutex<Option<Instant>>,
-    warned: AtomicBool,
-    stored_bytes: AtomicU64,
-    fills: Mutex<HashMap<u32, Arc<Fill>>>,
-    /// The runs fetched last that could not be stored, the latest first.
-    unstored: Mutex<VecDeque<Arc<Run>>>,
-}
-
-/// What [`Object::read`] found.
-#[derive(Debug)]
-pub enum Found {
-    /// The bytes were on disk and are in the buffer.
-    Stored,
-    /// The bytes were in memory, most often because another reader had just fetched them, and are in the buffer.
-    Fetched,
-    /// The chunk is absent, and this caller is to fetch it.
-    Absent(Claim),
-}
-
-impl Object {
-    fn new(description: Description, chunks: u32, packs: Option<Packs>, quota: Arc<Quota>) -> Self {
-        let (trouble, fills, unstored) = (Mutex::default(), Mutex::default(), Mutex::default());
-        let (warned, stored_bytes) = (AtomicBool::new(false), AtomicU64::new(0));
-        Self { description, chunks, packs, quota, trouble, warned, stored_bytes, fills, unstored }
-    }
-
-    /// What it is.
-    pub fn description(&self) -> &Description {
-        &self.description
-    }
-
-    /// How many chunks it has.
-    pub fn chunks(&self) -> u32 {
-        self.chunks
-    }
-
-    /// Fills `buf` from `start_bytes` into `chunk`, or gives a claim on it and on absent chunks next to it, of those that
-    /// `around` names. Waits for a fill in progress. `around` is called only if `chunk` is absent.
-    ///
-    /// # Errors
-    /// The error of the fill that was waited for.
-    ///
-    /// # Panics
-    /// If the range is not within the chunk and the object.
-    pub fn read(
-        self: &Arc<Self>,
-        chunk: u32,
-        start_bytes: usize,
-        buf: &mut [u8],
-        around: impl Fn() -> Range<u32>,
-    ) -> Result<Found, Arc<SourceError>> {
-        let end = start_bytes.checked_add(buf.len());
-        assert!(chunk < self.chunks && end.is_some_and(|end| end <= self.chunk_len(chunk)), "reads stay in a chunk");
-        loop {
-            if self.read_stored(chunk, start_bytes, buf) {
-                return Ok(Found::Stored);
-            }
-            let run = match self.join_or_claim(chunk, around()) {
-                Joined::Claimed(claim) => return Ok(Found::Absent(claim)),
-                Joined::InMemory(run) => run,
-                Joined::Filling(fill) => match fill.wait(chunk) {
-                    Outcome::Filled(run) => run,
-                    Outcome::Failed(error) => return Err(error),
-                    Outcome::Stored | Outcome::Abandoned => continue,
-                },
-                Joined::JustStored => continue,
-            };
-            if let Some(bytes) = run.bytes_from(chunk, start_bytes).get(..buf.len()) {
-                buf.copy_from_slice(bytes);
-                return Ok(Found::Fetched);
-            }
-        }
-    }
-
-    /// A claim on the first of `chunks` and the absent ones after it; `None` if it is there or being filled.
-    pub fn claim(self: &Arc<Self>, chunks: Range<u32>) -> Option<Claim> {
-        if chunks.is_empty() || !self.is_absent(chunks.start) {
-            return None;
-        }
-        match self.join_or_claim(chunks.start, chunks) {
-            Joined::Claimed(claim) => Some(claim),
-            Joined::InMemory(_) | Joined::Filling(_) | Joined::JustStored => None,
-        }
-    }
-
-    /// A claim on all from the first absent of `chunks` to the last one, complete ones between them included: one request
-    /// costs less than two. It ends before what is being filled. `None` if nothing is absent.
-    pub fn claim_through(self: &Arc<Self>, chunks: Range<u32>) -> Option<Claim> {
-        let chunks = chunks.start..chunks.end.min(self.chunks);
-        let first = chunks.clone().find(|chunk| self.is_absent(*chunk))?;
-        // The disk is asked before the lock is taken.
-        let last = (first..chunks.end).rev().find(|chunk| !self.is_recorded(*chunk)).unwrap_or(first);
-        let mut fills = self.fills.lock();
-        // What was filled since is seen here: a fill leaves the map after it is stored.
-        let is_had = |chunk: u32| fills.contains_key(&chunk) || self.is_verified(chunk);
-        if is_had(first) || self.is_in_memory(first) {
-            drop(fills);
-            return self.claim_through(first + 1..chunks.end);
-        }
-        let last = (first..=last).rev().find(|chunk| !is_had(*chunk)).unwrap_or(first);
-        let end = (first..=last).take_while(|chunk| !fills.contains_key(chunk)).last().unwrap_or(first) + 1;
-        let fill = Arc::new(Fill::new(first));
-        fills.extend((first..end).map(|claimed| (claimed, fill.clone())));
-        Some(Claim { object: self.clone(), first, stored: first, end, fill, ended: false })
-    }
-
-    /// Has these chunks be absent: what is stored of them is not what it should be.
-    pub fn discard(&self, chunks: Range<u32>) {
-        self.unstored.lock().retain(|run| chunks.clone().all(|chunk| run.bytes_from(chunk, 0).is_empty()));
-        let Some(packs) = &self.packs else { return };
-        for chunk in chunks.start..chunks.end.min(self.chunks) {
-            if let Err(error) = packs.discard(chunk) {
-                tracing::warn!(url = self.description.url, chunk, %error, "cannot discard a cached chunk");
-            }
-        }
-    }
-
-    /// Whether nobody has `chunk` yet, nor is fetching it.
-    pub fn is_absent(&self, chunk: u32) -> bool {
-        !self.is_recorded(chunk) && !self.fills.lock().contains_key(&chunk) && !self.is_in_memory(chunk)
-    }
-
-    /// Whether what is fetched is stored at present.
-    pub fn stores(&self) -> bool {
-        let is_over = |since: Instant| since.elapsed().as_secs() >= PAUSE_SECONDS;
-        self.packs.is_some() && self.trouble.lock().is_none_or(is_over)
-    }
-
-    /// The length of `chunk` in bytes; less than [`CHUNK_BYTES`] only for the last one.
-    fn chunk_len(&self, chunk: u32) -> usize {
-        let start = u64::from(chunk) * CHUNK_BYTES as u64;
-        let left = self.description.len_bytes.saturating_sub(start);
-        usize::try_from(left).map_or(CHUNK_BYTES, |left| left.min(CHUNK_BYTES))
-    }
-
-    /// Whether `buf` could be filled from disk.
-    fn read_stored(&self, chunk: u32, start_bytes: usize, buf: &mut [u8]) -> bool {
-        let Some(packs) = &self.packs else { return false };
-        let read = packs.read_verified(chunk, start_bytes, buf).and_then(|read| match read {
-            true => Ok(true),
-            false => Ok(packs.read_checked(chunk, self.chunk_len(chunk))?.is_some_and(|bytes| {
-                buf.copy_from_slice(&bytes[start_bytes..start_bytes + buf.len()]);
-                true
-            })),
-        });
-        read.unwrap_or_else(|error| {
-            tracing::warn!(url = self.description.url, chunk, %error, "cannot read a cached chunk; fetching it again");
-            packs.forget(chunk);
-            false
-        })
-    }
-
-    fn join_or_claim(self: &Arc<Self>, chunk: u32, around: Range<u32>) -> Joined {
-        // The disk is asked before the lock is taken.
-        let after = (chunk + 1..around.end.min(self.chunks)).take_while(|next| !self.is_recorded(*next)).count();
-        let before = (around.start..chunk).rev().take_while(|next| !self.is_recorded(*next)).count();
-        let mut fills = self.fills.lock();
-        if let Some(fill) = fills.get(&chunk) {
-            return Joined::Filling(fill.clone());
-        }
-        // What was filled since the caller looked is seen here: a fill leaves the map after it is stored.
-        if self.is_verified(chunk) {
-            return Joined::JustStored;
-        }
-        if let Some(run) = self.unstored.lock().iter().find(|run| !run.bytes_from(chunk, 0).is_empty()) {
-            return Joined::InMemory(run.clone());
-        }
-        let is_free = |next: &u32| !(fills.contains_key(next) || self.is_verified(*next));
-        let end = (chunk + 1..self.chunks).take(after).take_while(is_free).last().unwrap_or(chunk) + 1;
-        let first = (around.start..chunk).rev().take(before).take_while(is_free).last().unwrap_or(chunk);
-        let fill = Arc::new(Fill::new(first));
-        fills.extend((first..end).map(|claimed| (claimed, fill.clone())));
-        Joined::Claimed(Claim { object: self.clone(), first, stored: first, end, fill, ended: false })
-    }
-
-    /// Whether the disk claims to have `chunk`, or there is no such chunk.
-    fn is_recorded(&self, chunk: u32) -> bool {
-        chunk >= self.chunks || self.packs.as_ref().is_some_and(|packs| packs.is_recorded(chunk))
-    }
-
-    fn is_in_memory(&self, chunk: u32) -> bool {
-        self.unstored.lock().iter().any(|run| !run.bytes_from(chunk, 0).is_empty())
-    }
-
-    fn is_verified(&self, chunk: u32) -> bool {
-        self.packs.as_ref().is_some_and(|packs| packs.is_verified(chunk))
-    }
-
-    /// Whether `bytes`, which begin with `chunk`, are on disk now.
-    fn store(&self, chunk: u32, bytes: &[u8]) -> bool {
-        let Some(packs) = self.packs.as_ref().filter(|_| self.stores()) else { return false };
-        match packs.write(chunk, bytes) {
-            Ok(()) => {
-                self.stored_bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
-                self.quota.stored(bytes.len() as u64);
-                true
-            }
-            Err(error) => {
-                *self.trouble.lock() = Some(Instant::now());
-                if !self.warned.swap(true, Ordering::Relaxed) {
-                    let (url, dir) = (&self.description.url, packs.dir().display());
-                    tracing::warn!(url, %dir, %error, "cannot cache; what is missing is read from the server");
-                }
-                false
-            }
-        }
-    }
-
-    fn keep_in_memory(&self, run: &Arc<Run>) {
-        let mut unstored = self.unstored.lock();
-        unstored.push_front(run.clone());
-        let mut bytes = 0;
-        unstored.retain(|run| {
-            let fits = bytes == 0 || bytes + run.len_bytes() <= MAX_UNSTORED_BYTES;
-            bytes += run.len_bytes();
-            fits
-        });
-    }
-}
-
-/// How an absent chunk is to be had.
-enum Joined {
-    Claimed(Claim),
-    Filling(Arc<Fill>),
-    InMemory(Arc<Run>),
-    JustStored,
-}
-
-/// The duty to fetch some neighbouring chunks. Others wait for it to end; dropped without one, they try themselves.
-#[derive(Debug)]
-pub struct Claim {
-    object: Arc<Object>,
-    first: u32,
-    /// The first chunk that is not stored yet.
-    stored: u32,
-    end: u32,
-    fill: Arc<Fill>,
-    ended: bool,
-}
-
-impl Claim {
-    /// The offset of the first claimed byte in the object.
-    pub fn offset(&self) -> u64 {
-        u64::from(self.first) * CHUNK_BYTES as u64
-    }
-
-    /// The claimed bytes' number.
-    pub fn len_bytes(&self) -> usize {
-        (self.first..self.end).map(|chunk| self.object.chunk_len(chunk)).sum()
-    }
-
-    /// The number of the first claimed chunk.
-    pub fn first_chunk(&self) -> u32 {
-        self.first
-    }
-
-    /// The number of the chunk after the last claimed one.
-    pub fn end_chunk(&self) -> u32 {
-        self.end
-    }
-
-    /// Stores what of the claimed bytes has `arrived`, from the first one on, and hands it to those who wait for it.
-    pub fn advance(&mut self, arrived: &[u8]) {
-        let whole = u32::try_from(arrived.len() / CHUNK_BYTES).unwrap_or(u32::MAX);
-        let until = self.first.saturating_add(whole).min(self.end);
-        if until.saturating_sub(self.stored) < STEP_CHUNKS {
-            return;
-        }
-        let chunks = |count: u32| count as usize * CHUNK_BYTES;
-        let new = &arrived[chunks(self.stored - self.first)..chunks(until - self.first)];
-        if self.object.store(self.stored, new) {
-            let mut fills = self.object.fills.lock();
-            for chunk in self.stored..until {
-                fills.remove(&chunk);
-            }
-            drop(fills);
-            self.stored = until;
-            self.fill.stored(until);
-        }
-    }
-
-    /// Stores `bytes`, all that was claimed, and hands them to those who wait.
-    ///
-    /// # Panics
-    /// If `bytes` are more or fewer than were claimed.
-    pub fn complete(mut self, bytes: Vec<u8>) -> Arc<Run> {
-        assert_eq!(bytes.len(), self.len_bytes(), "a claim is completed with all of its bytes");
-        let run = Arc::new(Run::new(self.first, bytes));
-        let rest = run.bytes_from(self.stored, 0);
-        if !rest.is_empty() && !self.object.store(self.stored, rest) {
-            self.object.keep_in_memory(&run);
-        }
-        self.end(Outcome::Filled(run.clone()));
-        run
-    }
-
-    /// Hands `error` to those who wait.
-    pub fn fail(mut self, error: Arc<SourceError>) {
-        self.end(Outcome::Failed(error));
-    }
-
-    fn end(&mut self, outcome: Outcome) {
-        self.ended = true;
-        let mut fills = self.object.fills.lock();
-        for chunk in self.stored..self.end {
-            fills.remove(&chunk);
-        }
-        drop(fills);
-        self.fill.end(outcome);
-    }
-}
-
-impl Drop for Claim {
-    fn drop(&mut self) {
-        if !self.ended {
-            self.end(Outcome::Abandoned);
-        }
-    }
 }
 
 fn is_full(error: &io::Error) -> bool {

@@ -24,6 +24,7 @@ pub mod memory;
 pub mod metrics;
 pub mod oci;
 pub mod oras;
+pub mod pin;
 pub mod prefetch;
 pub mod source;
 pub mod storage;

@@ -1,19 +1,20 @@
 //! Names of images, as users write them, and the way from a name to a file tree.
 
-use crate::blob::{Blob, BlobCounters, BlobError, FIRST_BYTES};
+mod elsewhere;
+mod error;
+
+use crate::blob::{Blob, BlobCounters};
 use crate::memory::default_cache_bytes;
 use crate::oci;
-use crate::oras;
 use crate::prefetch::Prefetch;
-use crate::source::{Remote, hub_image, library_image};
 use crate::storage::{Storage, StorageUse};
-use crate::sys::ext::{self, ExtImage};
+use crate::sys::ext::ExtImage;
 use siphon_image::ext::Ext;
 use siphon_image::open::{self, Format, Image};
 use siphon_image::read_at::{FileAt, ReadAt};
-use siphon_image::reference::{self, Reference, Repository};
+use siphon_image::reference::{Reference, Repository};
 use siphon_image::squashfs::reader::Options;
-use siphon_image::tree::{self, Tree};
+use siphon_image::tree::Tree;
 use siphon_overlay::upper::{Base, PRIVATE_NAME, Upper};
 use siphon_overlay::view::View;
 use std::ffi::OsStr;
@@ -24,6 +25,9 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::UNIX_EPOCH;
+
+pub use elsewhere::{elsewhere, known, open_blob};
+pub use error::Error;
 
 /// Where a sandbox keeps what it is a layer of.
 const BASE_FILE: &str = ".siphon/base.json";
@@ -41,145 +45,6 @@ pub enum Locator {
     Url(String),
     /// An image file in a registry or a library, or an OCI image in a registry.
     Elsewhere(Reference),
-}
-
-/// An image could not be found or opened.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// The path leads nowhere, or not to something readable.
-    #[error("cannot open {path}")]
-    Path {
-        /// The path.
-        path: PathBuf,
-        /// What the system said.
-        #[source]
-        source: io::Error,
-    },
-    /// There is no such file, and it does not look as if one was meant.
-    #[error(
-        "cannot open {name}: there is no such file, and images elsewhere are named docker://, oras://, library:// or \
-         http(s)://, or oci:, oci-archive: or docker-archive: with a path{}",
-        meant.as_deref().map(|meant| format!("; is {meant} meant?")).unwrap_or_default()
-    )]
-    NoSuchName {
-        /// As it was given.
-        name: String,
-        /// A name that it may have been meant as.
-        meant: Option<String>,
-    },
-    /// Neither a file nor a directory.
-    #[error("{path} is neither an image file nor a directory")]
-    Kind {
-        /// The path.
-        path: PathBuf,
-    },
-    /// The server did not give it.
-    #[error("cannot open {url}")]
-    Url {
-        /// The URL.
-        url: String,
-        /// What happened.
-        #[source]
-        source: BlobError,
-    },
-    /// The name is one of an image elsewhere, and wrong.
-    #[error("cannot understand the name {name}")]
-    Name {
-        /// The name.
-        name: String,
-        /// What is wrong with it.
-        #[source]
-        source: reference::Error,
-    },
-    /// What is there is no image file, and cannot be read as it is.
-    #[error("{name} is no image file but layers; make a file of them: siphon pull {name}")]
-    Unmade {
-        /// The reference.
-        name: String,
-    },
-    /// The registry or the library did not give it.
-    #[error("cannot open {name}")]
-    Elsewhere {
-        /// The reference.
-        name: String,
-        /// What happened.
-        #[source]
-        source: oras::Error,
-    },
-    /// Someone writes to its ext3 file system.
-    #[error(transparent)]
-    InUse(#[from] ext::Error),
-    /// The registry has no such OCI image, or it cannot be read.
-    #[error("cannot open {name}")]
-    Oci {
-        /// The reference.
-        name: String,
-        /// What happened.
-        #[source]
-        source: Box<oci::Error>,
-    },
-    /// Its content is not an image.
-    #[error("cannot read the image {image}")]
-    Format {
-        /// Path or URL.
-        image: String,
-        /// What is wrong with it.
-        #[source]
-        source: open::Error,
-    },
-    /// Its tree cannot be read.
-    #[error("cannot read the files of {image}")]
-    Tree {
-        /// Path or URL.
-        image: String,
-        /// What is wrong.
-        #[source]
-        source: tree::Error,
-    },
-    /// A sandbox whose own record cannot be read.
-    #[error("cannot read {BASE_FILE} of the sandbox {sandbox}")]
-    Record {
-        /// The directory.
-        sandbox: PathBuf,
-        /// What is wrong.
-        #[source]
-        source: siphon_overlay::error::Error,
-    },
-    /// A sandbox whose own files cannot be read.
-    #[error("cannot use the layer of the sandbox {sandbox}")]
-    Layer {
-        /// The directory.
-        sandbox: PathBuf,
-        /// What is wrong.
-        #[source]
-        source: siphon_overlay::error::Error,
-    },
-    /// A sandbox whose base cannot be opened.
-    #[error("the sandbox {sandbox} is a layer over {base}, which cannot be opened")]
-    BaseGone {
-        /// The directory.
-        sandbox: PathBuf,
-        /// What it names.
-        base: String,
-        /// Why that cannot be opened.
-        #[source]
-        source: Box<Error>,
-    },
-    /// A sandbox whose base is now another image.
-    #[error(
-        "the sandbox {sandbox} is a layer over {base}, which has changed since: it was {recorded} and is {found}; \
-         put the former image back, or make a new sandbox"
-    )]
-    BaseChanged {
-        /// The directory.
-        sandbox: PathBuf,
-        /// What it names.
-        base: String,
-        /// What the base was.
-        recorded: String,
-        /// What it is.
-        found: String,
-    },
 }
 
 /// An open image.
@@ -333,10 +198,12 @@ pub fn open(locator: &Locator, cache_dir: &Path, cache_bytes: Option<u64>) -> Re
     match locator {
         Locator::File(path) => open_file(path, cache_bytes),
         Locator::Directory(path) => open_directory(path),
-        Locator::Url(url) => open_url(url, cache_dir, cache_bytes),
         Locator::Elsewhere(Reference::Docker(repository)) => open_oci(repository, cache_dir, cache_bytes),
-        Locator::Elsewhere(reference) => open_elsewhere(reference, cache_dir, cache_bytes),
         Locator::Sandbox(path) => open_sandbox(path, cache_dir, cache_bytes),
+        Locator::Url(_) | Locator::Elsewhere(_) => {
+            let blob = open_blob(locator, cache_dir)?.expect("it is a file on a server");
+            opened_blob(locator.to_string(), blob, cache_bytes)
+        }
     }
 }
 
@@ -382,18 +249,6 @@ fn lock_for_reading(path: &Path, opened: &Metadata, image: &Image) -> Result<Opt
     Ok(Some(Arc::new(lock)))
 }
 
-fn open_url(url: &str, cache_dir: &Path, cache_bytes: Option<u64>) -> Result<Opened, Error> {
-    let blob = Blob::open(url, cache_dir).map_err(|source| Error::Url { url: url.to_owned(), source })?;
-    opened_blob(url.to_owned(), blob, cache_bytes)
-}
-
-fn open_elsewhere(reference: &Reference, cache_dir: &Path, cache_bytes: Option<u64>) -> Result<Opened, Error> {
-    let name = reference.to_string();
-    let (remote, _) = elsewhere(reference, None)?;
-    let blob = Blob::over(remote, cache_dir).map_err(|source| Error::Url { url: name.clone(), source })?;
-    opened_blob(name, blob, cache_bytes)
-}
-
 /// Opens the image file that `blob` is.
 fn opened_blob(name: String, blob: Blob, cache_bytes: Option<u64>) -> Result<Opened, Error> {
     let identity = blob.identity().to_owned();
@@ -419,31 +274,6 @@ fn open_oci(repository: &Repository, cache_dir: &Path, cache_bytes: Option<u64>)
         trace: image.trace,
         lock: None,
     })
-}
-
-/// The image file that `reference` names in a registry, in a library or on a web server, and the digest that its bytes have
-/// to have where that is known: who reads only some of them cannot tell. `arch` is for machines of which, as Go names
-/// them; this one's if `None`.
-///
-/// # Errors
-/// If there is none, or it is of another kind.
-pub fn elsewhere(reference: &Reference, arch: Option<&str>) -> Result<(Remote, Option<String>), Error> {
-    let name = || reference.to_string();
-    let failed = |source: oras::Error| Error::Elsewhere { name: name(), source };
-    match reference {
-        Reference::Oras(repository) => oras::image(repository).map_err(failed),
-        Reference::Library(library) => {
-            let arch = arch.unwrap_or_else(|| this_arch());
-            let image = library_image(library, arch, FIRST_BYTES).map_err(|error| failed(error.into()))?;
-            Ok((image.remote, image.digest))
-        }
-        Reference::Docker(_) => Err(Error::Unmade { name: name() }),
-        Reference::Shub(image) => Ok((hub_image(image, FIRST_BYTES).map_err(|error| failed(error.into()))?, None)),
-        Reference::Web(url) => {
-            let remote = Remote::open(url, FIRST_BYTES).map_err(Arc::new);
-            Ok((remote.map_err(|source| Error::Url { url: url.clone(), source: source.into() })?, None))
-        }
-    }
 }
 
 /// This machine's architecture, as Go names it.

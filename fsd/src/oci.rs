@@ -16,6 +16,7 @@
 mod kept;
 mod layer;
 mod made;
+mod pinned;
 mod place;
 mod publish;
 mod soci;
@@ -40,6 +41,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 pub use kept::remove_kept;
+pub use pinned::{PinnedImage, pin, pinned, unpin};
 pub use publish::{Indexes, Published};
 
 /// Layers whose tables of contents are read at the same time: each is two or three round trips.
@@ -88,6 +90,9 @@ pub enum Error {
         #[source]
         source: LayerError,
     },
+    /// What belongs to it beside its layers cannot be kept.
+    #[error("cannot keep what belongs to the image in the cache directory")]
+    Unkept(#[source] std::io::Error),
     /// The layers together.
     #[error("cannot merge the layers")]
     Merge(#[source] lazy::Error),

@@ -1,6 +1,6 @@
 //! Image files in registries, as singularity keeps them: an artifact whose one layer is the SIF, byte for byte.
 
-use crate::source::{Remote, Served, SourceError};
+use crate::source::{Patience, Remote, Served, SourceError};
 use siphon_image::oci::{Descriptor, ImageManifest};
 use siphon_image::reference::Repository;
 use std::collections::BTreeMap;
@@ -48,7 +48,15 @@ pub enum Error {
 /// # Errors
 /// If there is none.
 pub fn image(repository: &Repository) -> Result<(Remote, Option<String>), Error> {
-    let (served, manifest) = Served::find(repository)?;
+    image_with(repository, Patience::default())
+}
+
+/// The same as [`image`], found within the bounds of `patience`.
+///
+/// # Errors
+/// The same as [`image`].
+pub fn image_with(repository: &Repository, patience: Patience) -> Result<(Remote, Option<String>), Error> {
+    let (served, manifest) = Served::find_with(repository, patience)?;
     let name = format!("oras://{repository}");
     let layer = layer(&name, &manifest.bytes, &manifest.media_type)?;
     let remote = served.blob(&layer, &name)?;

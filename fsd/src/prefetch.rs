@@ -164,13 +164,14 @@ impl ReadAt for Object {
     }
 }
 
-/// Fetches all of `blob` that is not there yet, over several connections, and tells `progress` how many bytes are.
+/// Fetches all of `blob` that is not there yet, over several connections, and tells `progress` how many bytes are. All of it
+/// is held against its digest then, where that is known.
 ///
 /// # Errors
-/// [`BlobError::Source`]; [`BlobError::Unstored`] if there is no room for it.
+/// [`BlobError::Source`], also if it is not what it should be; [`BlobError::Unstored`] if there is no room for it.
 pub fn fetch_all(blob: &Blob, progress: &(dyn Fn(u64) + Sync)) -> Result<(), BlobError> {
     let (next, done) = (AtomicU32::new(0), AtomicU64::new(0));
-    let fetch = || {
+    let fetch = || -> Result<(), BlobError> {
         loop {
             let first = next.fetch_add(STEP, Ordering::Relaxed);
             if first >= blob.chunks() {
@@ -183,13 +184,14 @@ pub fn fetch_all(blob: &Blob, progress: &(dyn Fn(u64) + Sync)) -> Result<(), Blo
             progress(done.fetch_add(bytes, Ordering::Relaxed) + bytes);
         }
     };
-    std::thread::scope(|scope| {
+    std::thread::scope(|scope| -> Result<(), BlobError> {
         let threads: Vec<_> = (0..CONNECTIONS).map(|_| scope.spawn(fetch)).collect();
         threads.into_iter().try_for_each(|thread| match thread.join() {
             Ok(fetched) => fetched,
             Err(panic) => std::panic::resume_unwind(panic),
         })
-    })
+    })?;
+    blob.check()
 }
 
 /// The chunk that holds the byte at `offset`; one that does not exist for an offset beyond all objects.

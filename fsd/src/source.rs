@@ -21,6 +21,7 @@ mod answer;
 mod docker_daemon;
 mod engine;
 mod error;
+mod hedge;
 mod library;
 mod origin;
 mod patience;
@@ -40,6 +41,7 @@ use std::io;
 
 use answer::{Part, Validator};
 use engine::{Engine, engine};
+use hedge::Hedges;
 use origin::{Failure, Origin};
 use patience::Tries;
 
@@ -59,6 +61,9 @@ pub struct Remote {
     engine: &'static Engine,
     len_bytes: u64,
     validator: Validator,
+    /// What all of its bytes have to have, where that is known.
+    digest: Option<String>,
+    hedges: Hedges,
     first_bytes: Vec<u8>,
 }
 
@@ -113,7 +118,8 @@ impl Remote {
     /// The object that is known by its digest and of `len_bytes`: nothing has to be asked to open it.
     fn known(origin: Origin, digest: &str, len_bytes: u64) -> Result<Self, SourceError> {
         let validator = Validator::Digest(digest.to_owned());
-        Ok(Self { origin, engine: engine()?, len_bytes, validator, first_bytes: Vec::new() })
+        let (digest, hedges) = (Some(digest.to_owned()), Hedges::new());
+        Ok(Self { origin, engine: engine()?, len_bytes, validator, digest, hedges, first_bytes: Vec::new() })
     }
 
     /// The length in bytes.
@@ -126,9 +132,14 @@ impl Remote {
         &self.origin.name
     }
 
-    /// What tells this version from others, in words.
+    /// What tells this version from others, in words: the digest of its bytes where that is known.
     pub fn validator(&self) -> String {
-        self.validator.to_string()
+        self.digest.clone().unwrap_or_else(|| self.validator.to_string())
+    }
+
+    /// The same object, of which another than its server has said which digest its bytes have.
+    fn with_digest(self, digest: Option<String>) -> Self {
+        Self { digest, ..self }
     }
 
     /// The bytes that opening brought.
@@ -136,10 +147,10 @@ impl Remote {
         &self.first_bytes
     }
 
-    /// What this version of the object is known by: the hex SHA-256 of its URL (without credentials), its validator
+    /// What this version of the object is known by: its digest, else the hex SHA-256 of its URL (without credentials), its validator
     /// and its length. Where the server offers no validator, the first bytes stand in for it.
     pub fn identity(&self) -> String {
-        if let Validator::Digest(digest) = &self.validator {
+        if let Some(digest) = &self.digest {
             // The same bytes are kept once, from whichever registry they come.
             let hex = digest.strip_prefix("sha256:").filter(|hex| hex.len() == 64);
             return hex.map_or_else(|| registry::sha256(digest.as_bytes()).split_off(7), str::to_owned);
@@ -180,7 +191,7 @@ impl Remote {
     /// # Panics
     /// If the range ends after the object, or on a thread of an async runtime.
     pub fn fetch(&self, offset: u64, buf: &mut [u8]) -> Result<(), SourceError> {
-        self.fetch_with(offset, buf, &mut |_| {})
+        self.fetch_with(offset, buf, &mut |_| {}, &|| false)
     }
 
     /// Whether opening brought the first bytes.
@@ -188,24 +199,37 @@ impl Remote {
         !self.first_bytes.is_empty()
     }
 
-    /// As [`Remote::fetch`], and hands what of `buf` is filled to `arrived` each time that more is, on this thread.
+    /// As [`Remote::fetch`], and hands what of `buf` is filled to `arrived` each time that more is, on this thread. If bytes are
+    /// late, `is_waited_for` is asked whether they are worth a second request beside the first.
     ///
     /// # Errors
     /// As [`Remote::fetch`]; what was handed to `arrived` is right all the same.
     ///
     /// # Panics
     /// As [`Remote::fetch`].
-    pub fn fetch_with(&self, offset: u64, buf: &mut [u8], arrived: &mut dyn FnMut(&[u8])) -> Result<(), SourceError> {
+    pub fn fetch_with(
+        &self,
+        offset: u64,
+        buf: &mut [u8],
+        arrived: &mut dyn FnMut(&[u8]),
+        is_waited_for: &(dyn Fn() -> bool + Sync),
+    ) -> Result<(), SourceError> {
         let end = offset.checked_add(buf.len() as u64);
         assert!(end.is_some_and(|end| end <= self.len_bytes), "a range is asked for only within the object");
-        self.engine.runtime.block_on(self.fetch_all(offset, buf, arrived))
+        self.engine.runtime.block_on(self.fetch_all(offset, buf, arrived, is_waited_for))
     }
 
-    async fn fetch_all(&self, offset: u64, buf: &mut [u8], arrived: &mut dyn FnMut(&[u8])) -> Result<(), SourceError> {
+    async fn fetch_all(
+        &self,
+        offset: u64,
+        buf: &mut [u8],
+        arrived: &mut dyn FnMut(&[u8]),
+        is_waited_for: &(dyn Fn() -> bool + Sync),
+    ) -> Result<(), SourceError> {
         let mut tries = Tries::new(self.origin.patience, self.origin.patience.attempts);
         let mut done = 0;
         while done < buf.len() {
-            let attempt = self.attempt(offset, buf, &mut done, arrived);
+            let attempt = self.attempt(offset, buf, &mut done, arrived, is_waited_for);
             let outcome = self.origin.within_attempt(attempt).await;
             if let Err(failure) = outcome {
                 self.origin.pause_or_fail(&mut tries, failure).await?;
@@ -214,29 +238,57 @@ impl Remote {
         Ok(())
     }
 
-    /// Asks once for what is missing of `buf` and moves `done` on by what came.
+    /// Asks for what is missing of `buf`, once or twice at a time, and moves `done` on by what came.
     async fn attempt(
         &self,
         offset: u64,
         buf: &mut [u8],
         done: &mut usize,
         arrived: &mut dyn FnMut(&[u8]),
+        is_waited_for: &(dyn Fn() -> bool + Sync),
     ) -> Result<(), Failure> {
-        let asked = Part { start: offset + *done as u64, end: offset + buf.len() as u64, total: self.len_bytes };
-        let mut response = self.origin.range(self.engine, asked.start, asked.end, &self.validator).await?;
-        self.check(&response, asked).map_err(Failure::Lasting)?;
+        let mut response = None;
         while *done < buf.len() {
-            let Some(bytes) = self.origin.next_bytes(&mut response).await? else {
-                return Err(TransportError::Short.into());
+            let asked = Part { start: offset + *done as u64, end: offset + buf.len() as u64, total: self.len_bytes };
+            let second = async || {
+                tracing::debug!(
+                    name = self.origin.name,
+                    start = asked.start,
+                    "an answer is late; asking a second time"
+                );
+                self.next(self.engine.second()?, None, asked).await
             };
+            let is_new = response.is_none();
+            let first = self.next(self.engine, response.take(), asked);
+            let (answering, bytes) = self.hedges.first_of(is_new, first, is_waited_for, second).await?;
             let Some(room) = buf[*done..].get_mut(..bytes.len()) else {
                 return Err(Failure::Lasting(self.origin.untrusted("the body is longer than its range")));
             };
             room.copy_from_slice(&bytes);
+            response = Some(answering);
             *done += bytes.len();
             arrived(&buf[..*done]);
         }
         Ok(())
+    }
+
+    /// The next bytes of an answer, or the first ones of the answer to a new request for what is `asked`.
+    async fn next(
+        &self,
+        engine: &Engine,
+        response: Option<Response>,
+        asked: Part,
+    ) -> Result<(Response, impl std::ops::Deref<Target = [u8]> + use<>), Failure> {
+        let mut response = match response {
+            Some(response) => response,
+            None => {
+                let response = self.origin.range(engine, asked.start, asked.end, &self.validator).await?;
+                self.check(&response, asked).map_err(Failure::Lasting)?;
+                response
+            }
+        };
+        let bytes = self.origin.next_bytes(&mut response).await?.ok_or(TransportError::Short)?;
+        Ok((response, bytes))
     }
 
     /// Whether `response` carries the bytes `asked` for, of the version that was opened.
@@ -279,7 +331,8 @@ impl Origin {
     async fn open(self, engine: &'static Engine, most: u64) -> Result<Remote, SourceError> {
         let opened = self.persist(self.patience.open_attempts, async || self.open_once(engine, most).await).await;
         let (total, validator, first_bytes) = opened?;
-        Ok(Remote { origin: self, engine, len_bytes: total, validator, first_bytes })
+        let (digest, hedges) = (None, Hedges::new());
+        Ok(Remote { origin: self, engine, len_bytes: total, validator, digest, hedges, first_bytes })
     }
 
     async fn open_once(&self, engine: &Engine, most: u64) -> Result<(u64, Validator, Vec<u8>), Failure> {

@@ -150,3 +150,73 @@ fn a_layer_that_is_another_than_its_digest_says_is_refused() {
     assert_eq!(refused.code, 255, "{refused}");
     assert!(refused.stderr.contains(&format!("cannot read the layer sha256:{digest}")), "{refused}");
 }
+
+#[test]
+fn a_pinned_image_of_layers_runs_without_its_registry_as_what_it_was() {
+    as_user_and_as_root(|environment| {
+        let registry = Registry::start();
+        let place = tempfile::tempdir().unwrap();
+        let made = layout(place.path());
+        let (uri, other) = (send(&made, &registry, "tool"), send(&made, &registry, "other"));
+        let list = || environment.siphon(&["pin", "--list"]).stdout();
+
+        let pinned = [&uri, &other].map(|uri| environment.siphon(&["pin", uri]).run());
+        let both = list();
+        let let_go = environment.siphon(&["pin", "--unpin", &other]).run();
+        let one = list();
+        // Neither a clean cache nor one that is kept to nothing takes it away.
+        let cleaned = environment.siphon(&["cache", "clean", "--force"]).run();
+        environment.siphon(&["cache", "limit", "1K"]).stdout();
+        let moved = place.path().join("moved");
+        python(FORMS, &[&made, &moved, Path::new("tar")]);
+        send(&moved, &registry, "tool");
+        let online = environment.siphon(&["exec", &uri, "cat", "/layers/replaced"]).run();
+        let status = environment.siphon(&["status", "--json"]).stdout();
+        environment.wait_for_daemons_to_leave();
+        drop(registry);
+        let offline = environment.siphon(&["exec", &uri, "cat", "/layers/replaced"]).run();
+        let all = environment.siphon(&["exec", &uri, "sh", "-c", "cat /layers/* /bin/* > /dev/null"]).run();
+        let unpinned = environment.siphon(&["pin", "--unpin", &uri]).run();
+
+        for pinned in &pinned {
+            assert!(pinned.code == 0 && pinned.stderr.contains("Pinned docker://"), "{pinned}");
+        }
+        assert!(both.contains(&uri) && both.contains(&other), "{both}");
+        assert_eq!(let_go.code, 0, "{let_go}");
+        assert!(one.contains(&uri) && !one.contains(&other), "{one}");
+        assert!(cleaned.stderr.contains("Keeping what is pinned"), "{cleaned}");
+        for run in [online, offline] {
+            assert_eq!((run.code, run.stdout.as_str()), (0, "above\n"), "{run}");
+        }
+        assert!(status.contains(r#""requests": 0"#) && status.contains(r#""pinned": true"#), "{status}");
+        assert!(all.code == 0 && !all.stderr.contains("error"), "{all}");
+        assert_eq!((unpinned.code, list().as_str()), (0, ""), "{unpinned}");
+    });
+}
+
+#[test]
+fn an_image_file_in_a_registry_starts_without_it_and_is_pinned() {
+    let environment = TestEnvironment::new();
+    let registry = Registry::start();
+    let uri = format!("oras://{}/some/file:1", registry.host());
+    environment.siphon(&["push", environment.images().sif(), &uri]).stdout();
+    let greeting = ["exec", &uri, "cat", "/data/greeting"];
+    environment.siphon(&greeting).stdout();
+    environment.wait_for_daemons_to_leave();
+
+    let pinned = environment.siphon(&["pin", &uri]).run();
+    let unpinned = environment.siphon(&["pin", "--unpin", &uri]).run();
+    drop(registry);
+    let known = environment.siphon(&greeting).run();
+    let listed = environment.siphon(&["ls", &uri, "/data"]).run();
+    environment.wait_for_daemons_to_leave();
+    let again = environment.siphon(&["pin", &uri]).run();
+    let silent = environment.siphon(&greeting).run();
+
+    assert!(pinned.code == 0 && pinned.stderr.contains(&uri), "{pinned}");
+    assert_eq!(unpinned.code, 0, "{unpinned}");
+    assert_eq!((known.code, known.stdout.as_str()), (0, "hello from the image\n"), "{known}");
+    assert_eq!(listed.code, 0, "{listed}");
+    assert_eq!(again.code, 0, "{again}");
+    assert_eq!((silent.code, silent.stdout.as_str(), silent.stderr.as_str()), (0, "hello from the image\n", ""));
+}

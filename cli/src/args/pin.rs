@@ -14,7 +14,8 @@ pub struct PinArgs {
     /// Fetch it in the background
     #[arg(short, long, conflicts_with_all = ["unpin", "list"])]
     pub background: bool,
-    /// The image: a http(s) URL
+    /// The image: docker://, oras://, library://, shub:// or http(s)://. A tag then means what it meant when it was
+    /// pinned, until --unpin
     #[arg(required_unless_present = "list")]
     pub image: Option<String>,
 }

@@ -5,10 +5,8 @@ use crate::host::cache_dir;
 use crate::report::{Report, human_bytes};
 use crate::settings::Common;
 use anyhow::{Context, bail};
-use siphon_fsd::blob::Blob;
-use siphon_fsd::cache::Cache;
 use siphon_fsd::locator::Locator;
-use siphon_fsd::prefetch::fetch_all;
+use siphon_fsd::pin;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 
@@ -18,52 +16,44 @@ use std::process::{Command, Stdio};
 /// If it is no remote image, cannot be fetched, or there is no room for it.
 pub fn pin(args: &PinArgs, common: &Common, report: Report) -> anyhow::Result<()> {
     let Some(image) = &args.image else { return list(common, report) };
-    let url = match Locator::parse(image).with_context(|| format!("could not open image {image}"))? {
-        Locator::Url(url) => url,
-        Locator::Elsewhere(_) => bail!("{image} cannot be pinned yet; have a file of it instead: siphon pull {image}"),
-        _ => bail!("{image} is a local image, which needs no network: only remote images are pinned"),
-    };
+    let locator = Locator::parse(image).with_context(|| format!("could not open image {image}"))?;
+    if !matches!(locator, Locator::Url(_) | Locator::Elsewhere(_)) {
+        bail!("{image} is a local image, which needs no network: only remote images are pinned");
+    }
     if args.unpin {
-        return unpin(&url, common, report);
+        return unpin(&locator, common, report);
     }
     if args.background {
         return in_background(image, report);
     }
-    fetch(&url, common, report)
+    fetch(&locator, common, report)
 }
 
-fn fetch(url: &str, common: &Common, report: Report) -> anyhow::Result<()> {
-    let blob = Blob::open(url, &cache_dir(common)).with_context(|| format!("could not open image {url}"))?;
-    let total = blob.len_bytes();
-    let bar = report.progress("fetching", total);
-    fetch_all(&blob, &|done| bar.set(done, total))
-        .with_context(|| format!("could not fetch all of {}", blob.name()))?;
+fn fetch(image: &Locator, common: &Common, report: Report) -> anyhow::Result<()> {
+    let bar = report.progress("fetching", 0);
+    let pinned = pin::pin(image, &cache_dir(common), &|done, total| bar.set(done, total))
+        .with_context(|| format!("could not pin {image}"))?;
     drop(bar);
-    blob.set_pinned(true)?;
-    let (size, fetched) = (human_bytes(total), human_bytes(blob.counters().bytes_fetched));
-    report.info(format_args!("Pinned {} ({size}, of which {fetched} were fetched now)", blob.name()));
+    let (pinned, counters) = pinned.with_context(|| format!("{image} is a local image, which needs no network"))?;
+    let (size, fetched) = (human_bytes(pinned.len_bytes), human_bytes(counters.bytes_fetched));
+    report.info(format_args!("Pinned {} ({size}, of which {fetched} were fetched now)", pinned.name));
     Ok(())
 }
 
-fn unpin(url: &str, common: &Common, report: Report) -> anyhow::Result<()> {
-    let cache = Cache::existing(&cache_dir(common))?;
-    let pinned =
-        cache.as_ref().and_then(|cache| Some((cache, cache.named(url).filter(|named| cache.is_pinned(&named.key))?)));
-    let Some((cache, named)) = pinned else { bail!("{url} is not pinned; \"siphon pin --list\" shows what is") };
-    cache.set_pinned(&named.key, false)?;
-    report.info(format_args!("Let go of {}; it stays cached until there is need for its room", named.description.url));
+fn unpin(image: &Locator, common: &Common, report: Report) -> anyhow::Result<()> {
+    let pinned = pin::unpin(image, &cache_dir(common))?;
+    let pinned = pinned.with_context(|| format!("{image} is not pinned; \"siphon pin --list\" shows what is"))?;
+    report.info(format_args!("Let go of {}; it stays cached until there is need for its room", pinned.name));
     Ok(())
 }
 
 fn list(common: &Common, report: Report) -> anyhow::Result<()> {
-    let entries = Cache::existing(&cache_dir(common))?.map(|cache| cache.entries()).transpose()?.unwrap_or_default();
-    let pinned: Vec<_> = entries.iter().filter(|entry| entry.pinned).collect();
+    let pinned = pin::pinned(&cache_dir(common))?;
     if pinned.is_empty() {
         report.info("Nothing is pinned.");
     }
-    for entry in pinned {
-        let url = entry.description.as_ref().map_or("unknown", |description| description.url.as_str());
-        report.line(format_args!("{:>10}  {url}", human_bytes(entry.stored_bytes)))?;
+    for image in pinned {
+        report.line(format_args!("{:>10}  {}", human_bytes(image.len_bytes), image.name))?;
     }
     Ok(())
 }

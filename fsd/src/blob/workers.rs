@@ -133,7 +133,7 @@ impl Shared {
             match task {
                 Task::Claimed(claim) => {
                     // Its error is told to those who wait for it.
-                    let _ = self.core.fetch(claim);
+                    let _ = self.core.fetch(claim, false);
                 }
                 Task::Ahead(range) => {
                     let fetched = self.core.fetch_range(range);

@@ -1,6 +1,7 @@
 //! A fetch in progress, and those who wait for it.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use parking_lot::{Condvar, Mutex};
 
@@ -53,6 +54,7 @@ pub(super) enum Outcome {
 pub(super) struct Fill {
     state: Mutex<State>,
     changed: Condvar,
+    waiting: AtomicUsize,
 }
 
 #[derive(Debug)]
@@ -65,7 +67,8 @@ struct State {
 impl Fill {
     /// A fetch of the chunks from `first` on.
     pub(super) fn new(first: u32) -> Self {
-        Self { state: Mutex::new(State { stored: first, outcome: None }), changed: Condvar::new() }
+        let state = Mutex::new(State { stored: first, outcome: None });
+        Self { state, changed: Condvar::new(), waiting: AtomicUsize::new(0) }
     }
 
     /// Says that the chunks before `until` are stored.
@@ -81,15 +84,23 @@ impl Fill {
 
     /// Blocks until `chunk` is there or the fill ends, which the bounds of its source see to.
     pub(super) fn wait(&self, chunk: u32) -> Outcome {
+        self.waiting.fetch_add(1, Ordering::Relaxed);
         let mut state = self.state.lock();
-        loop {
+        let outcome = loop {
             if chunk < state.stored {
-                return Outcome::Stored;
+                break Outcome::Stored;
             }
             if let Some(outcome) = &state.outcome {
-                return outcome.clone();
+                break outcome.clone();
             }
             self.changed.wait(&mut state);
-        }
+        };
+        self.waiting.fetch_sub(1, Ordering::Relaxed);
+        outcome
+    }
+
+    /// Whether somebody waits for some of it.
+    pub(super) fn is_waited_for(&self) -> bool {
+        self.waiting.load(Ordering::Relaxed) > 0
     }
 }

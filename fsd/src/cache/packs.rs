@@ -97,6 +97,37 @@ impl Packs {
         self.existing(chunk).ok().flatten().is_some_and(recorded)
     }
 
+    /// The first of the chunks from `first` on that the disk does not claim to have; `end` if it has all before that.
+    pub(super) fn first_absent(&self, first: u32, end: u32) -> io::Result<u32> {
+        let mut chunk = first;
+        while chunk < end {
+            let Some(pack) = self.existing(chunk)? else { return Ok(chunk) };
+            let here = (PACK_CHUNKS - chunk % PACK_CHUNKS).min(end - chunk);
+            let mut records = vec![0; here as usize * RECORD_BYTES];
+            // What is behind the end of the file is absent, as are the zeros of a hole.
+            let read = pack.file.read_at(&mut records, record_offset(chunk))?;
+            let is_complete = |record: &[u8]| record.starts_with(&COMPLETE);
+            let complete = records[..read].chunks_exact(RECORD_BYTES).take_while(|record| is_complete(record)).count();
+            if complete < here as usize {
+                return Ok(chunk + u32::try_from(complete).expect("it is less than the chunks of a pack"));
+            }
+            chunk += here;
+        }
+        Ok(end)
+    }
+
+    /// Removes all packs. Who has one open reads on.
+    pub(super) fn remove(&self) -> io::Result<()> {
+        self.open.lock().clear();
+        for entry in fs::read_dir(&self.dir)? {
+            let path = entry?.path();
+            if path.as_os_str().as_encoded_bytes().ends_with(PACK_SUFFIX.as_bytes()) {
+                fs::remove_file(path)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Takes back that `chunk` was checked: the disk failed to read it.
     pub(super) fn forget(&self, chunk: u32) {
         if let Some(pack) = self.known(chunk) {

@@ -18,10 +18,7 @@ impl Cache {
         let path = self.objects().join(key).join(PINNED);
         let result = match pinned {
             true => OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path).map(drop),
-            false => match fs::remove_file(&path) {
-                Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-                result => result,
-            },
+            false => unpin(&self.objects().join(key)),
         };
         result.map_err(|source| CacheError::Directory { path, source })
     }
@@ -29,6 +26,14 @@ impl Cache {
     /// Whether the object `key` is kept.
     pub fn is_pinned(&self, key: &str) -> bool {
         is_pinned(&self.objects().join(key))
+    }
+}
+
+/// Has the object in this directory no longer be kept.
+pub(super) fn unpin(object: &Path) -> io::Result<()> {
+    match fs::remove_file(object.join(PINNED)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        result => result,
     }
 }
 

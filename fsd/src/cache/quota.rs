@@ -17,7 +17,7 @@ use std::time::SystemTime;
 
 use super::entries::{STAT_BLOCK_BYTES, is_key};
 use super::packs::{PACK_SUFFIX, write_whole};
-use super::{Cache, CacheError, pins};
+use super::{Cache, CacheError, complete, pins};
 
 /// Enough for what several large images are read of, and little on any disk that holds such images.
 pub const DEFAULT_QUOTA_BYTES: u64 = 32 << 30;
@@ -120,6 +120,7 @@ pub(super) fn evict(objects: &Path, quota_bytes: u64) -> io::Result<()> {
         if left <= quota_bytes {
             break;
         }
+        pack.path.parent().into_iter().for_each(complete::uncheck);
         ignore_missing(fs::remove_file(&pack.path))?;
         left -= pack.bytes;
     }

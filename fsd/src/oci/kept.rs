@@ -4,15 +4,20 @@
 //! CACHE_DIR/oci/names/NAME       what a name led to: digest and media type; NAME is a digest of it
 //! CACHE_DIR/oci/blobs/HEX        manifests and configurations, by their digests
 //! CACHE_DIR/oci/indexes/HEX.KIND indexes that were made of layers, by the layers' digests
+//! CACHE_DIR/oci/pins/NAME        images that stay: what they are, and which of the above they need
 //! ```
 //!
 //! Each file is written whole or not at all, and held against its digest when it is read. Nothing depends on them but time
-//! and the network. What was used longest ago goes when there is too much.
+//! and the network. What was used longest ago goes when there is too much, but for what a
+//! pinned image needs.
 
+use super::layer::KINDS;
+use super::pinned::PinnedImage;
 use super::place::Found;
 use crate::cache::write_whole;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::fs::{self, DirBuilder, File};
 use std::io;
@@ -24,6 +29,7 @@ const DIRECTORY: &str = "oci";
 const NAMES: &str = "names";
 const BLOBS: &str = "blobs";
 const INDEXES: &str = "indexes";
+const PINS: &str = "pins";
 
 /// All indexes together: a hundredth of the layers that they are of, and all of a zstd layer.
 const MAX_INDEX_BYTES: u64 = 8 << 30;
@@ -108,8 +114,86 @@ impl Kept {
         let mut file = tempfile::NamedTempFile::new_in(&directory)?;
         write(file.as_file_mut())?;
         let file = file.persist(&path).map_err(|error| error.error)?;
-        sweep(&directory, MAX_INDEX_BYTES);
+        self.sweep(INDEXES, MAX_INDEX_BYTES);
         Ok(file)
+    }
+
+    /// The indexes that there are of a layer, as [`PinnedImage`] names them.
+    pub(super) fn indexes(&self, layer: &str) -> Vec<String> {
+        let names = KINDS.iter().filter_map(|kind| Some(format!("{INDEXES}/{}.{kind}", sha256_hex(layer)?)));
+        names.filter(|name| self.path.join(name).exists()).collect()
+    }
+
+    /// The file of the blob with this digest, as [`PinnedImage`] names it.
+    pub(super) fn blob_file(digest: &str) -> Option<String> {
+        sha256_hex(digest).map(|hex| format!("{BLOBS}/{hex}"))
+    }
+
+    /// Writes down that an image is to stay.
+    ///
+    /// # Errors
+    /// `NotFound` if something that it needs is not here; others if it cannot be written.
+    pub(super) fn pin(&self, image: &PinnedImage) -> io::Result<()> {
+        let path = self.make(PINS)?.join(hex_digest(image.name.as_bytes()));
+        write_whole(&path, &serde_json::to_vec(image)?)?;
+        // From now on they stay; until now they may have gone.
+        for file in &image.files {
+            fs::metadata(self.path.join(file)).inspect_err(|_| drop(fs::remove_file(&path)))?;
+        }
+        Ok(())
+    }
+
+    /// Takes back that an image is to stay.
+    ///
+    /// # Errors
+    /// If that cannot be written down.
+    pub(super) fn unpin(&self, name: &str) -> io::Result<()> {
+        fs::remove_file(self.path.join(PINS).join(hex_digest(name.as_bytes())))
+    }
+
+    /// The image of this name, if it is to stay.
+    pub(super) fn pinned(&self, name: &str) -> Option<PinnedImage> {
+        read_pin(&self.path.join(PINS).join(hex_digest(name.as_bytes()))).filter(|image| image.name == name)
+    }
+
+    /// All images that are to stay.
+    pub(super) fn all_pinned(&self) -> Vec<PinnedImage> {
+        let mut all: Vec<_> = found(&self.path.join(PINS)).iter().filter_map(|(_, _, path)| read_pin(path)).collect();
+        all.sort_by(|one, other| one.name.cmp(&other.name));
+        all
+    }
+
+    /// The files that images which are to stay need.
+    fn stays(&self) -> BTreeSet<PathBuf> {
+        let mut files = BTreeSet::new();
+        for image in self.all_pinned() {
+            files.extend(Self::blob_file(&image.digest).map(|file| self.path.join(file)));
+            files.extend(image.files.iter().map(|file| self.path.join(file)));
+        }
+        files
+    }
+
+    /// Removes the files of a directory that were used longest ago, until the rest have at most `max_bytes`. What stays is
+    /// not counted.
+    fn sweep(&self, directory: &str, max_bytes: u64) {
+        let mut found = found(&self.path.join(directory));
+        let mut total: u64 = found.iter().map(|(_, bytes, _)| bytes).sum();
+        if total <= max_bytes {
+            return;
+        }
+        let stays = self.stays();
+        found.retain(|(_, _, path)| !stays.contains(path));
+        found.sort();
+        total = found.iter().map(|(_, bytes, _)| bytes).sum();
+        for (_, bytes, path) in found {
+            if total <= max_bytes {
+                return;
+            }
+            // Whoever has it open reads on.
+            if fs::remove_file(&path).is_ok() {
+                total -= bytes;
+            }
+        }
     }
 
     fn index_path(&self, layer: &str, kind: &str) -> Option<PathBuf> {
@@ -117,11 +201,11 @@ impl Kept {
     }
 
     /// Nothing depends on what is kept, so that what cannot be is a line of the log.
-    fn keep(&self, directory: &str, name: &str, bytes: &[u8], max_bytes: u64) {
-        let written = self.make(directory).and_then(|directory| {
-            if !directory.join(name).exists() || directory.ends_with(NAMES) {
+    fn keep(&self, kind: &str, name: &str, bytes: &[u8], max_bytes: u64) {
+        let written = self.make(kind).and_then(|directory| {
+            if !directory.join(name).exists() || kind == NAMES {
                 write_whole(&directory.join(name), bytes)?;
-                sweep(&directory, max_bytes);
+                self.sweep(kind, max_bytes);
             }
             Ok(())
         });
@@ -137,17 +221,18 @@ impl Kept {
     }
 }
 
-/// Takes away what is kept of images in registries below a cache directory, if it was not used for `age`. Returns the bytes
-/// that this freed, or would.
+/// Takes away what is kept of images in registries below a cache directory, if it was not used for `age` and is of no pinned
+/// image. Returns the bytes that this freed, or would.
 ///
 /// # Errors
 /// If something cannot be removed.
 pub fn remove_kept(cache_dir: &Path, age: Duration, dry_run: bool) -> io::Result<u64> {
     let mut freed = 0;
+    let stays = Kept::below(cache_dir).stays();
     for directory in [NAMES, BLOBS, INDEXES] {
         for (used, bytes, path) in found(&cache_dir.join(DIRECTORY).join(directory)) {
             // A clock that was set back makes a file new.
-            if SystemTime::now().duration_since(used).unwrap_or_default() < age {
+            if SystemTime::now().duration_since(used).unwrap_or_default() < age || stays.contains(&path) {
                 continue;
             }
             freed += bytes;
@@ -162,22 +247,6 @@ pub fn remove_kept(cache_dir: &Path, age: Duration, dry_run: bool) -> io::Result
     Ok(freed)
 }
 
-/// Removes the files of a directory that were used longest ago, until the rest have at most `max_bytes`.
-fn sweep(directory: &Path, max_bytes: u64) {
-    let mut found = found(directory);
-    found.sort();
-    let mut total: u64 = found.iter().map(|(_, bytes, _)| bytes).sum();
-    for (_, bytes, path) in found {
-        if total <= max_bytes {
-            return;
-        }
-        // Whoever has it open reads on.
-        if fs::remove_file(&path).is_ok() {
-            total -= bytes;
-        }
-    }
-}
-
 /// The files of a directory: when each was used, its length and its path.
 fn found(directory: &Path) -> Vec<(SystemTime, u64, PathBuf)> {
     let entries = fs::read_dir(directory).into_iter().flatten().flatten();
@@ -186,6 +255,10 @@ fn found(directory: &Path) -> Vec<(SystemTime, u64, PathBuf)> {
         Some((data.modified().ok()?, data.len(), entry.path()))
     };
     entries.filter_map(file).collect()
+}
+
+fn read_pin(path: &Path) -> Option<PinnedImage> {
+    serde_json::from_slice(&read_short(path)?).ok()
 }
 
 fn read_short(path: &Path) -> Option<Vec<u8>> {

@@ -19,6 +19,9 @@ pub(super) const TAR: &str = "tar";
 pub(super) const SEEKABLE: &str = "zst";
 pub(super) const SEEKABLE_ENTRIES: &str = "zst-tar";
 
+/// All of them.
+pub(super) const KINDS: [&str; 4] = [GZIP, TAR, SEEKABLE, SEEKABLE_ENTRIES];
+
 /// A layer that can be read anywhere.
 #[derive(Debug)]
 pub(super) struct Indexed {

@@ -32,7 +32,7 @@ const ZSTD_MAGIC: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
 /// If the layer cannot be fetched, is another one or no archive, or the cache directory cannot be written to. What was fetched
 /// of one that is not what it should be is forgotten.
 pub(super) fn make(kept: &Kept, layer: &Descriptor, blob: &Arc<Blob>) -> Result<Indexed, LayerError> {
-    make_once(kept, layer, blob).inspect_err(|error| {
+    make_once(kept, layer, blob).inspect(|_| blob.set_checked()).inspect_err(|error| {
         if matches!(error, LayerError::Digest { .. } | LayerError::Format(_)) {
             blob.discard(0..blob.len());
         }

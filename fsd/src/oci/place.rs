@@ -9,6 +9,7 @@ use siphon_image::oci::Descriptor;
 use siphon_image::oci::blobs::Blobs;
 use siphon_image::oci::config::MAX_CONFIG_BYTES;
 use siphon_image::reference::Repository;
+use std::collections::BTreeSet;
 use std::io::{self, Cursor, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -19,6 +20,8 @@ pub(super) struct Place {
     repository: Repository,
     cache_dir: PathBuf,
     kept: Kept,
+    /// Digests of what was read of it here.
+    used: Mutex<BTreeSet<String>>,
     served: Mutex<Option<Served>>,
 }
 
@@ -40,6 +43,7 @@ impl Place {
             repository: repository.clone(),
             cache_dir: cache_dir.to_owned(),
             kept: Kept::below(cache_dir),
+            used: Mutex::default(),
             served: Mutex::default(),
         })
     }
@@ -55,6 +59,11 @@ impl Place {
 
     pub(super) fn kept(&self) -> &Kept {
         &self.kept
+    }
+
+    /// What was read of it so far beside layers, as files of [`Kept`].
+    pub(super) fn used(&self) -> BTreeSet<String> {
+        self.used.lock().iter().filter_map(|digest| Kept::blob_file(digest)).collect()
     }
 
     /// Whether it is named by what it is, and not by what it is called.
@@ -77,17 +86,21 @@ impl Place {
     }
 
     /// What the name stands for: asked of the registry, or what it was when that cannot be reached. What a digest stands for
-    /// never changes.
+    /// never changes, nor does what is pinned.
     ///
     /// # Errors
     /// If the registry does not have it.
     pub(super) fn manifest(&self) -> Result<Found, Error> {
         let name = self.repository.to_string();
+        let pinned = self.kept.pinned(&name).and_then(|pinned| pinned.found(&self.kept));
+        if let Some(pinned) = pinned {
+            return Ok(self.uses(pinned));
+        }
         let known = self.kept.name(&name);
         if self.has_digest()
             && let Some(known) = known
         {
-            return Ok(known);
+            return Ok(self.uses(known));
         }
         let patience = if known.is_some() { Patience::default().of_known() } else { Patience::default() };
         match (Served::find_with(&self.repository, patience), known) {
@@ -95,14 +108,19 @@ impl Place {
                 let found = Found { digest: manifest.digest, media_type: manifest.media_type, bytes: manifest.bytes };
                 self.kept.keep_name(&name, &found);
                 *self.served.lock() = Some(served.with_patience(Patience::default()));
-                Ok(found)
+                Ok(self.uses(found))
             }
             (Err(error), Some(known)) if error.is_away() => {
                 tracing::warn!("{error}; going on with what is cached of {name}");
-                Ok(known)
+                Ok(self.uses(known))
             }
             (Err(error), _) => Err(Arc::new(error).into()),
         }
+    }
+
+    fn uses(&self, found: Found) -> Found {
+        self.used.lock().insert(found.digest.clone());
+        found
     }
 }
 
@@ -110,6 +128,7 @@ impl Place {
 impl Blobs for Place {
     fn open(&self, blob: &Descriptor) -> io::Result<Box<dyn Read + Send>> {
         let digest = blob.digest().as_ref();
+        self.used.lock().insert(digest.to_owned());
         if let Some(bytes) = self.kept.blob(digest) {
             return Ok(Box::new(Cursor::new(bytes)));
         }

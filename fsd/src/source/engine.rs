@@ -4,6 +4,7 @@
 //! that has opened no remote object has none from here.
 
 use std::path::Path;
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -23,16 +24,27 @@ const MAX_REDIRECTS: usize = 8;
 /// Drives requests.
 #[derive(Debug)]
 pub(super) struct Engine {
-    pub(super) runtime: Runtime,
+    pub(super) runtime: &'static Runtime,
     client: Client,
     /// For this machine itself, which no proxy reaches.
     local_client: Client,
+    /// The same, with connections of its own.
+    second: OnceLock<Box<Self>>,
 }
 
 impl Engine {
     /// The client that is to ask `url`.
     pub(super) fn client(&self, url: &Url) -> &Client {
         if url.host_str().is_some_and(is_local) { &self.local_client } else { &self.client }
+    }
+
+    /// An engine over the same threads that shares no connection with this one, as all requests to a server of HTTP/2 would.
+    pub(super) fn second(&self) -> Result<&Self, TransportError> {
+        if let Some(second) = self.second.get() {
+            return Ok(second);
+        }
+        let second = Box::new(over(self.runtime)?);
+        Ok(self.second.get_or_init(|| second))
     }
 
     /// The client that asks without a proxy.
@@ -70,7 +82,12 @@ fn start() -> Result<Engine, TransportError> {
     let _ = rustls::crypto::ring::default_provider().install_default();
     let runtime =
         Builder::new_multi_thread().worker_threads(WORKER_THREADS).thread_name("siphon-net").enable_all().build()?;
-    Ok(Engine { runtime, client: client().build()?, local_client: client().no_proxy().build()? })
+    over(Box::leak(Box::new(runtime)))
+}
+
+fn over(runtime: &'static Runtime) -> Result<Engine, TransportError> {
+    let (client, local_client) = (client().build()?, client().no_proxy().build()?);
+    Ok(Engine { runtime, client, local_client, second: OnceLock::new() })
 }
 
 fn client() -> ClientBuilder {

@@ -37,11 +37,16 @@ struct Description {
     uploaded: Option<bool>,
 }
 
-/// Finds an image for machines of `arch`, as Go names them.
+/// Finds an image for machines of `arch`, as Go names them, within the bounds of `patience`.
 ///
 /// # Errors
 /// [`SourceError::NoLibrary`] if there is no library to ask; others if it does not have it.
-pub fn library_image(image: &LibraryName, arch: &str, first_bytes: u32) -> Result<LibraryImage, SourceError> {
+pub fn library_image(
+    image: &LibraryName,
+    arch: &str,
+    first_bytes: u32,
+    patience: Patience,
+) -> Result<LibraryImage, SourceError> {
     let setup = registries();
     let scheme = if setup.plain_http { "http" } else { "https" };
     let named = image.host.as_ref().map(|host| format!("{scheme}://{host}"));
@@ -63,16 +68,20 @@ pub fn library_image(image: &LibraryName, arch: &str, first_bytes: u32) -> Resul
             }
             _ => Access::Open,
         };
-        Ok::<_, SourceError>(Origin::at(url, name.clone(), access, Patience::default()))
+        Ok::<_, SourceError>(Origin::at(url, name.clone(), access, patience))
     };
     let described = describe(&at("images")?)?;
     let remote = Remote::open_at(at("imagefile")?, first_bytes)?;
     let digest = described.hash.as_deref().and_then(|hash| hash.strip_prefix("sha256."));
-    let digest = digest.map(|hex| format!("sha256:{hex}"));
+    let digest = digest.filter(|hex| is_sha256(hex)).map(|hex| format!("sha256:{hex}"));
     if described.size.is_some_and(|size| size != remote.len_bytes()) {
         return Err(SourceError::Protocol { name, detail: "the file's length is not the one that the library names" });
     }
-    Ok(LibraryImage { remote, digest })
+    Ok(LibraryImage { remote: remote.with_digest(digest.clone()), digest })
+}
+
+fn is_sha256(hex: &str) -> bool {
+    hex.len() == 64 && hex.bytes().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte))
 }
 
 fn describe(origin: &Origin) -> Result<Description, SourceError> {

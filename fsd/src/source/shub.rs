@@ -20,12 +20,12 @@ struct Description {
     image: String,
 }
 
-/// Finds the image `name`: `USER/NAME[:TAG]`.
+/// Finds the image `name`: `USER/NAME[:TAG]`, within the bounds of `patience`.
 ///
 /// # Errors
 /// [`SourceError::NoHub`] if the service does not answer as it should, which it does no more unless another one is named; others
 /// if it does not have the image.
-pub fn hub_image(name: &str, first_bytes: u32) -> Result<Remote, SourceError> {
+pub fn hub_image(name: &str, first_bytes: u32, patience: Patience) -> Result<Remote, SourceError> {
     let named = registries().hub.clone();
     let base = named.as_deref().unwrap_or(HUB);
     let shown = format!("shub://{name}");
@@ -35,9 +35,9 @@ pub fn hub_image(name: &str, first_bytes: u32) -> Result<Remote, SourceError> {
     };
     let url = Url::parse(&format!("{}/api/container/{name}", base.trim_end_matches('/')));
     let url = url.map_err(|error| SourceError::Url { reason: error.to_string() })?;
-    let origin = Origin::at(url, shown.clone(), Access::Open, Patience::default());
+    let origin = Origin::at(url, shown.clone(), Access::Open, patience);
     let described = describe(&origin).map_err(gone)?;
-    Remote::open(&described.image, first_bytes)
+    Remote::open_with(&described.image, first_bytes, patience)
 }
 
 fn describe(origin: &Origin) -> Result<Description, SourceError> {

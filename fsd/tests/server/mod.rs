@@ -45,6 +45,8 @@ pub(crate) struct State {
     pub(crate) redirect: Option<String>,
     pub(crate) delay: Duration,
     pub(crate) fault: Option<Fault>,
+    /// Only every so many requests does the fault strike.
+    pub(crate) fault_every: usize,
     /// Requests until the fault passes.
     pub(crate) faults_left: usize,
     /// The bytes and tag to serve once the fault has struck.
@@ -79,6 +81,7 @@ impl Server {
             redirect: None,
             delay: Duration::ZERO,
             fault: None,
+            fault_every: 1,
             faults_left: usize::MAX,
             after_fault: None,
         };
@@ -135,11 +138,11 @@ fn answer(stream: &TcpStream, shared: &Shared) -> io::Result<()> {
     let mut head = String::new();
     let mut reader = BufReader::new(stream);
     while reader.read_line(&mut head)? > 2 {}
-    shared.requests.fetch_add(1, Ordering::SeqCst);
+    let number = shared.requests.fetch_add(1, Ordering::SeqCst) + 1;
     *shared.last_head.lock().unwrap() = head.clone();
     let (state, fault) = {
         let mut state = shared.state.lock().unwrap();
-        let fault = state.fault.filter(|_| state.faults_left > 0);
+        let fault = state.fault.filter(|_| state.faults_left > 0 && number.is_multiple_of(state.fault_every));
         state.faults_left = state.faults_left.saturating_sub(usize::from(fault.is_some()));
         let now = state.clone();
         if let Some((bytes, etag)) = state.after_fault.take_if(|_| fault.is_some()) {
