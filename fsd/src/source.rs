@@ -31,7 +31,7 @@ mod shub;
 mod upload;
 mod whole;
 
-use std::fmt::Write;
+use base16ct::lower::encode_string as hex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use reqwest::{Method, Response, StatusCode, header};
@@ -165,11 +165,7 @@ impl Remote {
         if self.validator == Validator::Length {
             hash.update(&self.first_bytes);
         }
-        hash.finalize().iter().fold(String::new(), |mut hex, byte| {
-            // Writing to a String cannot fail.
-            let _ = write!(hex, "{byte:02x}");
-            hex
-        })
+        hex(&hash.finalize())
     }
 
     /// What was asked of the server for this object since it was opened, opening included.

@@ -4,6 +4,7 @@
 //! names that image, the image is not cleaned away.
 
 use anyhow::Context;
+use base16ct::lower::encode_string as hex;
 use sha2::{Digest, Sha256};
 use siphon_overlay::upper::Base;
 use std::ffi::{OsStr, OsString};
@@ -31,7 +32,7 @@ pub fn note_sandbox(cache: &Path, image: &Path, sandbox: &Path) -> anyhow::Resul
     let context = || format!("cannot write to {}", notes.display());
     let sandbox = fs::canonicalize(sandbox).with_context(context)?;
     let path = sandbox.as_os_str().as_bytes();
-    let name: String = Sha256::digest(path).iter().map(|byte| format!("{byte:02x}")).collect();
+    let name = hex(&Sha256::digest(path));
     fs::create_dir_all(&notes).with_context(context)?;
     fs::write(notes.join(name), path).with_context(context)
 }

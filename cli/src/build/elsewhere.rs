@@ -5,6 +5,7 @@ use crate::host::cache_dir;
 use crate::report::{Report, human_bytes};
 use crate::settings::Common;
 use anyhow::{Context, bail};
+use base16ct::lower::encode_string as hex;
 use sha2::{Digest, Sha256};
 use siphon_fsd::blob::{Blob, BlobError};
 use siphon_fsd::locator;
@@ -120,8 +121,7 @@ fn copy(
         done += len as u64;
         bar.set(done, len_bytes.unwrap_or(done).max(done));
     }
-    let hex: String = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
-    Ok(format!("sha256:{hex}"))
+    Ok(format!("sha256:{}", hex(&hash.finalize())))
 }
 
 /// A reference without what may be secret in a URL.

@@ -11,11 +11,11 @@
 use super::job::Job;
 use super::workspace::Workspace;
 use anyhow::Context;
+use base16ct::lower::encode_string as hex;
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
-use std::fmt::Write;
 use std::fs::File;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -280,9 +280,6 @@ impl Key {
     }
 
     pub(super) fn text(&self) -> String {
-        self.0.clone().finalize().iter().fold(String::new(), |mut text, byte| {
-            let _ = write!(text, "{byte:02x}");
-            text
-        })
+        hex(&self.0.clone().finalize())
     }
 }

@@ -5,6 +5,7 @@ use crate::build::export;
 use crate::report::{Bar, Report};
 use crate::settings::Common;
 use anyhow::{Context, bail};
+use base16ct::lower::encode_string as hex;
 use sha2::{Digest, Sha256};
 use siphon_fsd::oras::{self, Artifact};
 use siphon_image::reference::{Reference, Repository};
@@ -89,8 +90,7 @@ fn digest(file: &mut File, len_bytes: u64, bar: &Bar) -> io::Result<String> {
     loop {
         let len = file.read(&mut buffer)?;
         if len == 0 {
-            let hex: String = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
-            return Ok(format!("sha256:{hex}"));
+            return Ok(format!("sha256:{}", hex(&hash.finalize())));
         }
         hash.update(&buffer[..len]);
         done += len as u64;

@@ -8,6 +8,7 @@
 mod layers;
 mod support;
 
+use base16ct::lower::encode_string as hex;
 use layers::{FORMS, Random, TarEntry, gzip_member, stack, tar};
 use sha2::{Digest, Sha256};
 use siphon_image::oci::lazy::tree::LayeredTree;
@@ -179,16 +180,16 @@ fn write_layout(dir: &Path, layers: &[Vec<TarEntry>]) -> std::path::PathBuf {
     let layout = dir.join("layout");
     let blobs = layout.join("blobs/sha256");
     std::fs::create_dir_all(&blobs).unwrap();
-    let hex = |bytes: &[u8]| -> String { Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect() };
+    let digest = |bytes: &[u8]| hex(&Sha256::digest(bytes));
     let add = |bytes: &[u8]| {
-        let digest = hex(bytes);
+        let digest = digest(bytes);
         std::fs::write(blobs.join(&digest), bytes).unwrap();
         format!("\"digest\":\"sha256:{digest}\",\"size\":{}", bytes.len())
     };
     let (mut descriptors, mut diff_ids) = (Vec::new(), Vec::new());
     for entries in layers {
         let plain = tar(entries);
-        diff_ids.push(format!("\"sha256:{}\"", hex(&plain)));
+        diff_ids.push(format!("\"sha256:{}\"", digest(&plain)));
         let kind = "application/vnd.oci.image.layer.v1.tar+gzip";
         descriptors.push(format!("{{\"mediaType\":\"{kind}\",{}}}", add(&gzip_member(&plain, 1))));
     }

@@ -5,6 +5,7 @@
 //! is written down beside the chunks. What is wrong is thrown away, and nothing more of it is handed out: what was is
 //! wrong, too.
 
+use base16ct::lower::encode_string as hex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::thread;
@@ -156,7 +157,6 @@ impl Hash {
     }
 
     fn finish(self) -> String {
-        let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
         match self {
             Self::Sha256(hash) => format!("sha256:{}", hex(&hash.finalize())),
             Self::Sha512(hash) => format!("sha512:{}", hex(&hash.finalize())),

@@ -1,6 +1,6 @@
 //! Which object an address led to: for a start when the server cannot be asked, or is not to be.
 
-use std::fmt::Write;
+use base16ct::lower::encode_string as hex;
 use std::fs;
 
 use serde::{Deserialize, Serialize};
@@ -68,9 +68,5 @@ impl Cache {
 }
 
 fn file_name(address: &str) -> String {
-    Sha256::digest(address).iter().fold(String::new(), |mut hex, byte| {
-        // Writing to a String cannot fail.
-        let _ = write!(hex, "{byte:02x}");
-        hex
-    })
+    hex(&Sha256::digest(address))
 }

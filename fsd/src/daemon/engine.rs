@@ -24,6 +24,7 @@ use crate::fuse::Mounted;
 use crate::metrics::Counters;
 use crate::sys::mounts::{self, FuseMount, OverlayMount};
 use crate::sys::processes::{StandBy, stand_by};
+use base16ct::lower::encode_string as hex;
 use rustix::process::{getegid, geteuid};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -214,7 +215,7 @@ fn known_trial(directory: &Path, upper: &Upper, ids: &str) -> Option<PathBuf> {
     let device = if kind == TMPFS_MAGIC { 0 } else { device };
     let kernel = fs::read_to_string("/proc/version").ok()?;
     let text = format!("{} {kernel} {kind:x} {device:x} {ids}", env!("CARGO_PKG_VERSION"));
-    let digest: String = Sha256::digest(text).iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+    let digest = hex(&Sha256::digest(text)[..8]);
     Some(directory.join(format!("overlayfs-{digest}.json")))
 }
 

@@ -4,6 +4,7 @@ use super::{DaemonError, Layer, Spec};
 use crate::control::SOCKET;
 use crate::locator::Locator;
 use crate::sys::{ext, namespaces};
+use base16ct::lower::encode_string as hex;
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with};
@@ -75,8 +76,7 @@ impl StateDirectory {
             (layer, written, &spec.ids, &spec.scope, &spec.placement, spec.engine),
         );
         let text = serde_json::to_vec(&distinguishing).map_err(|error| failed(error.into()))?;
-        let digest = Sha256::digest(&text);
-        let key: String = digest.iter().take(KEY_BYTES).map(|byte| format!("{byte:02x}")).collect();
+        let key = hex(&Sha256::digest(&text)[..KEY_BYTES]);
         Ok(Self { path: runtime_dir.join(key) })
     }
 

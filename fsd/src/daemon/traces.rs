@@ -10,6 +10,7 @@
 
 use crate::fs::MAX_TRACE_BYTES;
 use crate::prefetch;
+use base16ct::lower::encode_string as hex;
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, fstat, mkdirat, openat, renameat, statat, unlinkat};
 use rustix::io::Errno;
 use sha2::{Digest, Sha256};
@@ -43,9 +44,7 @@ pub(super) struct Traces {
 impl Traces {
     /// For the image that `identity` tells from all others.
     pub(super) fn of(cache_dir: &Path, identity: &str) -> Self {
-        let digest = Sha256::digest(identity);
-        let name = digest.iter().take(KEY_BYTES).map(|byte| format!("{byte:02x}")).collect();
-        Self { cache_dir: cache_dir.to_owned(), name }
+        Self { cache_dir: cache_dir.to_owned(), name: hex(&Sha256::digest(identity)[..KEY_BYTES]) }
     }
 
     /// For what is touched of the stored bytes of that image, if it is a remote one.

@@ -8,6 +8,7 @@ use super::kept::Kept;
 use super::layer::{Form, GZIP, Indexed, SEEKABLE, SEEKABLE_ENTRIES, TAR, gzip};
 use crate::blob::Blob;
 use crate::stream::InOrder;
+use base16ct::lower::encode_string as hex;
 use sha2::{Digest as _, Sha256};
 use siphon_image::oci::lazy::gzip::Indexer;
 use siphon_image::oci::lazy::tar::Scanner;
@@ -148,6 +149,5 @@ fn check(found: &[u8; 32], expected: &Digest) -> Result<(), LayerError> {
     if *found == expected {
         return Ok(());
     }
-    let hex: String = found.iter().map(|byte| format!("{byte:02x}")).collect();
-    Err(LayerError::Digest { found: format!("sha256:{hex}") })
+    Err(LayerError::Digest { found: format!("sha256:{}", hex(found)) })
 }

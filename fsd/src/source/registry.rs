@@ -3,6 +3,7 @@
 //! Docker's names have hosts of their own; this machine's registries may speak plain http, others only where the user
 //! says so. Mirrors are asked first, in their order, and the first that has an image serves all of it.
 
+use base16ct::lower::encode_string as hex;
 use std::sync::Arc;
 
 use reqwest::{Method, Response, StatusCode, Url, header};
@@ -11,7 +12,6 @@ use siphon_image::oci::blobs::Blobs;
 use siphon_image::oci::select::is_manifest;
 use siphon_image::oci::{Descriptor, ImageIndex};
 use siphon_image::reference::Repository;
-use std::fmt::Write as _;
 use std::io::{self, Cursor, Read};
 
 use super::access::{Access, Authority};
@@ -448,14 +448,6 @@ fn digest_like(digest: &str, bytes: &[u8]) -> Option<String> {
         "sha512" => Some(format!("sha512:{}", hex(&Sha512::digest(bytes)))),
         _ => None,
     }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::new(), |mut hex, byte| {
-        // Writing to a String cannot fail.
-        let _ = write!(hex, "{byte:02x}");
-        hex
-    })
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 //! A blob is sent in chunks, each of them again if its connection breaks, after asking the registry how far it is. So
 //! neither its length nor its digest has to be known when it begins.
 
+use base16ct::lower::encode_string as hex;
 use std::io::Read;
 
 use reqwest::header::{self, HeaderMap, HeaderName, HeaderValue};
@@ -213,7 +214,7 @@ impl Chunked<'_> {
     /// # Errors
     /// If the registry does not take it.
     pub fn finish(self) -> Result<Uploaded, SourceError> {
-        let digest = format!("sha256:{:x}", HexDigest(&self.hash.clone().finalize()));
+        let digest = format!("sha256:{}", hex(&self.hash.clone().finalize()));
         let mut location = self.location.clone();
         location.query_pairs_mut().append_pair("digest", &digest);
         let origin = self.served.origin_at(&location, location.as_str(), &self.name)?;
@@ -224,14 +225,6 @@ impl Chunked<'_> {
             _ => Err(rejected(origin, response).await.into()),
         })?;
         Ok(Uploaded { digest, len_bytes })
-    }
-}
-
-struct HexDigest<'a>(&'a [u8]);
-
-impl std::fmt::LowerHex for HexDigest<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
     }
 }
 

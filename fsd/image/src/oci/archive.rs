@@ -5,13 +5,14 @@
 
 use super::blobs::Blobs;
 use super::config::MAX_CONFIG_BYTES;
+use super::layers::TarError;
 use super::layers::decompress::{decompressed, is_compressed};
 use super::layers::merge::clean;
 use super::layers::tar::{Kind, Reader};
-use super::layers::{TarError, hex};
 use super::layout::{INDEX, blob_path, read_index};
 use super::select::{self, ImageFacts, MAX_MANIFEST_BYTES};
 use super::{Descriptor, Digest, ImageIndex, MediaType};
+use base16ct::lower::encode_string as hex;
 use serde::Deserialize;
 use sha2::Digest as _;
 use std::collections::HashMap;

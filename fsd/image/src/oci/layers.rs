@@ -42,7 +42,7 @@ use stream::{Expected, Stream};
 
 pub use self::tar::Error as TarError;
 pub use merge::{Error as EntryError, Merged};
-pub(super) use stream::{Check, hex};
+pub(super) use stream::Check;
 
 /// Layers that an image may have: overlayfs mounts no more than 500, docker makes no more than 127.
 pub const MAX_LAYERS: usize = 512;

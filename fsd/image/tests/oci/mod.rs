@@ -2,6 +2,7 @@
 
 #![allow(dead_code, reason = "each test uses a part")]
 
+use base16ct::lower::encode_string as hex;
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use serde_json::json;
@@ -92,8 +93,7 @@ pub(crate) fn with_holes() -> Vec<u8> {
 }
 
 pub(crate) fn digest(bytes: &[u8]) -> String {
-    let digest = Sha256::digest(bytes);
-    format!("sha256:{}", digest.iter().map(|byte| format!("{byte:02x}")).collect::<String>())
+    format!("sha256:{}", hex(&Sha256::digest(bytes)))
 }
 
 pub(crate) fn gzip(bytes: &[u8]) -> Vec<u8> {

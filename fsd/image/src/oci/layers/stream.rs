@@ -16,6 +16,7 @@ use super::Error;
 use super::decompress::{decompressed, is_compressed};
 use crate::oci::blobs::Blobs;
 use crate::oci::{Descriptor, Digest};
+use base16ct::lower::encode_string as hex;
 use sha2::Digest as _;
 use std::io::{self, BufRead, Read};
 use std::sync::Arc;
@@ -237,13 +238,4 @@ impl Check {
         }
         Err(Error::Digest { expected: digest.to_string(), found: format!("{}:{found}", digest.algorithm()) })
     }
-}
-
-/// Bytes as digests have them.
-pub(in crate::oci) fn hex(bytes: &[u8]) -> String {
-    bytes
-        .iter()
-        .flat_map(|byte| [byte >> 4, byte & 0xf])
-        .map(|nibble| char::from(b"0123456789abcdef"[usize::from(nibble)]))
-        .collect()
 }

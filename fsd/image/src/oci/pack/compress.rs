@@ -8,7 +8,7 @@
 //!
 //! All channels are bounded. The bytes do not depend on the number of threads.
 
-use crate::oci::layers::hex;
+use base16ct::lower::encode_string as hex;
 use libdeflater::{CompressionLvl, Compressor};
 use parking_lot::Mutex;
 use sha2::{Digest as _, Sha256};

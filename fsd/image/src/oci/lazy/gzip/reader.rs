@@ -5,6 +5,7 @@ use super::super::error::Error;
 use super::inflate::inflate;
 use super::{Growing, GzipIndex, Span};
 use crate::read_at::ReadAt;
+use base16ct::lower::encode_string as hex;
 use sha2::{Digest, Sha256};
 use std::io;
 use std::sync::Arc;
@@ -124,6 +125,5 @@ pub(in super::super) fn verify(
     if found == *expected {
         return Ok(());
     }
-    let text = |digest: &[u8; 32]| digest.iter().map(|byte| format!("{byte:02x}")).collect();
-    Err(Error::Digest { part, offset, expected: text(expected), found: text(&found) })
+    Err(Error::Digest { part, offset, expected: hex(expected), found: hex(&found) })
 }

@@ -9,6 +9,7 @@ use super::super::gzip::{GzipIndex, WINDOW_BYTES};
 use super::super::index::{Entry, EntryKind, LayerIndex, XattrList, device_parts};
 use super::{MAX_ZTOC_BYTES, XATTR_PREFIX};
 use crate::oci::lazy::index::Content;
+use base16ct::lower::encode_string as hex;
 
 /// The only version that there is.
 const VERSION: &[u8] = b"0.9";
@@ -62,8 +63,7 @@ pub fn write(gzip: &GzipIndex, layer: &LayerIndex, tool: &str) -> Result<Vec<u8>
     flat.put(info + 16, &[1]);
     let elements = flat.vector(info + 8, spans);
     for (number, digest) in gzip.digests().iter().enumerate() {
-        let digits: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
-        flat.string(elements + 4 * number, format!("sha256:{digits}").as_bytes());
+        flat.string(elements + 4 * number, format!("sha256:{}", hex(digest)).as_bytes());
     }
     let zinfo = write_checkpoints(gzip)?;
     Error::bounded("a zTOC", (flat.out.len() + zinfo.len()) as u64, MAX_ZTOC_BYTES - 16)?;
