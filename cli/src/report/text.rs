@@ -1,6 +1,7 @@
 //! Numbers, tables and JSON as people read them.
 
 use serde::Serialize;
+use time::{OffsetDateTime, UtcDateTime};
 
 /// Blanks between two columns, as singularity has it.
 const GAP: usize = 4;
@@ -23,19 +24,11 @@ pub(super) fn without_numbers(message: &str) -> String {
     text
 }
 
-/// `2026-11-23 20:00:07` in UTC, by the days-to-civil algorithm of Howard Hinnant's "chrono-Compatible Low-Level Date
-/// Algorithms": an era has 146,097 days, and a year begins in March so that the leap day is its last.
+/// `2026-11-23 20:00:07` in UTC, of seconds since 1970. What is beyond the year 9999 is its end.
 pub fn utc(seconds: i64) -> String {
-    let (days, rest) = (seconds.div_euclid(86_400), seconds.rem_euclid(86_400));
-    let shifted = days + 719_468;
-    let (era, day_of_era) = (shifted.div_euclid(146_097), shifted.rem_euclid(146_097));
-    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let shifted_month = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * shifted_month + 2) / 5 + 1;
-    let month = if shifted_month < 10 { shifted_month + 3 } else { shifted_month - 9 };
-    let year = year_of_era + era * 400 + i64::from(month <= 2);
-    format!("{year:04}-{month:02}-{day:02} {:02}:{:02}:{:02}", rest / 3600, rest % 3600 / 60, rest % 60)
+    let time = OffsetDateTime::from_unix_timestamp(seconds).unwrap_or(UtcDateTime::MAX.into());
+    let (hour, minute, second) = time.to_hms();
+    format!("{} {hour:02}:{minute:02}:{second:02}", time.date())
 }
 
 /// A table whose columns are as wide as they have to be, each row with its line's end. What would move a terminal's
@@ -101,6 +94,7 @@ mod tests {
             (951_782_400, "2000-02-29 00:00:00"),
             (1_795_464_061, "2026-11-23 20:01:01"),
             (-1, "1969-12-31 23:59:59"),
+            (i64::MAX, "9999-12-31 23:59:59"),
         ];
         for (seconds, expected) in cases {
             assert_eq!(utc(seconds), expected);

@@ -8,12 +8,11 @@ mod runscript;
 pub use runscript::is_generated;
 
 use super::config::{ImageConfig, RunConfig};
-use super::time;
-use crate::tree::Timestamp;
 use quoting::{go_quoted, in_double_quotes};
 use runscript::runscript;
 use serde::Serialize;
 use std::collections::BTreeMap;
+use time::{Duration, OffsetDateTime};
 
 /// A file that an image is given beside those of its layers.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -65,21 +64,6 @@ impl Own {
     }
 }
 
-const DAYS: [&str; 7] = ["Thursday", "Friday", "Saturday", "Sunday", "Monday", "Tuesday", "Wednesday"];
-const MONTHS: [&str; 12] = [
-    "January",
-    "February",
-    "March",
-    "April",
-    "May",
-    "June",
-    "July",
-    "August",
-    "September",
-    "October",
-    "November",
-    "December",
-];
 
 /// Places to mount on, and to hold our own files.
 pub const DIRECTORIES: [&str; 12] = [
@@ -133,11 +117,10 @@ pub fn files(config: &ImageConfig, origin: &Origin, arch: &str, seconds: u32) ->
 
 /// `Wednesday_25_November_2026_1:19:33_UTC`: a time as apptainer's labels have it.
 pub fn date(seconds: u32) -> String {
-    let text = time::format(Timestamp { seconds: seconds.into(), nanos: 0 });
-    let numbers: Vec<usize> = text.split(['-', 'T', ':', 'Z']).filter_map(|part| part.parse().ok()).collect();
-    let [year, month, day, hour, minute, second] = numbers[..] else { return text };
-    let weekday = DAYS[usize::try_from(seconds / 86_400 % 7).expect("below 7")];
-    format!("{weekday}_{day}_{}_{year}_{hour}:{minute}:{second}_UTC", MONTHS[(month + 11) % 12])
+    let time = OffsetDateTime::UNIX_EPOCH + Duration::seconds(seconds.into());
+    let (weekday, day, month, year) = (time.weekday(), time.day(), time.month(), time.year());
+    let (hour, minute, second) = time.to_hms();
+    format!("{weekday}_{day}_{month}_{year}_{hour}:{minute}:{second}_UTC")
 }
 
 /// The labels of the image, with those of this build.
