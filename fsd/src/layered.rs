@@ -4,7 +4,7 @@
 //! A layer is sent while it is made, and its digest is known when it is whole. So a short one is held back until then, and not
 //! sent at all if the registry has it; of a long one nothing is held but what is on its way.
 
-use crate::source::{Chunked, Served, SourceError};
+use crate::source::{Chunked, MANIFEST_TYPE, Served, SourceError};
 use siphon_image::oci::base::Changed;
 use siphon_image::oci::own::Own;
 use siphon_image::oci::pack::{self, compressed};
@@ -14,8 +14,7 @@ use siphon_image::tree::Tree;
 use std::io;
 use std::num::NonZeroUsize;
 
-/// What a manifest is, its configuration and a layer.
-const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+/// What its configuration and a layer are.
 const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 const LAYER: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
 /// Docker's names for layers, as they begin.
@@ -163,11 +162,11 @@ impl Target {
         let layers: Vec<_> = layers.iter().map(described).collect();
         let manifest = serde_json::json!({
             "schemaVersion": 2,
-            "mediaType": MANIFEST,
+            "mediaType": MANIFEST_TYPE,
             "config": { "mediaType": CONFIG, "digest": digest, "size": config.len() },
             "layers": layers,
         });
-        Ok(self.served.put_manifest(version, MANIFEST, manifest.to_string().as_bytes())?)
+        Ok(self.served.put_manifest(version, MANIFEST_TYPE, manifest.to_string().as_bytes())?)
     }
 }
 

@@ -1,6 +1,6 @@
 //! Image files in registries, as singularity keeps them: an artifact whose one layer is the SIF, byte for byte.
 
-use crate::source::{Patience, Remote, Served, SourceError};
+use crate::source::{MANIFEST_TYPE, Patience, Remote, Served, SourceError};
 use siphon_image::oci::{Descriptor, ImageManifest};
 use siphon_image::reference::Repository;
 use std::collections::BTreeMap;
@@ -13,8 +13,6 @@ const OLD_SIF_LAYER: &str = "appliciation/vnd.sylabs.sif.layer.tar";
 /// What the configuration is, which says nothing.
 const SIF_CONFIG: &str = "application/vnd.sylabs.sif.config.v1+json";
 const CONFIG: &[u8] = b"{}";
-/// What an artifact's manifest is.
-pub const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 /// The name of a file, in its annotations.
 const TITLE: &str = "org.opencontainers.image.title";
 
@@ -117,7 +115,7 @@ pub fn push(
     }
     let manifest = serde_json::json!({
         "schemaVersion": 2,
-        "mediaType": MANIFEST,
+        "mediaType": MANIFEST_TYPE,
         "config": {"mediaType": SIF_CONFIG, "digest": config, "size": CONFIG.len()},
         "layers": [{
             "mediaType": SIF_LAYER,
@@ -130,7 +128,7 @@ pub fn push(
     if !artifact.annotations.is_empty() {
         manifest["annotations"] = serde_json::json!(artifact.annotations);
     }
-    Ok(served.put_manifest(repository.version(), MANIFEST, manifest.to_string().as_bytes())?)
+    Ok(served.put_manifest(repository.version(), MANIFEST_TYPE, manifest.to_string().as_bytes())?)
 }
 
 /// Gives what `repository` names another tag, and returns its digest.

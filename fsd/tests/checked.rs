@@ -10,7 +10,7 @@ use siphon_fsd::blob::{Blob, BlobError};
 use siphon_fsd::cache::{CHUNK_BYTES, Cache};
 use siphon_fsd::oras;
 use siphon_fsd::prefetch::fetch_all;
-use siphon_fsd::source::{Patience, Registries, SourceError, configure, digest, library_image};
+use siphon_fsd::source::{MANIFEST_TYPE, Patience, Registries, SourceError, configure, digest, library_image};
 use siphon_image::read_at::ReadAt;
 use siphon_image::reference::{Reference, Repository};
 use std::path::PathBuf;
@@ -39,7 +39,7 @@ impl Place {
         let name = digest(&file);
         let manifest = serde_json::json!({
             "schemaVersion": 2,
-            "mediaType": oras::MANIFEST,
+            "mediaType": MANIFEST_TYPE,
             "config": {
                 "mediaType": "application/vnd.sylabs.sif.config.v1+json", "digest": digest(b"{}"), "size": 2,
             },
@@ -59,7 +59,7 @@ impl Place {
             }
             match request.path.split('?').next().unwrap() {
                 path if path.contains("/manifests/") => {
-                    Answer::ok(&manifest.to_string()).header("Content-Type", oras::MANIFEST)
+                    Answer::ok(&manifest.to_string()).header("Content-Type", MANIFEST_TYPE)
                 }
                 path if path.contains("/v1/images/") => Answer::ok(&described.to_string()),
                 _ => Answer::ok("{}"),

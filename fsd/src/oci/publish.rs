@@ -11,7 +11,7 @@ use super::layer::Form;
 use super::place::Place;
 use super::soci::{INDEX_V1, LAYER_DIGEST, TRACE, ZTOC};
 use super::{Error, LayerError, blob, find, layer, made};
-use crate::source::{INDEX_TYPE, Served, SourceError, digest as sha256};
+use crate::source::{INDEX_TYPE, MANIFEST_TYPE, Served, SourceError, digest as sha256};
 use serde_json::{Value, json};
 use siphon_image::oci::Descriptor;
 use siphon_image::oci::lazy::{LayerIndex, gzip::GzipIndex, ztoc};
@@ -20,8 +20,6 @@ use siphon_image::reference::Repository;
 use std::path::Path;
 use std::sync::Arc;
 
-/// What a manifest is.
-const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 /// The configuration of an index, which says nothing.
 const CONFIG: &[u8] = b"{}";
 /// Who has made zTOCs, as they and their manifest say.
@@ -122,11 +120,11 @@ impl Indexes {
             None => served.manifest(image)?.bytes,
         };
         let media_type = serde_json::from_slice::<Value>(&subject).unwrap_or_default();
-        let media_type = media_type["mediaType"].as_str().unwrap_or(MANIFEST);
+        let media_type = media_type["mediaType"].as_str().unwrap_or(MANIFEST_TYPE);
         let notes = json!({"com.amazon.soci.build-tool-identifier": TOOL});
         let manifest = json!({
             "schemaVersion": 2,
-            "mediaType": MANIFEST,
+            "mediaType": MANIFEST_TYPE,
             "artifactType": INDEX_V1,
             "config": config,
             "layers": layers,
@@ -134,10 +132,10 @@ impl Indexes {
             "annotations": notes,
         });
         let text = manifest.to_string();
-        let digest = served.put_manifest(&sha256(text.as_bytes()), MANIFEST, text.as_bytes())?;
+        let digest = served.put_manifest(&sha256(text.as_bytes()), MANIFEST_TYPE, text.as_bytes())?;
         if !served.lists_referrers(image)? {
             let own = json!({
-                "mediaType": MANIFEST,
+                "mediaType": MANIFEST_TYPE,
                 "artifactType": INDEX_V1,
                 "digest": digest,
                 "size": text.len(),

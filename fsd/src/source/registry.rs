@@ -28,6 +28,8 @@ const MAX_MANIFEST_BYTES: usize = 4 << 20;
 const MAX_REASON_CHARS: usize = 300;
 /// Where docker's registry really is.
 const DOCKER_HUB_HOST: &str = "registry-1.docker.io";
+/// What manifests of images and of single files are.
+pub const MANIFEST_TYPE: &str = "application/vnd.oci.image.manifest.v1+json";
 /// What lists of manifests are.
 pub const INDEX_TYPE: &str = "application/vnd.oci.image.index.v1+json";
 /// What we can read, for a registry to choose from.

@@ -64,7 +64,6 @@ impl Own {
     }
 }
 
-
 /// Places to mount on, and to hold our own files.
 pub const DIRECTORIES: [&str; 12] = [
     "dev",
