@@ -48,6 +48,8 @@ struct State {
     /// The part that the reader wants.
     wanted: u64,
     ready: BTreeMap<u64, io::Result<Vec<u8>>>,
+    /// Memory of parts that were read, for others.
+    spare: Vec<Vec<u8>>,
     is_over: bool,
 }
 
@@ -94,6 +96,7 @@ impl InOrder {
             self.shared.changed.wait(&mut state);
         };
         state.wanted += 1;
+        state.spare.push(std::mem::take(&mut self.current));
         self.shared.changed.notify_all();
         drop(state);
         self.has_failed = part.is_err();
@@ -116,8 +119,9 @@ impl Shared {
             }
             let part = state.next;
             state.next += 1;
+            let memory = state.spare.pop().unwrap_or_default();
             drop(state);
-            let bytes = self.read(part);
+            let bytes = self.read(part, memory);
             let mut state = self.state.lock();
             state.is_over |= bytes.is_err();
             // Parts are taken in their order, so that all before one that fails are on their way.
@@ -126,10 +130,10 @@ impl Shared {
         }
     }
 
-    fn read(&self, part: u64) -> io::Result<Vec<u8>> {
+    fn read(&self, part: u64, mut bytes: Vec<u8>) -> io::Result<Vec<u8>> {
         let start = part * PART_BYTES as u64;
         let left = self.object.len() - start;
-        let mut bytes = vec![0; usize::try_from(left).map_or(PART_BYTES, |left| left.min(PART_BYTES))];
+        bytes.resize(usize::try_from(left).map_or(PART_BYTES, |left| left.min(PART_BYTES)), 0);
         self.object.read_exact_at(&mut bytes, start)?;
         Ok(bytes)
     }

@@ -367,7 +367,7 @@ impl<'a> Pass<'a, '_> {
     }
 
     /// Writes the content of the present entry, and keeps it if it will be asked for.
-    fn content(&mut self, tar: &mut tar::Reader<impl io::Read>, entry: &Entry) -> Result<Written, Error> {
+    fn content(&mut self, tar: &mut tar::Reader<impl io::BufRead>, entry: &Entry) -> Result<Written, Error> {
         let is_wanted = merge::clean(&entry.path).first().is_some_and(|first| KEPT.contains(first));
         let is_kept = is_wanted && entry.size <= MAX_KEPT_FILE_BYTES && self.kept + entry.size <= MAX_KEPT_BYTES;
         let mut kept = Vec::new();

@@ -61,23 +61,23 @@ impl<'a> Stream<'a> {
         fetched_bytes: Arc<AtomicU64>,
         is_cancelled: &'a dyn Fn() -> bool,
     ) -> Self {
-        let (stored, to_decode) = sync_channel(STORED_CHUNKS);
-        let (decoded, to_read) = sync_channel(DECODED_CHUNKS);
+        let (stored, to_decode) = chunks(STORED_CHUNKS);
+        let (decoded, to_read) = chunks(DECODED_CHUNKS);
         let Expected { descriptor, diff_id } = expected;
         let digest = descriptor.digest().clone();
         let bound = descriptor.size().saturating_mul(MAX_RATIO).max(MIN_BOUND_BYTES);
         // They are not waited for after an error: one may hang in a read from a network. Their channels end them.
         std::thread::spawn(move || {
             if let Err(error) = fetch(blobs.as_ref(), &descriptor, &stored, &fetched_bytes) {
-                let _nobody_listens = stored.send(Err(error));
+                stored.fail(error);
             }
         });
         std::thread::spawn(move || {
-            if let Err(error) = decode(Chunks::new(to_decode), (&digest, &diff_id), bound, &decoded) {
-                let _nobody_listens = decoded.send(Err(error));
+            if let Err(error) = decode(to_decode, (&digest, &diff_id), bound, &decoded) {
+                decoded.fail(error);
             }
         });
-        Self { chunks: Chunks::new(to_read), is_cancelled }
+        Self { chunks: to_read, is_cancelled }
     }
 
     /// Reads the rest. Only then is the layer known to be what it should be.
@@ -89,27 +89,34 @@ impl<'a> Stream<'a> {
 
 impl Read for Stream<'_> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let read = self.fill_buf()?.read(buf)?;
+        self.consume(read);
+        Ok(read)
+    }
+}
+
+impl BufRead for Stream<'_> {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
         while self.chunks.is_empty() {
             match self.chunks.receiver.recv_timeout(TICK) {
-                Ok(item) => (self.chunks.present, self.chunks.read) = (item?, 0),
-                Err(RecvTimeoutError::Disconnected) => return Ok(0),
+                Ok(item) => self.chunks.replace(item?),
+                Err(RecvTimeoutError::Disconnected) => break,
                 Err(RecvTimeoutError::Timeout) => {}
             }
             if (self.is_cancelled)() {
                 return Err(Error::cancelled().into());
             }
         }
-        self.chunks.read(buf)
+        self.chunks.fill_buf()
+    }
+
+    fn consume(&mut self, amount: usize) {
+        self.chunks.consume(amount);
     }
 }
 
 /// Reads a blob, and holds it against its descriptor.
-fn fetch(
-    blobs: &dyn Blobs,
-    descriptor: &Descriptor,
-    chunks: &SyncSender<Item>,
-    fetched_bytes: &AtomicU64,
-) -> Result<(), Error> {
+fn fetch(blobs: &dyn Blobs, descriptor: &Descriptor, chunks: &Sink, fetched_bytes: &AtomicU64) -> Result<(), Error> {
     let digest = descriptor.digest();
     let mut check = Check::new(digest)?;
     let failed = |source| Error::Blob { digest: digest.to_string(), source };
@@ -117,8 +124,8 @@ fn fetch(
     let size = descriptor.size();
     let mut length = 0u64;
     loop {
-        let mut chunk = Vec::with_capacity(CHUNK_BYTES);
-        let read = blob.by_ref().take(CHUNK_BYTES as u64).read_to_end(&mut chunk).map_err(failed)?;
+        let chunk = chunks.filled(&mut blob).map_err(failed)?;
+        let read = chunk.len();
         length = length.saturating_add(read as u64);
         if length > size || (read == 0 && length < size) {
             return Err(Error::Length { digest: digest.to_string(), expected: size, found: length });
@@ -128,50 +135,88 @@ fn fetch(
         }
         check.update(&chunk);
         fetched_bytes.fetch_add(read as u64, Ordering::Relaxed);
-        if chunks.send(Ok(chunk)).is_err() {
+        if !chunks.send(chunk) {
             return Ok(());
         }
     }
 }
 
 /// Decompresses a layer. One that is not compressed has to have its digest as its diff_id.
-fn decode(
-    mut input: Chunks,
-    (digest, diff_id): (&Digest, &Digest),
-    bound: u64,
-    chunks: &SyncSender<Item>,
-) -> Result<(), Error> {
+fn decode(mut input: Chunks, (digest, diff_id): (&Digest, &Digest), bound: u64, chunks: &Sink) -> Result<(), Error> {
     if !is_compressed(input.fill_buf()?) && digest.algorithm() == diff_id.algorithm() && digest != diff_id {
         return Err(Error::DiffId { expected: diff_id.to_string(), found: digest.to_string() });
     }
     let mut input = decompressed(input)?;
     let mut length = 0u64;
     loop {
-        let mut chunk = Vec::with_capacity(CHUNK_BYTES);
-        let read = input.by_ref().take(CHUNK_BYTES as u64).read_to_end(&mut chunk).map_err(Error::decoding)?;
-        if read == 0 {
+        let chunk = chunks.filled(&mut input).map_err(Error::decoding)?;
+        if chunk.is_empty() {
             return Ok(());
         }
-        length = length.saturating_add(read as u64);
+        length = length.saturating_add(chunk.len() as u64);
         if length > bound {
             return Err(Error::Bomb(bound));
         }
-        if chunks.send(Ok(chunk)).is_err() {
+        if !chunks.send(chunk) {
             return Ok(());
         }
+    }
+}
+
+/// A channel of chunks, of which so many may wait.
+fn chunks(waiting: usize) -> (Sink, Chunks) {
+    let (sender, receiver) = sync_channel(waiting);
+    let (spent, spare) = sync_channel(waiting);
+    (Sink { sender, spare }, Chunks { receiver, spent, present: Vec::new(), read: 0 })
+}
+
+/// Where chunks go, and come back from when they were read: to clear memory for each anew took as long as a copy of it.
+struct Sink {
+    sender: SyncSender<Item>,
+    spare: Receiver<Vec<u8>>,
+}
+
+impl Sink {
+    /// The next chunk of `input`; an empty one at its end.
+    fn filled(&self, input: &mut impl Read) -> io::Result<Vec<u8>> {
+        let mut chunk = self.spare.try_recv().unwrap_or_default();
+        chunk.resize(CHUNK_BYTES, 0);
+        let mut filled = 0;
+        while filled < chunk.len() {
+            match input.read(&mut chunk[filled..]) {
+                Ok(0) => break,
+                Ok(read) => filled += read,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        chunk.truncate(filled);
+        Ok(chunk)
+    }
+
+    /// False if nobody listens any more.
+    fn send(&self, chunk: Vec<u8>) -> bool {
+        self.sender.send(Ok(chunk)).is_ok()
+    }
+
+    fn fail(&self, error: Error) {
+        let _nobody_listens = self.sender.send(Err(error));
     }
 }
 
 /// Chunks out of a channel as one stream.
 struct Chunks {
     receiver: Receiver<Item>,
+    spent: SyncSender<Vec<u8>>,
     present: Vec<u8>,
     read: usize,
 }
 
 impl Chunks {
-    fn new(receiver: Receiver<Item>) -> Self {
-        Self { receiver, present: Vec::new(), read: 0 }
+    fn replace(&mut self, chunk: Vec<u8>) {
+        // Whoever fills them may have ended, or have enough.
+        let _kept = self.spent.try_send(std::mem::replace(&mut self.present, chunk));
+        self.read = 0;
     }
 
     fn is_empty(&self) -> bool {
@@ -192,7 +237,7 @@ impl BufRead for Chunks {
         while self.is_empty() {
             // The other end goes away when all is said.
             let Ok(item) = self.receiver.recv() else { break };
-            (self.present, self.read) = (item?, 0);
+            self.replace(item?);
         }
         Ok(self.present.get(self.read..).unwrap_or_default())
     }

@@ -13,7 +13,7 @@ use crate::tree::Timestamp;
 use header::{Block, Header};
 use pax::Pax;
 use sparse::Map;
-use std::io::{self, Read};
+use std::io::{self, BufRead, Read};
 
 /// Unit of the format.
 const BLOCK_BYTES: usize = 512;
@@ -109,7 +109,7 @@ struct Extensions {
     pax: Pax,
 }
 
-impl<R: Read> Reader<R> {
+impl<R: BufRead> Reader<R> {
     pub(in crate::oci) fn new(input: R) -> Self {
         Self { input, position: 0, stored: 0, padding: 0, map: Map::default(), offset: 0, size: 0 }
     }
@@ -155,16 +155,16 @@ impl<R: Read> Reader<R> {
         if self.map.is_hole(&range) {
             return Ok(None);
         }
-        let mut bytes = vec![0; length];
+        let mut bytes = Vec::with_capacity(length);
         let mut offset = range.start;
         while offset < range.end {
             let (is_data, until) = self.map.at(offset, range.end);
+            let end = usize::try_from(until - range.start).expect("within a buffer");
             if is_data {
-                let (from, to) = (offset - range.start, until - range.start);
-                let window = usize::try_from(from).ok().zip(usize::try_from(to).ok());
-                let (from, to) = window.expect("within a buffer");
-                self.read_exact(&mut bytes[from..to])?;
-                self.stored = self.stored.saturating_sub((to - from) as u64);
+                self.read_to(end, &mut bytes)?;
+                self.stored = self.stored.saturating_sub(until - offset);
+            } else {
+                bytes.resize(end, 0);
             }
             offset = until;
         }
@@ -279,6 +279,23 @@ impl<R: Read> Reader<R> {
         let skipped = io::copy(&mut self.input.by_ref().take(rest), &mut io::sink()).map_err(Error::Read)?;
         self.position = self.position.saturating_add(skipped);
         if skipped < rest { Err(Error::CutOff(self.position)) } else { Ok(()) }
+    }
+
+    /// Reads until `bytes` has this length.
+    fn read_to(&mut self, length: usize, bytes: &mut Vec<u8>) -> Result<(), Error> {
+        while bytes.len() < length {
+            let ready = match self.input.fill_buf() {
+                Ok([]) => return Err(Error::CutOff(self.position)),
+                Ok(ready) => &ready[..ready.len().min(length - bytes.len())],
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => return Err(Error::Read(error)),
+            };
+            bytes.extend_from_slice(ready);
+            let read = ready.len();
+            self.input.consume(read);
+            self.position = self.position.saturating_add(read as u64);
+        }
+        Ok(())
     }
 
     fn read_exact(&mut self, bytes: &mut [u8]) -> Result<(), Error> {
