@@ -9,6 +9,7 @@
 //! DIR/v2/KEY/00012.pack  64 MiB of the object at their own offsets, a hole where a chunk is absent; behind them 8 bytes
 //!                        for each chunk: zeros, or "DONE" and the CRC-32 of the chunk, little-endian
 //! DIR/v2/KEY/meta.json   url (redacted), len_bytes, validator: for people, and for a start without network
+//! DIR/v2/KEY/fetching    locked by who fetches something, so that the others wait for it (`cache/turns.rs`)
 //! DIR/v2/KEY/pinned      is never evicted
 //! DIR/v2/KEY/checked     all of it is there, and has the digest that it should have
 //! DIR/v2/names/NAME      which KEY an address led to, the last time that it could be asked
@@ -16,7 +17,8 @@
 //!
 //! `KEY` stands for one content: the digest of the bytes where that is known, else one version of one object. So a chunk
 //! has one possible content, two images with the same blob share it, and several processes, on several nodes if the
-//! directory is on a shared file system, use it without locks: at worst two fetch a chunk and write the same bytes.
+//! directory is on a shared file system, write to it without regard for each other: at worst two fetch a chunk and write the same
+//! bytes. That they mostly do not is what locks are for, which nothing depends on.
 //!
 //! A chunk's record is written after its bytes, but nothing is synced, which would cost a disk flush for each chunk: after
 //! a crash, or from another node of a cluster, the record may be seen without the bytes. So each process checks a chunk
@@ -43,6 +45,7 @@ mod object;
 mod packs;
 mod pins;
 mod quota;
+mod turns;
 
 use std::fs::{self, DirBuilder, Permissions};
 use std::io;

@@ -8,6 +8,7 @@
 //! SIF         its overlay partitions, of either kind
 //! ```
 
+use crate::local::LocalFile;
 use crate::sys::ext::{self, ExtImage, ExtMount};
 use crate::sys::mounts::seen_overlayfs;
 use rustix::fs::{Access, AtFlags, CWD, accessat};
@@ -255,7 +256,10 @@ impl Overlay {
 
     fn squashfs(&self, offset_bytes: u64, size_bytes: u64) -> Result<Squashfs, Error> {
         let failed = |source| Error::Path { path: self.path.clone(), source };
-        let bytes = FileAt::new(File::open(&self.path).map_err(failed)?).map_err(failed)?;
+        let bytes: LocalFile = LocalFile::open(&self.path).map_err(failed)?;
+        if self.parts.iter().any(|part| matches!(part, Part::Ext { .. })) {
+            bytes.set_shared();
+        }
         let window = Window::new(Arc::new(bytes), offset_bytes, size_bytes)
             .ok_or_else(|| failed(io::ErrorKind::UnexpectedEof.into()))?;
         Squashfs::open_with(Arc::new(window), Options::default())

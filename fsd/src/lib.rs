@@ -19,6 +19,7 @@ pub mod fuse;
 pub mod identity;
 pub mod layered;
 pub mod layers;
+pub mod local;
 pub mod locator;
 pub mod memory;
 pub mod metrics;

@@ -4,6 +4,7 @@ mod elsewhere;
 mod error;
 
 use crate::blob::{Blob, BlobCounters};
+use crate::local::{Content, LocalFile};
 use crate::memory::default_cache_bytes;
 use crate::oci;
 use crate::prefetch::Prefetch;
@@ -11,8 +12,9 @@ use crate::storage::{Storage, StorageUse};
 use crate::sys::ext::ExtImage;
 use siphon_image::ext::Ext;
 use siphon_image::open::{self, Format, Image};
-use siphon_image::read_at::{FileAt, ReadAt};
+use siphon_image::read_at::ReadAt;
 use siphon_image::reference::{Reference, Repository};
+use siphon_image::sif::PartitionType;
 use siphon_image::squashfs::reader::Options;
 use siphon_image::tree::Tree;
 use siphon_overlay::upper::{Base, PRIVATE_NAME, Upper};
@@ -163,7 +165,7 @@ impl Locator {
         let data = fs::metadata(path).map_err(|source| Error::Path { path: path.clone(), source })?;
         let place = format!("{}:{}", data.dev(), data.ino());
         // What is in a directory changes under way, and it stays the same directory.
-        Ok(if data.is_file() { format!("{place}:{}", content_identity(&data)) } else { place })
+        Ok(if data.is_file() { format!("{place}:{}", content_identity(&Content::of(&data))) } else { place })
     }
 }
 
@@ -214,36 +216,38 @@ pub fn open(locator: &Locator, cache_dir: &Path, cache_bytes: Option<u64>) -> Re
 /// Any [`Error`].
 pub fn open_data(path: &Path, id: Option<u32>, cache_bytes: Option<u64>) -> Result<Data, Error> {
     let failed = |source| Error::Path { path: path.into(), source };
-    let file = File::open(path).map_err(failed)?;
-    let opened = file.metadata().map_err(failed)?;
-    let bytes = Arc::new(FileAt::new(file).map_err(failed)?);
+    let bytes: Arc<LocalFile> = Arc::new(LocalFile::open(path).map_err(failed)?);
     let options = Options { cache_bytes: cache_bytes.unwrap_or_else(default_cache_bytes) };
-    let image = open::open_data(bytes, id, options)
+    let image = open::open_data(bytes.clone(), id, options)
         .map_err(|source| Error::Format { image: path.display().to_string(), source })?;
-    let lock = lock_for_reading(path, &opened, &image)?;
+    let lock = lock_for_reading(path, &bytes, &image)?;
     Ok(Data { image, _lock: lock })
 }
 
 fn open_file(path: &Path, cache_bytes: Option<u64>) -> Result<Opened, Error> {
     let failed = |source| Error::Path { path: path.into(), source };
-    let file = File::open(path).map_err(failed)?;
-    let data = file.metadata().map_err(failed)?;
-    let identity = content_identity(&data);
-    let bytes = Arc::new(FileAt::new(file).map_err(failed)?);
-    let mut opened = opened(path.display().to_string(), bytes, identity, None, cache_bytes)?;
-    opened.lock = lock_for_reading(path, &data, &opened.image)?;
+    let bytes: Arc<LocalFile> = Arc::new(LocalFile::open(path).map_err(failed)?);
+    let identity = content_identity(&bytes.content());
+    let mut opened = opened(path.display().to_string(), bytes.clone(), identity, None, cache_bytes)?;
+    opened.lock = lock_for_reading(path, &bytes, &opened.image)?;
     Ok(opened)
 }
 
-/// An ext3 file system may be written to, and must not be while it is read. `opened` is the file that is read.
-fn lock_for_reading(path: &Path, opened: &Metadata, image: &Image) -> Result<Option<Arc<File>>, Error> {
+/// An ext3 file system may be written to, and must not be while it is read. One that is a layer in the same file may be.
+/// `opened` is the file that is read.
+fn lock_for_reading(path: &Path, opened: &LocalFile, image: &Image) -> Result<Option<Arc<File>>, Error> {
+    if has_layer(image) {
+        opened.set_shared();
+    }
     if image.format != Format::Ext {
         return Ok(None);
     }
+    // From now on nobody writes to it but who has no regard for locks, until it is unlocked and read no more.
+    opened.set_shared();
     let lock = ExtImage { path, offset_bytes: 0, size_bytes: opened.len(), write: false }.lock()?;
     let failed = |source| Error::Path { path: path.into(), source };
     let locked = lock.metadata().map_err(failed)?;
-    if (locked.dev(), locked.ino()) != (opened.dev(), opened.ino()) {
+    if Content::of(&locked).place != opened.content().place {
         return Err(failed(io::Error::other("another file took its place while it was opened")));
     }
     Ok(Some(Arc::new(lock)))
@@ -370,6 +374,13 @@ fn directory_identity(data: &Metadata) -> String {
 }
 
 /// Length and time of a file: the same on every machine of a cluster, where device numbers differ.
-fn content_identity(data: &Metadata) -> String {
-    format!("{} bytes of {}.{:09}", data.size(), data.mtime(), data.mtime_nsec())
+fn content_identity(content: &Content) -> String {
+    let (seconds, nanoseconds) = content.changed;
+    format!("{} bytes of {seconds}.{nanoseconds:09}", content.len_bytes)
+}
+
+/// Whether an image file holds a layer that runs write to.
+fn has_layer(image: &Image) -> bool {
+    let objects = image.sif.iter().flat_map(|sif| sif.descriptors());
+    objects.filter_map(|object| object.partition()).any(|partition| partition.kind == PartitionType::Overlay)
 }

@@ -380,6 +380,56 @@ fn many_first_readers_fetch_each_chunk_once() {
 }
 
 #[test]
+fn processes_that_share_a_cache_hardly_fetch_a_chunk_twice() {
+    let bytes = content(400 * CHUNK_BYTES, 41);
+    let (server, cache) = (Server::start(bytes.clone()), tempdir().unwrap());
+    // Each with locks of its own, as if it were a process of its own.
+    let blobs: Vec<Blob> = (0..4).map(|_| open(&server, &cache)).collect();
+    let before: u64 = blobs.iter().map(|blob| blob.counters().bytes_fetched).sum();
+    server.set(|state| state.delay = Duration::from_millis(5));
+    let barrier = Barrier::new(16);
+
+    std::thread::scope(|scope| {
+        for reader in 0..16 {
+            let (blob, bytes, barrier) = (&blobs[reader % 4], &bytes, &barrier);
+            scope.spawn(move || {
+                barrier.wait();
+                for step in 0..400 {
+                    let chunk = (step * 3 + reader / 4) % 400;
+                    let expected = &bytes[chunk * CHUNK_BYTES + 5..][..50];
+                    assert!(read(blob, (chunk * CHUNK_BYTES) as u64 + 5, 50).unwrap() == expected);
+                }
+            });
+        }
+    });
+
+    let fetched: u64 = blobs.iter().map(|blob| blob.counters().bytes_fetched).sum();
+    // One that another process brought between two that it did not comes with them.
+    let twice = (fetched - before).saturating_sub(bytes.len() as u64) / CHUNK;
+    assert!(twice <= 12, "{twice} of 400 chunks were fetched twice");
+}
+
+#[test]
+fn a_process_that_hangs_does_not_hold_up_the_others() {
+    let bytes = content(4 * CHUNK_BYTES, 42);
+    let (server, cache) = (Server::start(bytes.clone()), tempdir().unwrap());
+    let patience = Patience { stall: Duration::from_secs(8), attempts: 1, ..hurried() };
+    let [hanging, other] = [(), ()].map(|()| Blob::open_with(&server.url(), cache.path(), patience).unwrap());
+    server.set(|state| (state.fault, state.faults_left) = (Some(Fault::Stall), 2));
+
+    std::thread::scope(|scope| {
+        // Twice, since it is asked a second time.
+        scope.spawn(|| drop(read(&hanging, 2 * CHUNK, 1)));
+        while server.requests() < 4 {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let began = Instant::now();
+        assert!(read(&other, 2 * CHUNK, 100).unwrap() == bytes[2 * CHUNK_BYTES..][..100]);
+        assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+    });
+}
+
+#[test]
 fn a_changed_object_gives_an_error_and_no_mixed_bytes() {
     let (old, new) = (content(4 * CHUNK_BYTES, 8), content(4 * CHUNK_BYTES, 9));
     for ignores_conditions in [false, true] {

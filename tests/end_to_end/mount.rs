@@ -32,6 +32,29 @@ fn a_mounted_image_refuses_writes() {
 }
 
 #[test]
+fn an_image_that_is_changed_in_place_under_a_mount_gives_errors_and_one_that_is_replaced_none() {
+    as_user_and_as_root(|environment| {
+        let image = environment.images().sif();
+        let sum = |place: &str| environment.shell(&format!("md5sum < {place}/data/payload")).run();
+        for (place, change) in [("replaced", "cp {} new.sif && mv new.sif"), ("changed", "head -c 99 /dev/zero >>")] {
+            environment.make_directory(place);
+            environment.shell(&format!("cp {image} {place}.sif")).stdout();
+            environment.siphon(&["mount", &format!("{place}.sif"), place]).stdout();
+            environment.shell(&format!("{} {place}.sif", change.replace("{}", image))).stdout();
+        }
+
+        let sums = ["replaced", "changed"].map(sum);
+        let again = environment.siphon(&["exec", "replaced.sif", "cat", "/data/greeting"]).run();
+        for place in ["replaced", "changed"] {
+            environment.siphon(&["umount", place]).stdout();
+        }
+
+        assert_eq!((sums[0].code, again.code), (0, 0), "{} {again}", sums[0]);
+        assert!(sums[1].code != 0 && sums[1].stderr.contains("Input/output error"), "{}", sums[1]);
+    });
+}
+
+#[test]
 fn umount_leaves_alone_what_is_not_ours() {
     as_user_and_as_root(|environment| {
         for place in ["/proc", "."] {

@@ -11,11 +11,12 @@ mod support;
 use base16ct::lower::encode_string as hex;
 use layers::{FORMS, Random, TarEntry, gzip_member, stack, tar};
 use sha2::{Digest, Sha256};
+use siphon_image::oci::lazy::index::{Content, Entry, EntryKind};
 use siphon_image::oci::lazy::tree::LayeredTree;
 use siphon_image::oci::lazy::zstd_chunked::{self, Annotations};
-use siphon_image::oci::lazy::{Decoded, Layer, LayerIndex, Merge, gzip, ztoc};
+use siphon_image::oci::lazy::{Decoded, Error, Layer, LayerIndex, Merge, gzip, ztoc};
 use siphon_image::read_at::ReadAt;
-use siphon_image::tree::{Kind, NodeId, Tree};
+use siphon_image::tree::{Kind, NodeId, Timestamp, Tree};
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::path::Path;
@@ -232,6 +233,50 @@ fn can_unpack() -> bool {
         );
     }
     is_there && is_root
+}
+
+#[test]
+fn a_ztoc_that_claims_to_be_longer_than_any_is_refused_unread() {
+    #[derive(Debug)]
+    struct Claimed;
+    impl ReadAt for Claimed {
+        fn len(&self) -> u64 {
+            ztoc::MAX_ZTOC_BYTES + 1
+        }
+        fn read_exact_at(&self, _: &mut [u8], _: u64) -> std::io::Result<()> {
+            panic!("it is read")
+        }
+    }
+
+    let refused = ztoc::open(Arc::new(Claimed)).unwrap_err();
+
+    assert!(matches!(refused, Error::TooLarge { .. }), "{refused}");
+    assert!(ztoc::max_bytes(1 << 20) < 32 << 20, "that of a small layer is small");
+    assert_eq!(ztoc::max_bytes(u64::MAX), ztoc::MAX_ZTOC_BYTES);
+}
+
+#[test]
+fn a_layer_of_more_entries_or_text_than_any_is_refused() {
+    let entry = Entry {
+        path: b"",
+        kind: EntryKind::Directory,
+        mode: 0,
+        uid: 0,
+        gid: 0,
+        mtime: Timestamp::default(),
+        rdev: 0,
+        size: 0,
+        link: b"",
+        xattrs: b"",
+        content: Content::Offset(0),
+    };
+    let path = [b'a'; 4096];
+    for (entry, most) in [(entry.clone(), 4 << 20), (Entry { path: &path, ..entry }, 1 << 16)] {
+        let mut index = LayerIndex::default();
+        (0..most).for_each(|_| index.push(&entry).unwrap());
+
+        assert!(matches!(index.push(&entry), Err(Error::TooLarge { .. })));
+    }
 }
 
 #[test]

@@ -6,9 +6,12 @@
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test fails by panicking and says what it does")]
 
 mod layers;
+mod oci;
 
 use layers::{Random, TarEntry, estargz, gzip_named, index_gzip, tar, zstd_chunked};
+use oci::{Memory, descriptor, digest};
 use siphon_image::oci::lazy::{self, Decoded, Layer, LayerIndex, Merge, gzip, saved, seekable, ztoc};
+use siphon_image::oci::select::{self, Wanted};
 use siphon_image::read_at::ReadAt;
 use siphon_image::tree::Tree;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -65,6 +68,42 @@ fn read_gzip(index: gzip::Indexed, layer: &[u8]) -> Result<(), lazy::Error> {
     read_tree(index.layer, Layer::Tar(Arc::new(reader)), decoded)
 }
 
+const INDEX: &str = "application/vnd.oci.image.index.v1+json";
+const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+
+/// A manifest, and its configuration, which is given as it is.
+fn manifest(config: &[u8]) -> String {
+    let layer = descriptor("application/vnd.oci.image.layer.v1.tar+gzip", b"layer");
+    let config = descriptor("application/vnd.oci.image.config.v1+json", config);
+    serde_json::json!({"schemaVersion": 2, "mediaType": MANIFEST, "config": config, "layers": [layer]}).to_string()
+}
+
+fn configuration() -> String {
+    serde_json::json!({
+        "architecture": "amd64", "os": "linux", "created": "2020-01-02T03:04:05Z",
+        "config": {"Env": ["PATH=/bin", "A=b"], "Entrypoint": ["/bin/sh"], "Cmd": ["-c"], "WorkingDir": "/", "User": "1:2"},
+        "rootfs": {"type": "layers", "diff_ids": [digest(b"layer")]},
+    })
+    .to_string()
+}
+
+fn index() -> String {
+    let manifest = manifest(configuration().as_bytes());
+    let platform = serde_json::json!({"os": "linux", "architecture": "amd64"});
+    let mut found = serde_json::to_value(descriptor(MANIFEST, manifest.as_bytes())).unwrap();
+    found["platform"] = platform;
+    serde_json::json!({"schemaVersion": 2, "mediaType": INDEX, "manifests": [found]}).to_string()
+}
+
+/// Reads `top` as what leads to an image, beside what else it needs.
+fn read_manifest(top: Vec<u8>, media_type: &str, config: &[u8]) -> Result<(), lazy::Error> {
+    let manifest = manifest(config).into_bytes();
+    let blobs = Memory([config.to_vec(), manifest].map(|blob| (digest(&blob), blob)).into());
+    let name = digest(&top).parse().unwrap();
+    let read = select::read_found(&blobs, name, media_type, top, &Wanted::new("amd64", None));
+    read.map(drop).map_err(|_| lazy::Error::Unsupported("a manifest that cannot be read"))
+}
+
 /// What reads each form: the bytes that are damaged, and the layer, where they are not it.
 fn targets() -> Vec<(&'static str, Vec<u8>, Reader)> {
     let entries = sample();
@@ -76,7 +115,7 @@ fn targets() -> Vec<(&'static str, Vec<u8>, Reader)> {
     saved::write_entries(&indexed.layer, &mut entries_of_tar).unwrap();
     let mut writer = seekable::Writer::new(Vec::new()).unwrap();
     writer.push(&plain).unwrap();
-    let targets: [(&'static str, Vec<u8>, Reader); 8] = [
+    let targets: [(&'static str, Vec<u8>, Reader); 12] = [
         ("tar", plain, |bytes, _| {
             let bytes = shared(&bytes);
             read_tree(lazy::tar::index(&bytes)?, Layer::Tar(bytes), Decoded::new(1 << 20))
@@ -106,6 +145,20 @@ fn targets() -> Vec<(&'static str, Vec<u8>, Reader)> {
             let bytes = shared(&bytes);
             let toc = lazy::zstd_chunked::open(&bytes, &lazy::zstd_chunked::Annotations::default())?;
             read_tree(toc.index, Layer::ZstdChunks(bytes), Decoded::new(1 << 20))
+        }),
+        ("zstd:chunked of stargz-snapshotter", zstd_chunked(&entries, false), |bytes, _| {
+            let bytes = shared(&bytes);
+            let toc = lazy::zstd_chunked::open(&bytes, &lazy::zstd_chunked::Annotations::default())?;
+            read_tree(toc.index, Layer::ZstdChunks(bytes), Decoded::new(1 << 20))
+        }),
+        ("index of manifests", index().into_bytes(), |bytes, _| {
+            read_manifest(bytes, INDEX, configuration().as_bytes())
+        }),
+        ("manifest", manifest(configuration().as_bytes()).into_bytes(), |bytes, _| {
+            read_manifest(bytes, MANIFEST, configuration().as_bytes())
+        }),
+        ("configuration", configuration().into_bytes(), |bytes, _| {
+            read_manifest(manifest(&bytes).into_bytes(), MANIFEST, &bytes)
         }),
         ("seekable", writer.finish().unwrap().0, |bytes, _| {
             let decoded = Decoded::new(1 << 20);

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::fill::{Fill, Outcome};
 use super::object::Object;
+use super::turns::Turn;
 use super::{CHUNK_BYTES, Run};
 use crate::source::SourceError;
 
@@ -20,12 +21,30 @@ pub struct Claim {
     stored: u32,
     end: u32,
     fill: Arc<Fill>,
+    /// Keeps other processes from fetching the same.
+    turn: Option<Turn>,
     ended: bool,
 }
 
 impl Claim {
     pub(super) fn new(object: Arc<Object>, chunks: Range<u32>, fill: Arc<Fill>) -> Self {
-        Self { object, first: chunks.start, stored: chunks.start, end: chunks.end, fill, ended: false }
+        Self { object, first: chunks.start, stored: chunks.start, end: chunks.end, fill, turn: None, ended: false }
+    }
+
+    /// Waits for other processes that fetch some of the same, and leaves out what they brought at either end. `false` if that
+    /// is all: the claim is then to be completed with no bytes.
+    pub fn take_turn(&mut self) -> bool {
+        self.turn = self.object.take_turn(self.first..self.end);
+        let claimed = self.first..self.end;
+        let is_here = |chunk: u32| self.object.is_recorded(chunk) && self.object.has(chunk);
+        let here = claimed.clone().take_while(|chunk| is_here(*chunk)).last();
+        let first = here.map_or(claimed.start, |last| last + 1);
+        let end = (first..claimed.end).rev().find(|chunk| !is_here(*chunk)).map_or(first, |last| last + 1);
+        self.object.end_fill(claimed.start..first);
+        self.object.end_fill(end..claimed.end);
+        (self.first, self.stored, self.end) = (first, first, end);
+        self.fill.stored(first);
+        first < end
     }
 
     /// The offset of the first claimed byte in the object.
@@ -92,6 +111,7 @@ impl Claim {
 
     fn end(&mut self, outcome: Outcome) {
         self.ended = true;
+        self.turn = None;
         self.object.end_fill(self.stored..self.end);
         self.fill.end(outcome);
     }

@@ -12,6 +12,7 @@ use super::claim::Claim;
 use super::fill::{Fill, Outcome};
 use super::packs::Packs;
 use super::quota::Quota;
+use super::turns::{Turn, Turns};
 use super::{CHUNK_BYTES, Description, Run};
 use crate::source::SourceError;
 
@@ -30,6 +31,7 @@ pub struct Object {
     quota: Arc<Quota>,
     /// All chunks before it were on disk when that was asked.
     pub(super) first_absent: AtomicU32,
+    turns: Turns,
     /// Whether this process stored something since all was held against its digest.
     pub(super) stored_since_check: AtomicBool,
     /// What went wrong with storing, if something did.
@@ -56,7 +58,20 @@ impl Object {
         let (trouble, fills, unstored) = (Mutex::default(), Mutex::default(), Mutex::default());
         let (warned, stored_since_check) = (AtomicBool::new(false), AtomicBool::new(false));
         let first_absent = AtomicU32::new(0);
-        Self { description, chunks, packs, quota, first_absent, stored_since_check, trouble, warned, fills, unstored }
+        let turns = Turns::default();
+        Self {
+            description,
+            chunks,
+            packs,
+            quota,
+            first_absent,
+            turns,
+            stored_since_check,
+            trouble,
+            warned,
+            fills,
+            unstored,
+        }
     }
 
     /// What it is.
@@ -218,8 +233,21 @@ impl Object {
         }
     }
 
+    /// Waits for other processes that fetch some of these chunks. What has to be kept while they are fetched here, if anything.
+    pub(super) fn take_turn(&self, chunks: Range<u32>) -> Option<Turn> {
+        let packs = self.packs.as_ref().filter(|_| self.stores())?;
+        let first_absent = || packs.first_absent(chunks.start, chunks.end).unwrap_or(chunks.start);
+        self.turns.take(packs.dir(), chunks.clone(), first_absent)
+    }
+
+    /// Whether `chunk` is on disk, as it should be.
+    pub(super) fn has(&self, chunk: u32) -> bool {
+        let Some(packs) = &self.packs else { return false };
+        packs.is_verified(chunk) || matches!(packs.read_checked(chunk, self.chunk_len(chunk)), Ok(Some(_)))
+    }
+
     /// Whether the disk claims to have `chunk`, or there is no such chunk.
-    fn is_recorded(&self, chunk: u32) -> bool {
+    pub(super) fn is_recorded(&self, chunk: u32) -> bool {
         chunk >= self.chunks || self.packs.as_ref().is_some_and(|packs| packs.is_recorded(chunk))
     }
 

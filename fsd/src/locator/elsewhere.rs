@@ -64,9 +64,6 @@ pub fn open_blob(locator: &Locator, cache_dir: &Path) -> Result<Option<Blob>, Er
 }
 
 /// What the image file that `locator` names was when its server was last asked, if it is cached.
-///
-/// # Errors
-/// If the cache directory cannot be used.
 pub fn known(locator: &Locator, cache: &Cache) -> Option<Named> {
     match locator {
         Locator::Url(url) => cache.named(url),
@@ -107,7 +104,7 @@ fn open_elsewhere(reference: &Reference, cache_dir: &Path) -> Result<Blob, Error
     }
 }
 
-/// What is remembered of `reference`, is remembered by this: a library has another file for another machine.
+/// What the cache knows `reference` by: a library has another file for another kind of machine.
 fn address(reference: &Reference) -> String {
     format!("{reference} for {}", this_arch())
 }

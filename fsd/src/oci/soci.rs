@@ -58,6 +58,12 @@ pub(super) fn read_trace(place: &Place, descriptor: &Descriptor) -> Option<Vec<u
 
 /// Opens `layer` by its zTOC. `None` if it is of no use; then another index is made.
 pub(super) fn open(place: &std::sync::Arc<Place>, layer: &Descriptor, descriptor: &Descriptor) -> Option<Indexed> {
+    // What it claims to be long is not asked for: reading it takes as much memory.
+    if descriptor.size() > ztoc::max_bytes(layer.size()) {
+        let (bytes, layer_bytes) = (descriptor.size(), layer.size());
+        tracing::warn!("the zTOC {} is not read: {bytes} bytes for a layer of {layer_bytes}", descriptor.digest());
+        return None;
+    }
     let opened = super::blob(place, descriptor).map_err(super::LayerError::from).and_then(|blob| {
         blob.will_read(0..blob.len());
         Ok(ztoc::open(blob)?)

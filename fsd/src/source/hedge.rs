@@ -40,21 +40,19 @@ struct State {
     /// The one to be replaced next.
     oldest: usize,
     credit: u32,
+    /// After which time an answer is late.
+    late: Duration,
 }
 
 impl Hedges {
     pub(super) fn new() -> Self {
-        Self { state: Mutex::new(State { recent: Vec::new(), oldest: 0, credit: COST }) }
+        let state = State { recent: Vec::new(), oldest: 0, credit: COST, late: UNKNOWN_WAIT };
+        Self { state: Mutex::new(state) }
     }
 
     /// After which time an answer is late: the 95th percentile of the last ones.
     fn wait(&self) -> Duration {
-        let mut recent = self.state.lock().recent.clone();
-        if recent.len() < MIN_KNOWN {
-            return UNKNOWN_WAIT;
-        }
-        recent.sort_unstable();
-        recent[recent.len() * 95 / 100].max(MIN_WAIT)
+        self.state.lock().late
     }
 
     /// Takes note of one more request, and how long its first bytes took.
@@ -67,6 +65,11 @@ impl Hedges {
             let oldest = state.oldest;
             state.recent[oldest] = time;
             state.oldest = (oldest + 1) % REMEMBERED;
+        }
+        if state.recent.len() >= MIN_KNOWN {
+            let mut recent = state.recent.clone();
+            recent.sort_unstable();
+            state.late = recent[recent.len() * 95 / 100].max(MIN_WAIT);
         }
     }
 

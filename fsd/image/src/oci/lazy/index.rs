@@ -6,8 +6,9 @@ use crate::tree::Timestamp;
 use std::fmt::Debug;
 use std::ops::Range;
 
-/// Entries of one layer that are accepted.
-pub const MAX_ENTRIES: usize = 16 << 20;
+/// Entries of one layer that are accepted, as where layers are converted: 224 MiB in memory. A gzip layer of some megabytes
+/// may have as many.
+pub const MAX_ENTRIES: usize = 4 << 20;
 
 /// Longest path and link target, as the kernel has them.
 pub const MAX_PATH_BYTES: usize = 4096;
@@ -16,7 +17,7 @@ pub const MAX_PATH_BYTES: usize = 4096;
 pub const MAX_XATTR_BYTES: usize = 64 << 10;
 
 /// Names, targets and attributes of one layer together.
-const MAX_TEXT_BYTES: usize = 2 << 30;
+const MAX_TEXT_BYTES: usize = 256 << 20;
 
 /// What an entry is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -169,7 +170,7 @@ impl LayerIndex {
             mtime_seconds: entry.mtime.seconds,
             size: entry.size,
             content,
-            text: u32::try_from(start).expect("all text is at most 2 GiB"),
+            text: u32::try_from(start).expect("all text is at most 256 MiB"),
             mtime_nanos: entry.mtime.nanos,
             uid: entry.uid,
             gid: entry.gid,

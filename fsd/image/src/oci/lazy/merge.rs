@@ -27,7 +27,7 @@ const MAX_NAME_BYTES: usize = 255;
 const MAX_LAYERS: usize = 1000;
 
 /// Nodes of one image.
-const MAX_NODES: usize = 32 << 20;
+const MAX_NODES: usize = 8 << 20;
 
 /// Nested directories: the longest path has no more.
 const MAX_DEPTH: usize = MAX_PATH_BYTES / 2;

@@ -24,7 +24,7 @@ const CHECKPOINT_BYTES: u64 = 8 + 8 + 8 + 4 + 1 + 32;
 const DIGEST_BYTES: u64 = 32;
 
 /// Largest list of entries that is accepted, uncompressed.
-const MAX_ENTRIES_BYTES: u64 = 3 << 30;
+const MAX_ENTRIES_BYTES: u64 = 768 << 20;
 
 const LEVEL: i32 = 3;
 

@@ -19,8 +19,12 @@ use crate::read_at::ReadAt;
 use std::ops::Range;
 use std::sync::Arc;
 
-/// Largest zTOC that is read: that of a layer of 100 GiB or more.
-pub const MAX_ZTOC_BYTES: u64 = (2 << 30) - 1;
+/// Largest zTOC that is read, all of which is in memory meanwhile: that of a layer of 64 GiB, by the spans of 4 MiB that all
+/// writers have by default.
+pub const MAX_ZTOC_BYTES: u64 = 512 << 20;
+
+/// What the zTOC of a small layer may have of entries.
+const SMALL_ZTOC_BYTES: u64 = 16 << 20;
 
 /// Before the names of extended attributes among an entry's PAX records.
 const XATTR_PREFIX: &[u8] = b"SCHILY.xattr.";
@@ -28,8 +32,8 @@ const XATTR_PREFIX: &[u8] = b"SCHILY.xattr.";
 const ZINFO_HEADER_BYTES: usize = 12;
 const CHECKPOINT_BYTES: usize = 17 + WINDOW_BYTES;
 
-/// Bytes of a zTOC that an entry takes at least.
-const MIN_ENTRY_BYTES: usize = 32;
+/// Bytes of a zTOC that an entry takes at least: its offset, and a table of twelve fields.
+const MIN_ENTRY_BYTES: usize = 64;
 
 /// Which compression a layer has.
 #[derive(Debug)]
@@ -51,6 +55,12 @@ pub struct Ztoc {
     pub stored_bytes: u64,
     /// Bytes of the tar.
     pub bytes: u64,
+}
+
+/// The longest zTOC that a layer of `stored_bytes` can be expected to have: a window for every half of a MiB of it is more
+/// than any writer makes.
+pub fn max_bytes(stored_bytes: u64) -> u64 {
+    SMALL_ZTOC_BYTES.saturating_add(stored_bytes / 4).min(MAX_ZTOC_BYTES)
 }
 
 /// Reads a zTOC. Windows stay in `bytes` until they are needed.

@@ -29,7 +29,7 @@ const XATTR: Layout = Layout { bytes: 12, fields: &[4, 8] };
 /// The zTOC of a layer that `gzip` and `layer` are of. `tool` is who has made it.
 ///
 /// # Errors
-/// [`Error::TooLarge`] if it had more than 2 GiB; [`Error::Unsupported`] without digests of spans, or for a layer in chunks;
+/// [`Error::TooLarge`] if it had more than [`MAX_ZTOC_BYTES`]; [`Error::Unsupported`] without digests of spans, or for a layer in chunks;
 /// [`Error::Read`] if a window cannot be read.
 pub fn write(gzip: &GzipIndex, layer: &LayerIndex, tool: &str) -> Result<Vec<u8>, Error> {
     if gzip.digests().len() != gzip.checkpoints().len() {
@@ -142,7 +142,7 @@ impl Flat {
 
     /// Makes the field at `at` lead to `target`, which is behind it.
     fn lead(&mut self, at: usize, target: usize) {
-        let distance = u32::try_from(target - at).expect("a zTOC has at most 2 GiB");
+        let distance = u32::try_from(target - at).expect("a zTOC has at most 512 MiB");
         self.put(at, &distance.to_le_bytes());
     }
 
@@ -160,7 +160,7 @@ impl Flat {
         self.align(8);
         let at = self.out.len();
         self.out.resize(at + usize::from(layout.bytes), 0);
-        let back = i32::try_from(at - vtable).expect("a zTOC has at most 2 GiB");
+        let back = i32::try_from(at - vtable).expect("a zTOC has at most 512 MiB");
         self.put(at, &back.to_le_bytes());
         at
     }
@@ -169,7 +169,7 @@ impl Flat {
     fn string(&mut self, field: usize, bytes: &[u8]) {
         self.align(4);
         self.lead(field, self.out.len());
-        let length = u32::try_from(bytes.len()).expect("a zTOC has at most 2 GiB");
+        let length = u32::try_from(bytes.len()).expect("a zTOC has at most 512 MiB");
         self.out.extend_from_slice(&length.to_le_bytes());
         self.out.extend_from_slice(bytes);
         self.out.push(0);
