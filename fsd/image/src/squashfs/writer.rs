@@ -33,6 +33,7 @@ use crate::squashfs::format::{
 };
 use crate::squashfs::reader::{self, Squashfs};
 use crate::tree::{self, Tree};
+use carry::Carried;
 use compress::Codec;
 use pipeline::Data;
 use scan::Scan;
@@ -295,27 +296,56 @@ pub fn write_over(
     if let Some(stated) = &codec_options {
         codec = codec.under(stated);
     }
-    let scan = scan::scan(tree, options, progress)?;
-    progress.files_total.store(scan.files, Ordering::Relaxed);
-    progress.bytes_total.store(scan.content_bytes, Ordering::Relaxed);
-
     let image = Image { out, start_bytes };
     let codec_options = codec_options.unwrap_or_else(|| codec.options_block());
     image.write_at(&codec_options, SUPERBLOCK_BYTES as u64)?;
     let data_start = (SUPERBLOCK_BYTES + codec_options.len()) as u64;
-    let carried = match base {
-        Some(base) => carry::plan(tree, &scan, base, data_start, options, progress)?,
-        None => carry::nothing(&scan, data_start),
-    };
+    let (scan, carried) = plan(tree, base, image, data_start, options, progress)?;
     let (carried_bytes, dropped_bytes) = (carried.content_bytes, carried.dropped_bytes);
-    let copied_bytes: u64 = carried.pieces.iter().map(|piece| piece.from.end - piece.from.start).sum();
-    progress.bytes_total.store(scan.content_bytes.saturating_sub(carried_bytes) + copied_bytes, Ordering::Relaxed);
     let source = pipeline::Source { carried, base: base.map(Squashfs::stored_bytes) };
     let data = pipeline::write_data(source, image, codec, options, progress, |carried, feed| {
         content::read(tree, &scan, carried, options.block_size, feed, progress)
     })?;
     let summary = finish(tree, &scan, &data, image, (codec, &codec_options), options)?;
     Ok(Summary { carried_bytes, dropped_bytes, ..summary })
+}
+
+/// Looks through the tree and finds what to take over, while what probably will be is copied.
+fn plan(
+    tree: &dyn Tree,
+    base: Option<&Squashfs>,
+    image: Image<'_>,
+    data_start: u64,
+    options: &Options,
+    progress: &Progress,
+) -> Result<(Scan, Carried), Error> {
+    let scan = || {
+        let scan = scan::scan(tree, options, progress)?;
+        progress.files_total.store(scan.files, Ordering::Relaxed);
+        progress.bytes_total.store(scan.content_bytes, Ordering::Relaxed);
+        Ok::<_, Error>(scan)
+    };
+    let Some(base) = base else {
+        let scan = scan()?;
+        let carried = carry::nothing(&scan, data_start);
+        return Ok((scan, carried));
+    };
+    let content = base.content(data_start - SUPERBLOCK_BYTES as u64);
+    let content = content.ok_or(Error::BaseContent { start: data_start, bytes: 0 })?;
+    let (copied_end, planned) = copy::ahead(base.stored_bytes(), content.clone(), image, || {
+        let scan = scan()?;
+        let carried = carry::plan(tree, &scan, base, content, options, progress)?;
+        Ok::<_, Error>((scan, carried))
+    });
+    let (scan, mut carried) = planned?;
+    let to_copy: u64 = carried.pieces.iter().map(|piece| piece.from.end - piece.from.start).sum();
+    progress.bytes_total.store(scan.content_bytes.saturating_sub(carried.content_bytes) + to_copy, Ordering::Relaxed);
+    copy::count(progress, carried.leave_out_up_to(copied_end));
+    if copied_end > carried.end {
+        // What is not needed is given back now, and not when the image is whole.
+        image.out.set_len(image.start_bytes + carried.end)?;
+    }
+    Ok((scan, carried))
 }
 
 /// Writes everything behind the content, and the superblock.
