@@ -12,7 +12,9 @@ use siphon_image::oci::{Descriptor, Digest, pack};
 use siphon_image::read_at::{FileAt, ReadAt};
 use siphon_image::squashfs::format::Compressor;
 use siphon_image::squashfs::reader::Squashfs;
-use siphon_image::squashfs::writer::{Error, Options, Owners, Progress, Summary, write, write_over};
+use siphon_image::squashfs::writer::{
+    Copied, Error, Options, Owners, Progress, Summary, copy_base, write, write_over, write_over_copied,
+};
 use siphon_image::tree::{self, Attr, EmptyTree, Entry, Kind, NodeId, Statistics, Tree, Xattr};
 use siphon_overlay::diff::{Changes, paths};
 use siphon_overlay::upper::Upper;
@@ -557,4 +559,33 @@ fn directories_that_no_layer_has_are_not_looked_into_for_changes() {
     assert_eq!(changed.paths().collect::<Vec<_>>(), [Path::new("touched/first"), Path::new("touched/second")]);
     // The root and `touched`, of the image alone and as what the layers lie over.
     assert_eq!(base.listings.load(Ordering::Relaxed), 4);
+}
+
+#[test]
+fn what_was_copied_before_makes_the_same_image() {
+    let place = tempfile::tempdir().unwrap();
+    let (base, view) = two_files(place.path());
+    view.unlink(Ino::ROOT, OsStr::new("b")).unwrap();
+    write_file(&view, Ino::ROOT, "new", b"new");
+    let start_bytes = 8192;
+
+    // Taken over as it lies, or moved together.
+    for compact_percent in [40, 30] {
+        let options = options(Compressor::Zstd, 1, compact_percent);
+        let made = |copied: &dyn Fn(&File) -> Copied| {
+            let path = place.path().join("image");
+            let file = create(&path);
+            let base = Some((base.as_ref(), copied(&file)));
+            write_over_copied(&view, base, &file, start_bytes, &options, &Progress::default()).unwrap();
+            std::fs::read(&path).unwrap()
+        };
+        let whole = made(&|file| {
+            let copied = copy_base(&base, file, start_bytes, || true);
+            assert!(file.metadata().unwrap().len() > 3 * 40 * BLOCK as u64, "nothing was copied");
+            copied
+        });
+
+        assert!(whole == made(&|_| Copied::default()), "compact {compact_percent}");
+        assert!(whole == made(&|file| copy_base(&base, file, start_bytes, || false)), "compact {compact_percent}");
+    }
 }

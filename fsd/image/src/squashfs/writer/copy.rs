@@ -13,11 +13,20 @@ use std::ops::Range;
 use std::sync::atomic::Ordering;
 
 /// Bytes that the kernel is asked for at once: ^C is looked at in between.
-const KERNEL_BYTES: u64 = 32 << 20;
+pub(super) const KERNEL_BYTES: u64 = 32 << 20;
 /// Bytes that are handed through memory at once.
 const BUFFER_BYTES: u64 = 1 << 20;
 /// Filesystems share blocks between files only where both offsets are multiples of this; some want more, and copy then.
 const SHARED_ALIGNMENT_BYTES: u64 = 4096;
+
+/// Has the kernel copy `content` of `base` to the same offsets in `image`, and returns how much of it that did.
+pub(super) fn portion(base: &dyn ReadAt, content: Range<u64>, image: Image<'_>) -> u64 {
+    let progress = Progress::default();
+    let Some((file, offset)) = base.file_at(content.start) else { return 0 };
+    let _met_again_by_who_packs =
+        in_kernel(file, offset, &Piece { to: content.start, from: content }, image, &progress);
+    progress.bytes_written.into_inner()
+}
 
 /// Copies `content` of `base` to the same offsets in `image`, as far as that comes in the kernel while `meanwhile` runs.
 /// Returns where what was copied ends, and what `meanwhile` returned. What fails is met again by who needs it.
