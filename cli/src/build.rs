@@ -220,7 +220,12 @@ impl Made<'_> {
         }
         sif.reserve_partition(ahead::partition_start(self.opened));
         let start_bytes = sif.partition_start();
-        let copied = if start_bytes == expected.0 { expected.1 } else { Copied::default() };
+        let mut copied = expected.1;
+        if start_bytes != expected.0 {
+            // What was copied to another place is not to show between the objects and the partition.
+            file.set_len(sif.objects_end())?;
+            copied = Copied::default();
+        }
         let summary = self.pack(file, start_bytes, copied, interrupted)?;
         sif.add_partition(summary.image_bytes);
         // It has as many paths as were changed, and only a push asks for it: in front it would move what is copied.

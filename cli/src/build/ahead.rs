@@ -11,7 +11,7 @@
 //! content has to be known before what lies in front of it is: over a large base there is room for that.
 
 use super::publish::Draft;
-use super::{Told, base, is_bare};
+use super::{FLUSH_INTERVAL, Told, base, is_bare};
 use crate::settings::ImageSettings;
 use anyhow::Context;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -22,15 +22,13 @@ use std::io::{self, BufRead, Read, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::process::{Child, ChildStdin, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 /// Bases from this length on have room in front of what is taken over of them.
 const LARGE_BASE_BYTES: u64 = 256 << 20;
 /// That room, from the beginning of the file: as much as leaves the superblock in the first 64 KiB, which is what is fetched
 /// first of an image elsewhere. Where it is too little, the content is copied a second time.
 const ROOM_BYTES: u64 = 60 << 10;
-/// How long writing goes on before the kernel is told to put it on the disk.
-const FLUSH_INTERVAL: Duration = Duration::from_millis(200);
 /// How often it is looked whether the user wants an end.
 const LOOK: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
 /// No path is longer.
