@@ -2,6 +2,7 @@
 //! the old image or the new one.
 
 mod agents;
+mod ahead;
 mod apps;
 mod base_files;
 mod bootstrap;
@@ -31,9 +32,10 @@ use crate::host::{cache_dir, subordinate_ids};
 use crate::inspection::everything;
 use crate::report::{Bar, Report, human_bytes};
 use crate::settings::{Common, Compression, ImageSettings};
+use ahead::Begun;
 use anyhow::{Context, bail};
 use provenance::Provenance;
-use publish::publish;
+use publish::Draft;
 use siphon_fsd::locator::{self, Locator, Opened};
 use siphon_fsd::sys::namespaces;
 use siphon_image::oci::base::OCI_BASE;
@@ -42,7 +44,7 @@ use siphon_image::sif::writer::SifWriter;
 use siphon_image::sif::{Arch, DataType};
 use siphon_image::squashfs::format::Compressor;
 use siphon_image::squashfs::reader::Squashfs;
-use siphon_image::squashfs::writer::{self, Options, Owners, Progress};
+use siphon_image::squashfs::writer::{self, Copied, Options, Owners, Progress};
 use siphon_image::tree::Tree;
 use siphon_overlay::upper::Upper;
 use siphon_overlay::view::View;
@@ -59,21 +61,33 @@ const FLUSH_INTERVAL: Duration = Duration::from_millis(200);
 /// What `inspect` prints, kept beside the image so that nothing has to be run for it.
 const INSPECT_METADATA: &str = "inspect-metadata.json";
 
-/// Makes the image file `target` from `source`: an image, a sandbox with its changes, or a directory, with the changes of
-/// the layer `overlay`. It says what it was made from, unless it is taken `as_it_is`.
+/// An image file to be made.
+#[derive(Debug, Clone, Copy)]
+pub struct ImageRequest<'a> {
+    /// An image, a sandbox with its changes, or a directory.
+    pub source: &'a str,
+    /// A layer over it.
+    pub overlay: Option<&'a Path>,
+    /// What to make.
+    pub target: &'a Path,
+    /// Whether it does not say what it was made from.
+    pub as_it_is: bool,
+    /// Whether the layers of the sandbox `source` are still in the making: see [`ahead`].
+    pub when_told: bool,
+}
+
+/// Makes an image file.
 ///
 /// # Errors
 /// If the source cannot be opened or read, the target exists and is not to be replaced, or it cannot be written. The
 /// target is then as it was.
 pub fn image(
-    source: &str,
-    overlay: Option<&Path>,
-    target: &Path,
+    request: ImageRequest<'_>,
     settings: &ImageSettings,
-    as_it_is: bool,
     common: &Common,
     report: Report,
 ) -> anyhow::Result<()> {
+    let ImageRequest { source, overlay, target, as_it_is, when_told } = request;
     if !settings.force && target.symlink_metadata().is_ok() {
         bail!("build target '{}' already exists. Use --force if you want to overwrite it", target.display());
     }
@@ -83,7 +97,11 @@ pub fn image(
     let context = || format!("could not open image {source}");
     let owners = own_what_is_ours();
     let locator = Locator::parse(source).with_context(context)?;
-    let opened = locator::open(&locator, &cache_dir(common), common.cache_bytes).with_context(context)?;
+    let mut opened = locator::open(&locator, &cache_dir(common), common.cache_bytes).with_context(context)?;
+    let begun = match when_told {
+        true => Some(ahead::copy_until_told(&mut opened, target, settings)?),
+        false => None,
+    };
     let mut tree = opened.tree()?;
     if let Some(directory) = overlay {
         let context = || format!("cannot use the layer {}", directory.display());
@@ -103,7 +121,7 @@ pub fn image(
     }
     let made = Made { opened: &opened, tree, arch, seconds, owners, settings, report };
     report.info(format_args!("Creating {} file...", if is_bare(target) { "squashfs" } else { "SIF" }));
-    let bytes = made.write(target).with_context(|| format!("cannot make {}", target.display()))?;
+    let bytes = made.write(target, begun).with_context(|| format!("cannot make {}", target.display()))?;
     report.info(format_args!("Build complete: {} ({})", target.display(), human_bytes(bytes)));
     Ok(())
 }
@@ -171,16 +189,22 @@ struct Made<'a> {
 }
 
 impl Made<'_> {
-    fn write(&self, target: &Path) -> anyhow::Result<u64> {
+    /// Writes it, into the file that was begun if one was.
+    fn write(&self, target: &Path, begun: Option<Begun>) -> anyhow::Result<u64> {
         // As apptainer's images are: a SIF with its launch line is a program.
         let mode = if is_bare(target) { 0o666 } else { 0o777 };
-        publish(target, mode, |file, interrupted| match is_bare(target) {
-            true => Ok(self.pack(file, 0, interrupted)?.image_bytes),
-            false => self.write_sif(file, interrupted),
+        let Begun { draft, start_bytes, copied } = match begun {
+            Some(begun) => begun,
+            None => Begun { draft: Draft::beside(target)?, start_bytes: 0, copied: Copied::default() },
+        };
+        draft.publish(target, mode, |file, interrupted| match is_bare(target) {
+            true => Ok(self.pack(file, 0, copied, interrupted)?.image_bytes),
+            false => self.write_sif(file, (start_bytes, copied), interrupted),
         })
     }
 
-    fn write_sif(&self, file: &File, interrupted: &AtomicBool) -> anyhow::Result<u64> {
+    /// Writes the SIF, of which what was `copied` counts if the partition begins where it was expected to.
+    fn write_sif(&self, file: &File, expected: (u64, Copied), interrupted: &AtomicBool) -> anyhow::Result<u64> {
         let tree = self.tree.as_ref();
         let facts = facts(tree)?;
         // Who wants the same bytes again has no use for an identity.
@@ -191,24 +215,38 @@ impl Made<'_> {
         }
         let metadata = everything(tree, &facts);
         sif.add_object(DataType::GenericJson, INSPECT_METADATA, metadata.to_string().as_bytes())?;
+        if let Some(config) = self.opened.image.oci_config() {
+            sif.add_object(DataType::GenericJson, OCI_CONFIG, &config)?;
+        }
+        sif.reserve_partition(ahead::partition_start(self.opened));
+        let start_bytes = sif.partition_start();
+        let mut copied = expected.1;
+        if start_bytes != expected.0 {
+            // What was copied to another place is not to show between the objects and the partition.
+            file.set_len(sif.objects_end())?;
+            copied = Copied::default();
+        }
+        let summary = self.pack(file, start_bytes, copied, interrupted)?;
+        sif.add_partition(summary.image_bytes);
+        // It has as many paths as were changed, and only a push asks for it: in front it would move what is copied.
         let base = self.opened.image.oci_base();
         let base = base.and_then(|base| since::carried_on(base, self.opened.image.tree.as_ref(), tree, self.owners));
         if let Some(base) = base.and_then(|base| base.to_json()) {
             sif.add_object(DataType::GenericJson, OCI_BASE, &base)?;
         }
-        if let Some(config) = self.opened.image.oci_config() {
-            sif.add_object(DataType::GenericJson, OCI_CONFIG, &config)?;
-        }
-        let summary = self.pack(file, sif.partition_start(), interrupted)?;
-        Ok(sif.finish(summary.image_bytes)?)
+        Ok(sif.finish()?)
     }
 
     /// Writes the squashfs: what did not change is copied from the image below, unless all is to be compressed anew.
-    fn pack(&self, file: &File, start_bytes: u64, interrupted: &AtomicBool) -> anyhow::Result<writer::Summary> {
+    fn pack(
+        &self,
+        file: &File,
+        start_bytes: u64,
+        copied: Copied,
+        interrupted: &AtomicBool,
+    ) -> anyhow::Result<writer::Summary> {
         let options = options(self.settings, self.seconds, self.owners);
-        let base = self.opened.image.squashfs.as_deref().filter(|_| self.settings.compression.is_none());
-        // Nobody writes LZMA any more, so that such an image is compressed anew.
-        let base = base.filter(|base| base.superblock().compressor_id != Compressor::Lzma.id());
+        let base = base(self.opened, self.settings).map(|base| (base, copied));
         let summary = pack(self.tree.as_ref(), base, file, start_bytes, &options, interrupted, self.report)?;
         tracing::info!(
             "{} of content copied as it is stored, {} of stored content left out",
@@ -217,6 +255,13 @@ impl Made<'_> {
         );
         Ok(summary)
     }
+}
+
+/// The image that content is taken over from.
+fn base<'a>(opened: &'a Opened, settings: &ImageSettings) -> Option<&'a Squashfs> {
+    let base = opened.image.squashfs.as_deref().filter(|_| settings.compression.is_none());
+    // Nobody writes LZMA any more, so that such an image is compressed anew.
+    base.filter(|base| base.superblock().compressor_id != Compressor::Lzma.id())
 }
 
 /// How a squashfs of the time `seconds` since 1970 is written.
@@ -235,7 +280,7 @@ fn options(settings: &ImageSettings, seconds: u32, owners: Owners) -> Options {
 /// Writes the squashfs in another thread while this one shows how far it is and watches for ^C.
 fn pack(
     tree: &dyn Tree,
-    base: Option<&Squashfs>,
+    base: Option<(&Squashfs, Copied)>,
     file: &File,
     start_bytes: u64,
     options: &Options,
@@ -244,7 +289,7 @@ fn pack(
 ) -> anyhow::Result<writer::Summary> {
     let progress = Progress::default();
     let done = || (progress.bytes_read.load(Ordering::Relaxed), progress.bytes_total.load(Ordering::Relaxed));
-    let write = || writer::write_over(tree, base, file, start_bytes, options, &progress);
+    let write = || writer::write_over_copied(tree, base, file, start_bytes, options, &progress);
     watch(write, done, file, &progress, interrupted, report.progress("packing", 0))?.map_err(anyhow::Error::from)
 }
 

@@ -175,7 +175,11 @@ impl<'a> Changes<'a> {
             node.filter(|_| attr.is_some_and(|attr| attr.kind == Kind::Directory))
         };
         let (old_directory, new_directory) = (directory(pair.old, old), directory(pair.new, new));
-        if old_directory.is_some() || new_directory.is_some() {
+        let is_same_below =
+            |(old, new)| self.owners == Owners::Keep && !self.is_thorough && self.is_passed_through(old, new);
+        if old_directory.zip(new_directory).is_some_and(is_same_below) {
+            self.new.release(pair.new);
+        } else if old_directory.is_some() || new_directory.is_some() {
             let pairs = self.pairs(old_directory, new_directory)?;
             self.stack.push(Frame { path: path.clone(), pairs: pairs.into_iter(), new: pair.new });
         } else {

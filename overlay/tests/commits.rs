@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![allow(clippy::print_stdout, reason = "the seed of a random test is told")]
 
+use siphon_image::directory::Directory;
 use siphon_image::oci::base::Changed;
 use siphon_image::oci::blobs::Blobs;
 use siphon_image::oci::layers::Source;
@@ -11,17 +12,20 @@ use siphon_image::oci::{Descriptor, Digest, pack};
 use siphon_image::read_at::{FileAt, ReadAt};
 use siphon_image::squashfs::format::Compressor;
 use siphon_image::squashfs::reader::Squashfs;
-use siphon_image::squashfs::writer::{Error, Options, Owners, Progress, Summary, write, write_over};
-use siphon_image::tree::{EmptyTree, Kind, NodeId, Tree};
+use siphon_image::squashfs::writer::{
+    Copied, Error, Options, Owners, Progress, Summary, copy_base, write, write_over, write_over_copied,
+};
+use siphon_image::tree::{self, Attr, EmptyTree, Entry, Kind, NodeId, Statistics, Tree, Xattr};
 use siphon_overlay::diff::{Changes, paths};
 use siphon_overlay::upper::Upper;
 use siphon_overlay::view::{Ino, OpenMode, Permissions, RenameMode, SetAttr, SetTime, View};
 use std::collections::BTreeMap;
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Generations of one line of images.
 const GENERATIONS: u64 = 20;
@@ -479,4 +483,109 @@ fn a_base_that_breaks_off_is_an_error() {
     let outcome = commit(&base, &base, &place.path().join("image"), &options(Compressor::Zstd, 2, 3));
 
     assert!(matches!(outcome, Err(Error::BaseRead(_))), "{outcome:?}");
+}
+
+/// A tree that counts how often directories are listed.
+#[derive(Debug)]
+struct Listed {
+    tree: Arc<Squashfs>,
+    listings: AtomicUsize,
+}
+
+impl Tree for Listed {
+    fn root(&self) -> NodeId {
+        self.tree.root()
+    }
+
+    fn attr(&self, node: NodeId) -> Result<Attr, tree::Error> {
+        self.tree.attr(node)
+    }
+
+    fn lookup(&self, dir: NodeId, name: &OsStr) -> Result<Option<NodeId>, tree::Error> {
+        self.tree.lookup(dir, name)
+    }
+
+    fn entries(&self, dir: NodeId) -> Result<Vec<Entry>, tree::Error> {
+        self.listings.fetch_add(1, Ordering::Relaxed);
+        self.tree.entries(dir)
+    }
+
+    fn read_link(&self, node: NodeId) -> Result<OsString, tree::Error> {
+        self.tree.read_link(node)
+    }
+
+    fn read(&self, node: NodeId, offset: u64, buf: &mut [u8]) -> Result<usize, tree::Error> {
+        self.tree.read(node, offset, buf)
+    }
+
+    fn xattrs(&self, node: NodeId) -> Result<Vec<Xattr>, tree::Error> {
+        self.tree.xattrs(node)
+    }
+
+    fn origin(&self, node: NodeId) -> Option<(&dyn Tree, NodeId)> {
+        self.tree.origin(node)
+    }
+
+    fn statistics(&self) -> Statistics {
+        self.tree.statistics()
+    }
+}
+
+#[test]
+fn directories_that_no_layer_has_are_not_looked_into_for_changes() {
+    let place = tempfile::tempdir().unwrap();
+    for number in 0..20 {
+        std::fs::create_dir_all(place.path().join(format!("tree/untouched/{number}"))).unwrap();
+    }
+    std::fs::create_dir_all(place.path().join("tree/touched")).unwrap();
+    let tree = Directory::open(&place.path().join("tree")).unwrap();
+    let base = place.path().join("base");
+    write(&tree, &create(&base), 0, &options(Compressor::Zstd, 1, 100), &Progress::default()).unwrap();
+    let base = Arc::new(Listed { tree: open(&base), listings: AtomicUsize::new(0) });
+    for name in ["lower", "upper"] {
+        std::fs::create_dir(place.path().join(name)).unwrap();
+    }
+    let layer = |name, tree| View::new(tree, Some(Upper::open(&place.path().join(name)).unwrap())).unwrap();
+    let below = layer("lower", base.clone());
+    let (touched, _) = below.lookup(Ino::ROOT, OsStr::new("touched")).unwrap();
+    write_file(&below, touched, "first", b"1");
+    let view = layer("upper", Arc::new(below));
+    write_file(&view, view.lookup(Ino::ROOT, OsStr::new("touched")).unwrap().0, "second", b"2");
+    base.listings.store(0, Ordering::Relaxed);
+
+    let mut changed = Changed::default();
+    assert!(paths(base.as_ref(), &view, Owners::Keep, &mut changed).unwrap());
+
+    assert_eq!(changed.paths().collect::<Vec<_>>(), [Path::new("touched/first"), Path::new("touched/second")]);
+    // The root and `touched`, of the image alone and as what the layers lie over.
+    assert_eq!(base.listings.load(Ordering::Relaxed), 4);
+}
+
+#[test]
+fn what_was_copied_before_makes_the_same_image() {
+    let place = tempfile::tempdir().unwrap();
+    let (base, view) = two_files(place.path());
+    view.unlink(Ino::ROOT, OsStr::new("b")).unwrap();
+    write_file(&view, Ino::ROOT, "new", b"new");
+    let start_bytes = 8192;
+
+    // Taken over as it lies, or moved together.
+    for compact_percent in [40, 30] {
+        let options = options(Compressor::Zstd, 1, compact_percent);
+        let made = |copied: &dyn Fn(&File) -> Copied| {
+            let path = place.path().join("image");
+            let file = create(&path);
+            let base = Some((base.as_ref(), copied(&file)));
+            write_over_copied(&view, base, &file, start_bytes, &options, &Progress::default()).unwrap();
+            std::fs::read(&path).unwrap()
+        };
+        let whole = made(&|file| {
+            let copied = copy_base(&base, file, start_bytes, || true);
+            assert!(file.metadata().unwrap().len() > 3 * 40 * BLOCK as u64, "nothing was copied");
+            copied
+        });
+
+        assert!(whole == made(&|_| Copied::default()), "compact {compact_percent}");
+        assert!(whole == made(&|file| copy_base(&base, file, start_bytes, || false)), "compact {compact_percent}");
+    }
 }

@@ -44,6 +44,29 @@ fn an_interrupted_build_leaves_nothing_behind() {
 }
 
 #[test]
+fn the_packing_ends_with_the_build_however_that_ends() {
+    for (sections, end) in [("%post\n sleep 3\n false\n", None), ("%post\n sleep 3\n", Some(Signal::SIGKILL))] {
+        let environment = TestEnvironment::new();
+        recipe(&environment, sections);
+        let mut child = environment.siphon(&["build", "out.sif", "r.def"]).spawn();
+        wait_until("the packing has begun", || runs(&environment, "--when-told"));
+        wait_until("the section runs", || runs(&environment, "sleep 3"));
+
+        if let Some(signal) = end {
+            kill(Pid::from_raw(child.id().try_into().unwrap()), signal).unwrap();
+        }
+        let status = child.wait().unwrap();
+
+        assert!(!status.success());
+        wait_until("the packing has ended", || !runs(&environment, "--when-told"));
+        wait_until("the section has ended", || !runs(&environment, "sleep 3"));
+        let left: Vec<_> =
+            std::fs::read_dir(environment.work()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        assert!(left.iter().all(|name| name != "out.sif" && !name.to_string_lossy().starts_with('.')), "{left:?}");
+    }
+}
+
+#[test]
 fn a_section_that_prints_without_end_takes_no_memory_and_no_disk() {
     const MOST_KIB: u64 = 64 << 10;
     let environment = TestEnvironment::new();

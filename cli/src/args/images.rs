@@ -22,6 +22,9 @@ pub struct BuildArgs {
     /// Take the image as it is, without a note of what it is made of
     #[arg(long, hide = true)]
     pub as_it_is: bool,
+    /// Read the sandbox's place from the input, once it is whole
+    #[arg(long, hide = true, requires = "as_it_is")]
+    pub when_told: bool,
     /// Who we are towards registries, and how they are spoken to
     #[command(flatten)]
     pub registry: RegistryFlags,

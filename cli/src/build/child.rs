@@ -47,10 +47,15 @@ impl Interrupt {
     }
 
     /// Runs a command to its end. `tick` is called now and then with the time that it has run.
-    pub(super) fn run(&self, command: &mut Command, mut tick: impl FnMut(Duration)) -> anyhow::Result<ExitStatus> {
+    pub(super) fn run(&self, command: &mut Command, tick: impl FnMut(Duration)) -> anyhow::Result<ExitStatus> {
         self.check()?;
         let program = command.get_program().to_owned();
         let mut child = command.spawn().with_context(|| format!("cannot run {}", program.display()))?;
+        self.wait_for(&mut child, tick)
+    }
+
+    /// Waits for the end of a process. `tick` is called now and then with the time that has passed.
+    pub(super) fn wait_for(&self, child: &mut Child, mut tick: impl FnMut(Duration)) -> anyhow::Result<ExitStatus> {
         let start = Instant::now();
         let mut told: Option<Instant> = None;
         loop {
@@ -63,13 +68,13 @@ impl Interrupt {
             }
             match told {
                 None if self.is_set() => {
-                    tell(&child, Signal::SIGTERM);
+                    tell(child, Signal::SIGTERM);
                     told = Some(Instant::now());
                 }
-                Some(since) if since.elapsed() > PATIENCE => tell(&child, Signal::SIGKILL),
+                Some(since) if since.elapsed() > PATIENCE => tell(child, Signal::SIGKILL),
                 _ => {}
             }
-            wait(&child);
+            wait(child);
             tick(start.elapsed());
         }
     }

@@ -95,7 +95,8 @@ impl Conversion<'_> {
         let grown = (found.len() as u64).saturating_sub(expected.len() as u64);
         self.add_objects(&mut sif, (grown <= start_bytes - objects_end).then_some(&found))?;
         sif.reserve_partition(start_bytes);
-        Ok(sif.finish(bytes)?)
+        sif.add_partition(bytes);
+        Ok(sif.finish()?)
     }
 
     fn add_objects(&self, sif: &mut SifWriter<'_>, metadata: Option<&String>) -> anyhow::Result<()> {

@@ -28,44 +28,78 @@ pub fn publish(
     mode: u32,
     make: impl FnOnce(&File, &AtomicBool) -> anyhow::Result<u64>,
 ) -> anyhow::Result<u64> {
-    let directory = target.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let draft = Draft::create(directory).with_context(|| format!("cannot write to {}", directory.display()))?;
-    let interrupted = Arc::new(AtomicBool::new(false));
-    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM, signal_hook::consts::SIGHUP] {
-        signal_hook::flag::register(signal, interrupted.clone())?;
-    }
-    let file = draft.file();
-    let bytes = make(file, &interrupted)?;
-    file.set_permissions(Permissions::from_mode(mode & !umask()))?;
-    file.sync_all()?;
-    if interrupted.load(Ordering::Relaxed) {
-        bail!(writer::Error::Cancelled);
-    }
-    draft.name(directory, target)?;
-    File::open(directory)?.sync_all()?;
-    Ok(bytes)
+    Draft::beside(target)?.publish(target, mode, make)
 }
 
 /// A file that is not whole.
-enum Draft {
+pub(super) struct Draft {
+    content: Content,
+    directory: PathBuf,
+    interrupted: Arc<AtomicBool>,
+}
+
+enum Content {
     Unnamed(File),
     Named(tempfile::NamedTempFile),
 }
 
 impl Draft {
+    /// An empty one where `target` is to be.
+    ///
+    /// # Errors
+    /// If it cannot be made.
+    pub(super) fn beside(target: &Path) -> anyhow::Result<Self> {
+        let directory = target.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let content = Content::create(directory).with_context(|| format!("cannot write to {}", directory.display()))?;
+        let interrupted = Arc::new(AtomicBool::new(false));
+        for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM, signal_hook::consts::SIGHUP] {
+            signal_hook::flag::register(signal, interrupted.clone())?;
+        }
+        Ok(Self { content, directory: directory.to_owned(), interrupted })
+    }
+
+    /// The file.
+    pub(super) fn file(&self) -> &File {
+        match &self.content {
+            Content::Unnamed(file) => file,
+            Content::Named(file) => file.as_file(),
+        }
+    }
+
+    /// Whether the user wants an end.
+    pub(super) fn is_interrupted(&self) -> bool {
+        self.interrupted.load(Ordering::Relaxed)
+    }
+
+    /// As [`publish`], of what is in it already.
+    ///
+    /// # Errors
+    /// As [`publish`].
+    pub(super) fn publish(
+        self,
+        target: &Path,
+        mode: u32,
+        make: impl FnOnce(&File, &AtomicBool) -> anyhow::Result<u64>,
+    ) -> anyhow::Result<u64> {
+        let bytes = make(self.file(), &self.interrupted)?;
+        self.file().set_permissions(Permissions::from_mode(mode & !umask()))?;
+        self.file().sync_all()?;
+        if self.is_interrupted() {
+            bail!(writer::Error::Cancelled);
+        }
+        self.content.name(&self.directory, target)?;
+        File::open(&self.directory)?.sync_all()?;
+        Ok(bytes)
+    }
+}
+
+impl Content {
     fn create(directory: &Path) -> std::io::Result<Self> {
         let flags = OFlag::O_TMPFILE | OFlag::O_RDWR | OFlag::O_CLOEXEC;
         if let Ok(unnamed) = open(directory, flags, Mode::from_bits_truncate(0o600)) {
             return Ok(Self::Unnamed(unnamed.into()));
         }
         Ok(Self::Named(tempfile::Builder::new().prefix(PREFIX).tempfile_in(directory)?))
-    }
-
-    fn file(&self) -> &File {
-        match self {
-            Self::Unnamed(file) => file,
-            Self::Named(file) => file.as_file(),
-        }
     }
 
     fn name(self, directory: &Path, target: &Path) -> anyhow::Result<()> {

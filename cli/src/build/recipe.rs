@@ -1,13 +1,14 @@
 //! Builds an image or a sandbox from a definition file: each stage in a layer of its own over a mounted base, then what
 //! the image says of itself in a layer over the last one, and both become the image.
 
-use super::child;
+use super::ahead;
+use super::child::{self, Interrupt};
 use super::definition::{self, BuildArguments, Recipe, Stage};
 use super::finish::{Finish, with_interpreter};
 use super::job::{Action, Job};
 use super::keep::{self, Keep};
 use super::sources;
-use super::stage::{Builder, Built};
+use super::stage::{Begun, Builder, Built};
 use super::workspace::{Told, Workspace};
 use crate::host::{cache_dir, runtime_dir, subordinate_ids};
 use crate::report::{Report, human_bytes};
@@ -20,6 +21,8 @@ use std::ffi::OsStr;
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
+use std::process::Command;
+use tempfile::TempDir;
 
 /// A build, as asked for.
 #[derive(Debug)]
@@ -143,6 +146,10 @@ fn build_in(request: &Request<'_>, recipe: &Recipe, workspace: &Workspace<'_>, k
     };
     report.info("Starting build...");
     let target_path = || target.canonicalize().with_context(|| format!("cannot open {}", target.display()));
+    let mut packing = None;
+    if let (false, false, Some(last)) = (settings.update, request.sandbox, recipe.stages.last()) {
+        packing = Some(Packing::new(&builder, request, !last.test.is_empty())?);
+    }
     let mut built: Vec<Built> = Vec::new();
     for (index, stage) in recipe.stages.iter().enumerate() {
         let is_last = index + 1 == recipe.stages.len();
@@ -150,15 +157,21 @@ fn build_in(request: &Request<'_>, recipe: &Recipe, workspace: &Workspace<'_>, k
         if let (Some(name), true) = (stage.name(), recipe.stages.len() > 1) {
             report.info(format_args!("Stage {name}"));
         }
-        let finished = builder.build(index, stage, &built, into.as_deref())?;
-        built.push(finished);
+        built.push(match builder.begin_stage(index, stage, &built, into.as_deref())? {
+            Begun::Built(built) => built,
+            Begun::BeforePost(begun) => {
+                if let (Some(packing), true) = (&mut packing, is_last) {
+                    packing.begin(&begun.layer)?;
+                }
+                builder.finish_stage(begun)?
+            }
+        });
     }
     let (Some(stage), Some(last)) = (recipe.stages.last(), built.last()) else { bail!("the recipe has no stage") };
     let finish = finish(request, recipe, stage);
-    if settings.update || request.sandbox {
-        sandbox(&builder, request, stage, last, finish)
-    } else {
-        image(&builder, request, stage, last, finish)
+    match packing {
+        Some(packing) => image(&builder, request, stage, last, (finish, packing)),
+        None => sandbox(&builder, request, stage, last, finish),
     }
 }
 
@@ -203,41 +216,78 @@ fn finish(request: &Request<'_>, recipe: &Recipe, stage: &Stage) -> Finish {
     }
 }
 
+/// How the image is packed: by a process of its own, which begins while `%post` runs.
+struct Packing<'a> {
+    command: Command,
+    begun: Option<ahead::Packing>,
+    /// Where the image is, until it was tested and gets its name.
+    untested: Option<(TempDir, PathBuf)>,
+    /// The layer with what the image says of itself.
+    over: PathBuf,
+    interrupt: &'a Interrupt,
+}
+
+impl<'a> Packing<'a> {
+    fn new(builder: &Builder<'a>, request: &Request<'_>, has_test: bool) -> anyhow::Result<Self> {
+        let workspace = builder.workspace;
+        let over = workspace.path.join("finish");
+        let mut untested = None;
+        if has_test && builder.settings.sections.runs_test() {
+            // What is tested is the image itself, before it has its name.
+            let (parent, name) = parent_and_name(request.target)?;
+            let beside = tempfile::Builder::new().prefix(".siphon-").tempdir_in(&parent);
+            let beside = beside.with_context(|| format!("cannot write to {}", parent.display()))?;
+            let packed = beside.path().join(name);
+            untested = Some((beside, packed));
+        }
+        let mut command = workspace.siphon();
+        command.args(untested.is_some().then_some("--quiet"));
+        command.args(["build", "--as-it-is", "--overlay"]).arg(&over).args(&request.image_options);
+        command.arg(untested.as_ref().map_or(request.target, |(_, packed)| packed));
+        Ok(Self { command, begun: None, untested, over, interrupt: &workspace.interrupt })
+    }
+
+    /// Begins with the base of `layer`, which is still written to.
+    fn begin(&mut self, layer: &Path) -> anyhow::Result<()> {
+        self.begun = Some(ahead::Packing::begin(self.command.arg(layer).arg("--when-told"))?);
+        Ok(())
+    }
+
+    /// Packs `layer`, which is whole now.
+    fn finish(&mut self, layer: &Path) -> anyhow::Result<()> {
+        let status = match &mut self.begun {
+            Some(begun) => self.interrupt.wait_for(begun.tell(layer), |_| {})?,
+            None => self.interrupt.run(self.command.arg(layer), |_| {})?,
+        };
+        if status.success() { Ok(()) } else { Err(anyhow::Error::from(Told)) }
+    }
+}
+
 /// The layer, and one over it with what the image says of itself, become an image file.
 fn image(
     builder: &Builder<'_>,
     request: &Request<'_>,
     stage: &Stage,
     last: &Built,
-    finish: Finish,
+    (finish, mut packing): (Finish, Packing<'_>),
 ) -> anyhow::Result<()> {
-    let workspace = builder.workspace;
-    let over = workspace.path.join("finish");
+    let report = builder.workspace.report;
+    let over = packing.over.clone();
     std::fs::create_dir(&over).context("cannot make a directory for the build")?;
     let actions = vec![Action::TakeMountPoints(last.missing.clone()), Action::Finish(Box::new(finish))];
     builder.inside_with(&last.layer, Layer::Overlay(over.clone()), actions)?;
     builder.release(&over);
-    let pack = |target: &Path, quietly: bool| {
-        let mut command = workspace.siphon();
-        command.args(quietly.then_some("--quiet"));
-        command.args(["build", "--as-it-is", "--overlay"]).arg(&over).args(&request.image_options);
-        let status = workspace.interrupt.run(command.arg(target).arg(&last.layer), |_| {})?;
-        if status.success() { Ok(()) } else { Err(anyhow::Error::from(Told)) }
-    };
-    if stage.test.is_empty() || !builder.settings.sections.runs_test() {
-        return pack(request.target, false);
+    if packing.untested.is_some() {
+        report.info("Creating SIF file...");
     }
-    // What is tested is the image itself, before it has its name.
-    let (parent, name) = parent_and_name(request.target)?;
-    let beside = tempfile::Builder::new().prefix(".siphon-").tempdir_in(&parent);
-    let beside = beside.with_context(|| format!("cannot write to {}", parent.display()))?;
-    let packed = beside.path().join(name);
-    workspace.report.info("Creating SIF file...");
-    pack(&packed, true)?;
+    packing.finish(&last.layer)?;
+    let Some((beside, packed)) = packing.untested.take() else { return Ok(()) };
     test(builder, stage, &packed)?;
+    let (parent, name) = parent_and_name(request.target)?;
     let bytes = std::fs::metadata(&packed)?.len();
     std::fs::rename(&packed, parent.join(name)).with_context(|| format!("cannot make {}", request.target.display()))?;
-    workspace.report.info(format_args!("Build complete: {} ({})", request.target.display(), human_bytes(bytes)));
+    drop(beside);
+    report.info(format_args!("Build complete: {} ({})", request.target.display(), human_bytes(bytes)));
     Ok(())
 }
 

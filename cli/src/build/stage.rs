@@ -50,6 +50,30 @@ enum Earlier {
     Failed,
 }
 
+/// A stage up to its `%post`.
+#[derive(Debug)]
+pub(super) enum Begun {
+    /// All of it was built before.
+    Built(Built),
+    BeforePost(BeforePost),
+}
+
+/// A stage whose `%post` is next.
+#[derive(Debug)]
+pub(super) struct BeforePost {
+    name: Option<String>,
+    pub(super) layer: PathBuf,
+    post: Script,
+    /// What the layer depends on, before and after `%post`, as far as that is known.
+    before: Option<String>,
+    after: Option<String>,
+    /// Whether someone may have changed the layer by hand.
+    is_mended: bool,
+    /// Whether the layer is a sandbox of the user's.
+    is_target: bool,
+    is_whole: bool,
+}
+
 /// A stage that is built.
 #[derive(Debug)]
 pub(super) struct Built {
@@ -69,14 +93,14 @@ impl Builder<'_> {
         self.workspace.report
     }
 
-    /// Builds a stage. `target` is the sandbox that its sections run in, if one is there.
-    pub(super) fn build(
+    /// Does what comes before `%post` of a stage. `target` is the sandbox that its sections run in, if one is there.
+    pub(super) fn begin_stage(
         &self,
         number: usize,
         stage: &Stage,
         earlier: &[Built],
         target: Option<&Path>,
-    ) -> anyhow::Result<Built> {
+    ) -> anyhow::Result<Begun> {
         self.pre(stage)?;
         let base = match target {
             Some(_) => None,
@@ -97,15 +121,14 @@ impl Builder<'_> {
             self.settings.run_options.iter().fold(key, Key::and)
         });
         let (before, mut after) = (before_post.map(|key| key.text()), after_post.map(|key| key.text()));
-        let built =
-            |layer, key, missing| Built { name: stage.name().map(str::to_owned), layer, key, missing, is_whole };
+        let name = stage.name().map(str::to_owned);
         if let Some((layer, note)) = self.keep.find(after.as_deref()) {
             self.report().info(format_args!(
                 "The sections up to %post are as they were: taken from an earlier build ({}, which took {:.1} s)",
                 human_bytes(size(&layer)),
                 note.seconds
             ));
-            return Ok(built(layer, after, note.missing));
+            return Ok(Begun::Built(Built { name, layer, key: after, missing: note.missing, is_whole }));
         }
         let earlier_layer = self.take_earlier(before.as_deref(), &layer)?;
         if earlier_layer == Earlier::Failed {
@@ -120,17 +143,25 @@ impl Builder<'_> {
                 self.keep.store_copy(self.workspace, before.as_deref(), &layer, &Note::default())?;
             }
         }
+        let is_mended = earlier_layer == Earlier::Failed;
+        let is_target = target.is_some();
+        Ok(Begun::BeforePost(BeforePost { name, layer, post, before, after, is_mended, is_target, is_whole }))
+    }
+
+    /// Runs `%post`, and leaves the layer for later builds.
+    pub(super) fn finish_stage(&self, begun: BeforePost) -> anyhow::Result<Built> {
+        let BeforePost { name, layer, post, before, after, is_mended, is_target, is_whole } = begun;
         let mut note = Note::default();
         if !post.is_empty() {
-            note = self.post(&post, before.as_deref(), &layer, target.is_some())?;
+            note = self.post(&post, before.as_deref(), &layer, is_target)?;
         }
         self.release(&layer);
-        if target.is_some() {
-            return Ok(built(layer, None, note.missing));
+        if is_target {
+            return Ok(Built { name, layer, key: None, missing: note.missing, is_whole });
         }
         let layer = self.keep.store(after.as_deref(), &layer, &note)?;
-        let key = if earlier_layer == Earlier::Failed { None } else { after.or(before.filter(|_| post.is_empty())) };
-        Ok(built(layer, key, note.missing))
+        let key = if is_mended { None } else { after.or(before.filter(|_| post.is_empty())) };
+        Ok(Built { name, layer, key, missing: note.missing, is_whole })
     }
 
     /// `%pre`, which runs on the host before anything is there.

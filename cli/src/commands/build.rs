@@ -5,7 +5,7 @@ use super::instance::enter::INSTANCE;
 use crate::args::{BuildArgs, ImageFlags};
 use crate::build::converted::note_sandbox;
 use crate::build::sources::{self, OciImage};
-use crate::build::{self, recipe};
+use crate::build::{self, ImageRequest, recipe};
 use crate::host::{cache_dir, instances_dir};
 use crate::instance::Registry;
 use crate::report::{Report, human_bytes};
@@ -49,8 +49,9 @@ pub fn build(args: &BuildArgs, common: &Common, environment: &Environment, repor
             Some((image, overlay)) => (image.as_str(), overlay.as_deref()),
             None => (source.as_str(), args.overlay.as_deref()),
         };
-        let result = build::image(source, overlay, &args.target, &image, args.as_it_is, common, report);
-        return result.map_err(|error| hint(error, source));
+        let (target, as_it_is, when_told) = (&*args.target, args.as_it_is, args.when_told);
+        let request = ImageRequest { source, overlay, target, as_it_is, when_told };
+        return build::image(request, &image, common, report).map_err(|error| hint(error, source));
     }
     // Before what is there goes.
     let source = &*sources::usable_apart(source, report).with_context(|| format!("could not open image {source}"))?;

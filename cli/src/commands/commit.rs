@@ -1,7 +1,7 @@
 //! `siphon commit`: a sandbox becomes a new read-only image.
 
 use crate::args::CommitArgs;
-use crate::build;
+use crate::build::{self, ImageRequest};
 use crate::report::Report;
 use crate::settings::{Common, Environment, ImageSettings};
 
@@ -11,5 +11,7 @@ use crate::settings::{Common, Environment, ImageSettings};
 /// As [`build::image`].
 pub fn commit(args: &CommitArgs, common: &Common, environment: &Environment, report: Report) -> anyhow::Result<()> {
     let settings = ImageSettings::resolve(&args.image, environment)?;
-    build::image(&args.sandbox, None, &args.target, &settings, false, common, report)
+    let (source, target) = (args.sandbox.as_str(), args.target.as_path());
+    let request = ImageRequest { source, overlay: None, target, as_it_is: false, when_told: false };
+    build::image(request, &settings, common, report)
 }

@@ -146,8 +146,9 @@ pub trait Tree: Send + Sync + std::fmt::Debug {
     /// Says that these ranges of bytes of files will be read soon, so that storage far away may fetch what holds them.
     fn fetch_ahead(&self, _ranges: &[(NodeId, Range<u64>)]) {}
 
-    /// The tree that the content of the file `node` is passed through from, unchanged, and the file's id in that. An
-    /// image is its own origin. `None` where the content is nobody else's, or where that is not known.
+    /// The tree that the content of `node` is passed through from, unchanged, and the node's id in that: of a file its bytes,
+    /// of a directory all that is below it. An image is its own origin. `None` where the content is nobody else's, or where
+    /// that is not known.
     fn origin(&self, _node: NodeId) -> Option<(&dyn Tree, NodeId)> {
         None
     }

@@ -178,7 +178,8 @@ fn sif_target(dir: &Path, squashfs: &[u8]) -> Target {
     sif.add_object(DataType::GenericJson, "oci-config.json", b"{\"config\":{\"Env\":[\"A=1\"]}}").unwrap();
     let start = sif.partition_start();
     file.write_all_at(squashfs, start).unwrap();
-    sif.finish(squashfs.len() as u64).unwrap();
+    sif.add_partition(squashfs.len() as u64);
+    sif.finish().unwrap();
     let image = std::fs::read(path).unwrap();
     // The header, the descriptors in use, and the objects before the partition.
     let hot = vec![0..128, 4096..4096 + 4 * 585, 32_176..usize::try_from(start).unwrap() + SUPERBLOCK_BYTES];

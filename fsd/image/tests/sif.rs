@@ -166,9 +166,11 @@ fn what_is_written_is_read_back() {
     let start = writer.partition_start();
     file.write_all_at(&[9; 8192], start).unwrap();
 
-    let length = writer.finish(8192).unwrap();
+    writer.add_partition(8192);
+    writer.add_object(DataType::GenericJson, "oci-base.json", b"[]").unwrap();
+    let length = writer.finish().unwrap();
 
-    assert_eq!((start, length), (32768, 32768 + 8192));
+    assert_eq!((start, length), (32768, 32768 + 8192 + 2));
     let sif = Sif::open(Arc::new(FileAt::new(file).unwrap())).unwrap();
     assert_eq!((sif.header().arch, sif.header().created_seconds), (arch, 1_700_000_000));
     assert_eq!(content(&sif, sif.find(DataType::Deffile).unwrap()), b"Bootstrap: scratch\n");
@@ -178,6 +180,8 @@ fn what_is_written_is_read_back() {
     let primary = sif.primary_partition().unwrap();
     assert_eq!(primary.padded_bytes, 8192 + start - (32176 + 19 + 2));
     assert_eq!(content(&sif, primary), [9; 8192]);
+    let behind = sif.find_named(DataType::GenericJson, "oci-base.json").unwrap();
+    assert_eq!((behind.id, behind.offset_bytes, content(&sif, behind).as_slice()), (4, start + 8192, &b"[]"[..]));
 }
 
 #[test]
@@ -189,7 +193,8 @@ fn a_full_table_is_refused() {
     }
 
     assert!(matches!(writer.add_object(DataType::Generic, "", b"x"), Err(WriteError::TooManyObjects)));
-    writer.finish(0).unwrap();
+    writer.add_partition(0);
+    writer.finish().unwrap();
 }
 
 #[test]
@@ -321,7 +326,8 @@ fn a_full_table_takes_no_partition() {
     for _ in 0..47 {
         sif.add_object(DataType::Generic, "", b"x").unwrap();
     }
-    sif.finish(0).unwrap();
+    sif.add_partition(0);
+    sif.finish().unwrap();
     let sif = Sif::open(Arc::new(FileAt::new(file.try_clone().unwrap()).unwrap())).unwrap();
     let len = file.metadata().unwrap().len();
     let partition = Partition { filesystem: FilesystemType::Ext3, kind: PartitionType::Overlay, arch: Arch::UNKNOWN };

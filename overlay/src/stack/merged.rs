@@ -178,6 +178,8 @@ impl Tree for Merged {
 
     fn origin(&self, node: NodeId) -> Option<(&dyn Tree, NodeId)> {
         match self.place(node) {
+            // What is below a directory is merged, or holds marks.
+            Place::Upper(node, _) if self.upper.attr(node).ok()?.kind == Kind::Directory => None,
             Place::Upper(node, _) if self.says(node, "metacopy", None).unwrap_or(true) => None,
             Place::Upper(node, _) => self.upper.origin(node),
             Place::Lower(node) => self.lower.origin(node),

@@ -37,7 +37,7 @@ impl View {
         self.layer.as_ref().is_some_and(|layer| layer.upper.holds_links())
     }
 
-    /// The node of the tree below whose content `ino` has, if the layer has not its own.
+    /// The node of the tree below whose content `ino` has, if the layer has nothing of its own there.
     pub(super) fn unchanged(&self, ino: Ino) -> Option<NodeId> {
         let Some(layer) = &self.layer else { return self.lower_of(ino).ok() };
         match layer.state.read().nodes.get(&ino) {

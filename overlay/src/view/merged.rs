@@ -3,7 +3,7 @@
 use super::{Ino, OpenMode, View};
 use crate::error::Error;
 use rustix::io::Errno;
-use siphon_image::tree::{self, Activity, Attr, Entry, NodeId, Statistics, Tree, Xattr};
+use siphon_image::tree::{self, Activity, Attr, Entry, Kind, NodeId, Statistics, Tree, Xattr};
 use std::ffi::{OsStr, OsString};
 use std::io;
 use std::ops::Range;
@@ -60,7 +60,12 @@ impl Tree for View {
     }
 
     fn origin(&self, node: NodeId) -> Option<(&dyn Tree, NodeId)> {
-        self.lower.origin(self.unchanged(Ino(node.0))?)
+        let below = self.unchanged(Ino(node.0))?;
+        // Where files have more names than the layer knows, any directory may show one of them.
+        if self.has_changed_links() && self.lower.attr(below).ok()?.kind == Kind::Directory {
+            return None;
+        }
+        self.lower.origin(below)
     }
 
     fn xattrs(&self, node: NodeId) -> Result<Vec<Xattr>, tree::Error> {

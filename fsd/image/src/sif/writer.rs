@@ -1,7 +1,8 @@
 //! Writes a SIF as apptainer 1.4 does: small objects first, then one squashfs partition, all in group 1.
 //!
 //! The partition's bytes are not handed through here: whoever makes them writes them into the file where
-//! [`SifWriter::partition_start`] says, and reports their number to [`SifWriter::finish`].
+//! [`SifWriter::partition_start`] says, and reports their number to [`SifWriter::add_partition`]. An object whose length is not
+//! known before may follow it, as signatures do.
 
 use super::descriptor::{Arch, DESCRIPTOR_BYTES, DataType, Descriptor, FilesystemType, Partition, PartitionType};
 use super::{HEADER_BYTES, MAGIC, VERSION};
@@ -53,11 +54,11 @@ impl<'a> SifWriter<'a> {
         Self { file, arch, id, time_seconds, descriptors: Vec::new(), end: DATA_OFFSET, reserved: 0 }
     }
 
-    /// Appends a small object. `name` is what tells JSON objects apart; others have none. Apptainer expects the
+    /// Appends a small object, in front of the partition or behind it. `name` is what tells JSON objects apart; others have none. Apptainer expects the
     /// definition file first, then JSON objects in the order of their names.
     ///
     /// # Errors
-    /// [`Error::TooManyObjects`] if there would be no descriptor left for the partition, or [`Error::Io`].
+    /// [`Error::TooManyObjects`] if there would be no descriptor left for a partition, or [`Error::Io`].
     pub fn add_object(&mut self, data_type: DataType, name: &str, bytes: &[u8]) -> Result<(), Error> {
         if self.descriptors.len() + 1 >= TABLE_DESCRIPTORS {
             return Err(Error::TooManyObjects);
@@ -85,20 +86,22 @@ impl<'a> SifWriter<'a> {
         self.reserved = start_bytes;
     }
 
-    /// Completes the image around the `partition_bytes` of squashfs that were written at
-    /// [`SifWriter::partition_start`], and returns the length of the file in bytes. Nothing is synced.
-    ///
-    /// # Errors
-    /// [`Error::Io`].
-    pub fn finish(mut self, partition_bytes: u64) -> Result<u64, Error> {
+    /// Appends the partition, whose `partition_bytes` of squashfs were written at [`SifWriter::partition_start`].
+    pub fn add_partition(&mut self, partition_bytes: u64) {
         let start = self.partition_start();
         let partition =
             Partition { filesystem: FilesystemType::Squashfs, kind: PartitionType::PrimarySystem, arch: self.arch };
         let object = self.descriptor(DataType::Partition, start, partition_bytes);
         self.descriptors.push(Descriptor { extra: partition.encode(), ..object });
         self.end = start + partition_bytes;
-        self.file.set_len(self.end)?;
+    }
 
+    /// Completes the image, and returns the length of the file in bytes. Nothing is synced.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn finish(self) -> Result<u64, Error> {
+        self.file.set_len(self.end)?;
         let mut table: Vec<u8> = self.descriptors.iter().flat_map(Descriptor::encode).collect();
         table.resize(TABLE_DESCRIPTORS * DESCRIPTOR_BYTES, 0);
         self.file.write_all_at(&table, TABLE_OFFSET)?;

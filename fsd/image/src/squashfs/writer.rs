@@ -33,6 +33,7 @@ use crate::squashfs::format::{
 };
 use crate::squashfs::reader::{self, Squashfs};
 use crate::tree::{self, Tree};
+use carry::Carried;
 use compress::Codec;
 use pipeline::Data;
 use scan::Scan;
@@ -264,6 +265,29 @@ pub fn write(
     write_over(tree, None, out, start_bytes, options, progress)
 }
 
+/// How much of the content of a base image lies in an image to be already; by default nothing.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Copied {
+    /// Where it ends, in bytes from the superblock.
+    end: u64,
+}
+
+/// Copies content of `base` to where an image that begins `start_bytes` into `out` has it if it takes that over, in portions
+/// of 32 MiB, as long as `goes_on` says so. What the kernel cannot copy, or what fails, is left to who packs that image.
+pub fn copy_base(base: &Squashfs, out: &File, start_bytes: u64, mut goes_on: impl FnMut() -> bool) -> Copied {
+    let options_bytes = base.compressor_options().map(|options| options.len() as u64);
+    let Some(content) = options_bytes.ok().and_then(|bytes| base.content(bytes)) else { return Copied::default() };
+    let mut end = content.start;
+    while end < content.end && goes_on() {
+        let rest = end..content.end.min(end + copy::KERNEL_BYTES);
+        match copy::portion(base.stored_bytes(), rest, Image { out, start_bytes }) {
+            0 => break,
+            copied => end += copied,
+        }
+    }
+    Copied { end }
+}
+
 /// As [`write()`], but takes stored content over from `base` where `tree` has the content of its files: what the tree
 /// passes through ([`Tree::origin`]), and what turns out to be equal. The compressor, its options and the block size are
 /// then those of the base; a level counts for what is new.
@@ -278,10 +302,27 @@ pub fn write_over(
     options: &Options,
     progress: &Progress,
 ) -> Result<Summary, Error> {
+    let base = base.map(|base| (base, Copied::default()));
+    write_over_copied(tree, base, out, start_bytes, options, progress)
+}
+
+/// As [`write_over()`], where some content of the base was copied to its place already, by [`copy_base`] with the same `out`
+/// and `start_bytes`.
+///
+/// # Errors
+/// See [`Error`].
+pub fn write_over_copied(
+    tree: &dyn Tree,
+    base: Option<(&Squashfs, Copied)>,
+    out: &File,
+    start_bytes: u64,
+    options: &Options,
+    progress: &Progress,
+) -> Result<Summary, Error> {
     check_block_size(options)?;
     let mut options = *options;
     let mut codec_options = None;
-    if let Some(base) = base {
+    if let Some((base, _)) = base {
         let failed = |source: reader::Error| Error::Tree { path: "the base image".into(), source: source.into() };
         let superblock = base.superblock();
         options.block_size = superblock.block_size;
@@ -295,27 +336,57 @@ pub fn write_over(
     if let Some(stated) = &codec_options {
         codec = codec.under(stated);
     }
-    let scan = scan::scan(tree, options, progress)?;
-    progress.files_total.store(scan.files, Ordering::Relaxed);
-    progress.bytes_total.store(scan.content_bytes, Ordering::Relaxed);
-
     let image = Image { out, start_bytes };
     let codec_options = codec_options.unwrap_or_else(|| codec.options_block());
     image.write_at(&codec_options, SUPERBLOCK_BYTES as u64)?;
     let data_start = (SUPERBLOCK_BYTES + codec_options.len()) as u64;
-    let carried = match base {
-        Some(base) => carry::plan(tree, &scan, base, data_start, options, progress)?,
-        None => carry::nothing(&scan, data_start),
-    };
+    let (scan, carried) = plan(tree, base, image, data_start, options, progress)?;
     let (carried_bytes, dropped_bytes) = (carried.content_bytes, carried.dropped_bytes);
-    let copied_bytes: u64 = carried.pieces.iter().map(|piece| piece.from.end - piece.from.start).sum();
-    progress.bytes_total.store(scan.content_bytes.saturating_sub(carried_bytes) + copied_bytes, Ordering::Relaxed);
-    let source = pipeline::Source { carried, base: base.map(Squashfs::stored_bytes) };
+    let source = pipeline::Source { carried, base: base.map(|(base, _)| base.stored_bytes()) };
     let data = pipeline::write_data(source, image, codec, options, progress, |carried, feed| {
         content::read(tree, &scan, carried, options.block_size, feed, progress)
     })?;
     let summary = finish(tree, &scan, &data, image, (codec, &codec_options), options)?;
     Ok(Summary { carried_bytes, dropped_bytes, ..summary })
+}
+
+/// Looks through the tree and finds what to take over, while what probably will be is copied.
+fn plan(
+    tree: &dyn Tree,
+    base: Option<(&Squashfs, Copied)>,
+    image: Image<'_>,
+    data_start: u64,
+    options: &Options,
+    progress: &Progress,
+) -> Result<(Scan, Carried), Error> {
+    let scan = || {
+        let scan = scan::scan(tree, options, progress)?;
+        progress.files_total.store(scan.files, Ordering::Relaxed);
+        progress.bytes_total.store(scan.content_bytes, Ordering::Relaxed);
+        Ok::<_, Error>(scan)
+    };
+    let Some((base, copied)) = base else {
+        let scan = scan()?;
+        let carried = carry::nothing(&scan, data_start);
+        return Ok((scan, carried));
+    };
+    let content = base.content(data_start - SUPERBLOCK_BYTES as u64);
+    let content = content.ok_or(Error::BaseContent { start: data_start, bytes: 0 })?;
+    let rest = copied.end.clamp(content.start, content.end)..content.end;
+    let (copied_end, planned) = copy::ahead(base.stored_bytes(), rest, image, || {
+        let scan = scan()?;
+        let carried = carry::plan(tree, &scan, base, content, options, progress)?;
+        Ok::<_, Error>((scan, carried))
+    });
+    let (scan, mut carried) = planned?;
+    let to_copy: u64 = carried.pieces.iter().map(|piece| piece.from.end - piece.from.start).sum();
+    progress.bytes_total.store(scan.content_bytes.saturating_sub(carried.content_bytes) + to_copy, Ordering::Relaxed);
+    copy::count(progress, carried.leave_out_up_to(copied_end));
+    if copied_end > carried.end {
+        // What is not needed is given back now, and not when the image is whole.
+        image.out.set_len(image.start_bytes + carried.end)?;
+    }
+    Ok((scan, carried))
 }
 
 /// Writes everything behind the content, and the superblock.

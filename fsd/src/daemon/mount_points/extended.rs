@@ -164,7 +164,8 @@ impl Tree for Extended {
     }
 
     fn origin(&self, node: NodeId) -> Option<(&dyn Tree, NodeId)> {
-        self.below.origin(node)
+        // What was added may be below any directory.
+        if self.attr(node).ok()?.kind == Kind::Directory { None } else { self.below.origin(node) }
     }
 
     fn prepare(&self, ranges: &[(NodeId, Range<u64>)]) {

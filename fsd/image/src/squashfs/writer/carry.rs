@@ -18,7 +18,7 @@ use super::content::Tail;
 use super::pipeline::Blocks;
 use super::scan::Scan;
 use super::{Error, Options, Progress};
-use crate::squashfs::format::{DATA_UNCOMPRESSED, NONE_U32, SUPERBLOCK_BYTES};
+use crate::squashfs::format::{DATA_UNCOMPRESSED, NONE_U32};
 use crate::squashfs::reader::{Layout, Squashfs};
 use crate::tree::{Kind, NodeId, Tree};
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -50,6 +50,19 @@ pub(super) struct Carried {
     pub(super) dropped_bytes: u64,
 }
 
+impl Carried {
+    /// Leaves out what is copied already: the base's bytes up to `end`, at their own offsets. Returns how many of those it
+    /// had to copy.
+    pub(super) fn leave_out_up_to(&mut self, end: u64) -> u64 {
+        // What moves lies behind what does not.
+        let Some(first) = self.pieces.first_mut().filter(|first| first.from.start == first.to) else { return 0 };
+        let there = end.clamp(first.from.start, first.from.end) - first.from.start;
+        first.from.start += there;
+        first.to += there;
+        there
+    }
+}
+
 /// Bytes of the base that lie together in both images.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Piece {
@@ -71,17 +84,15 @@ pub(super) fn nothing(scan: &Scan, start: u64) -> Carried {
     }
 }
 
-/// Finds what to take over from `base` into an image whose content begins where that of `base` does, `start` bytes in.
+/// Finds what to take over from `base`, whose content is in `content`, into an image whose content begins there too.
 pub(super) fn plan(
     tree: &dyn Tree,
     scan: &Scan,
     base: &Squashfs,
-    start: u64,
+    content: Range<u64>,
     options: &Options,
     progress: &Progress,
 ) -> Result<Carried, Error> {
-    let content = base.content(start - SUPERBLOCK_BYTES as u64);
-    let content = content.ok_or(Error::BaseContent { start, bytes: 0 })?;
     let mut plan =
         Plan { tree, scan, base, content, block_size: options.block_size, progress, stored: BTreeMap::new() };
     let mut layouts = plan.passed_through()?;

@@ -1,4 +1,7 @@
 //! Copies stored content of a base image, in the kernel where both are files.
+//!
+//! Nearly always all of it is taken over, at the offsets where it was. So it is copied from the front on while it is still
+//! found out what is ([`ahead`]), and what lies where it should then is not copied again.
 
 use super::carry::Piece;
 use super::{Error, Image, Progress};
@@ -10,11 +13,42 @@ use std::ops::Range;
 use std::sync::atomic::Ordering;
 
 /// Bytes that the kernel is asked for at once: ^C is looked at in between.
-const KERNEL_BYTES: u64 = 32 << 20;
+pub(super) const KERNEL_BYTES: u64 = 32 << 20;
 /// Bytes that are handed through memory at once.
 const BUFFER_BYTES: u64 = 1 << 20;
 /// Filesystems share blocks between files only where both offsets are multiples of this; some want more, and copy then.
 const SHARED_ALIGNMENT_BYTES: u64 = 4096;
+
+/// Has the kernel copy `content` of `base` to the same offsets in `image`, and returns how much of it that did.
+pub(super) fn portion(base: &dyn ReadAt, content: Range<u64>, image: Image<'_>) -> u64 {
+    let progress = Progress::default();
+    let Some((file, offset)) = base.file_at(content.start) else { return 0 };
+    let _met_again_by_who_packs =
+        in_kernel(file, offset, &Piece { to: content.start, from: content }, image, &progress);
+    progress.bytes_written.into_inner()
+}
+
+/// Copies `content` of `base` to the same offsets in `image`, as far as that comes in the kernel while `meanwhile` runs.
+/// Returns where what was copied ends, and what `meanwhile` returned. What fails is met again by who needs it.
+pub(super) fn ahead<T>(
+    base: &dyn ReadAt,
+    content: Range<u64>,
+    image: Image<'_>,
+    meanwhile: impl FnOnce() -> T,
+) -> (u64, T) {
+    let (start, until) = (content.start, Progress::default());
+    let piece = Piece { to: start, from: content };
+    let done = std::thread::scope(|scope| {
+        if let Some((file, offset)) = base.file_at(start) {
+            let (piece, until) = (&piece, &until);
+            scope.spawn(move || in_kernel(file, offset, piece, image, until));
+        }
+        let done = meanwhile();
+        until.stop();
+        done
+    });
+    (start + until.bytes_written.into_inner(), done)
+}
 
 /// Copies `pieces` of `base` to their places in `image`.
 pub(super) fn copy(base: &dyn ReadAt, pieces: &[Piece], image: Image<'_>, progress: &Progress) -> Result<(), Error> {
@@ -75,7 +109,8 @@ fn through_memory(
     Ok(length)
 }
 
-fn count(progress: &Progress, bytes: u64) {
+/// Counts what was copied.
+pub(super) fn count(progress: &Progress, bytes: u64) {
     progress.bytes_read.fetch_add(bytes, Ordering::Relaxed);
     progress.bytes_written.fetch_add(bytes, Ordering::Relaxed);
 }
