@@ -14,6 +14,7 @@ use nix::libc;
 use siphon_overlay::view::{Ino, SetAttr};
 use std::cell::RefCell;
 use std::ffi::OsStr;
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
@@ -49,6 +50,9 @@ pub(super) struct Adaptor {
     /// Whether the kernel opens on its own once it was told, with `ENOSYS`, that it need not ask.
     opens_files: bool,
     opens_directories: bool,
+    /// Told with every node, another one for each mount: the kernel's overlayfs notes in a layer which node a file is a copy of,
+    /// and the next mount may give its number to another one.
+    pub(super) generation: Generation,
 }
 
 thread_local! {
@@ -58,7 +62,10 @@ thread_local! {
 
 impl Adaptor {
     pub(super) fn new(filesystem: Arc<FileSystem>, ahead: Arc<ReadAhead>) -> Self {
-        Self { filesystem, ahead, opens_files: false, opens_directories: false }
+        let random = RandomState::new().build_hasher().finish();
+        // The kernel keeps 32 bits of it, and the root of every mount has 0.
+        let generation = Generation(random & u64::from(u32::MAX) | 1);
+        Self { filesystem, ahead, opens_files: false, opens_directories: false, generation }
     }
 
     fn cache_flags(&self) -> FopenFlags {
@@ -85,6 +92,9 @@ impl fuser::Filesystem for Adaptor {
         let mut wanted = CAPABILITIES & offered;
         if self.filesystem.has_acls() {
             wanted |= ACLS & offered;
+        }
+        if self.filesystem.finds_any_node() {
+            wanted |= InitFlags::FUSE_EXPORT_SUPPORT & offered;
         }
         if self.filesystem.takes_privileges() {
             wanted |= InitFlags::FUSE_HANDLE_KILLPRIV_V2 & offered;
@@ -327,7 +337,7 @@ impl fuser::Filesystem for Adaptor {
         let result = self.filesystem.list_with_attributes(ino(number), handle.0, offset, |entry, listed| {
             let (Listed::Node(node) | Listed::Known(node)) = listed;
             let number = INodeNo(entry.ino.0);
-            !reply.add(number, entry.next_offset, entry.name, &lifetime, &attr_out(&node), Generation(0))
+            !reply.add(number, entry.next_offset, entry.name, &lifetime, &attr_out(&node), self.generation)
         });
         match result {
             Ok(()) => reply.ok(),
@@ -410,7 +420,7 @@ impl fuser::Filesystem for Adaptor {
         match self.filesystem.create(caller(request), ino(parent), name, made_with(mode, umask), open) {
             Ok((node, handle)) => {
                 let lifetime = self.filesystem.lifetime();
-                reply.created(&lifetime, &attr_out(&node), Generation(0), FileHandle(handle), self.cache_flags());
+                reply.created(&lifetime, &attr_out(&node), self.generation, FileHandle(handle), self.cache_flags());
             }
             Err(error) => reply.error(self.fail("create", parent.0, &error)),
         }

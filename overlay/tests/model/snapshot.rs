@@ -22,7 +22,7 @@ impl std::fmt::Debug for Bytes {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Seen {
-    kind: Kind,
+    pub(crate) kind: Kind,
     mode: u16,
     owner: (u32, u32),
     bytes: Bytes,
@@ -30,7 +30,7 @@ pub(crate) struct Seen {
     /// Not of directories, whose count is the filesystem's own affair.
     nlink: u32,
     /// The first path of the same node.
-    first: PathBuf,
+    pub(crate) first: PathBuf,
     mtime: Option<i64>,
 }
 
