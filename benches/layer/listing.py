@@ -35,6 +35,9 @@ def entry(path, start, names):
         "xattrs": {name: os.getxattr(path, name, follow_symlinks=False).hex()
                    for name in sorted(os.listxattr(path, follow_symlinks=False))},
     }
+    if path == "/":
+        # A layer's root is as old as the layer.
+        del seen["mtime"]
     if not is_directory:
         seen["links"] = found.st_nlink
         if found.st_nlink > 1:

@@ -230,21 +230,12 @@ impl FileSystem {
         self.options.read_only && self.options.stable && self.view.is_stateless()
     }
 
-    /// Whether a node is found by its number alone, looked up or not: as `.` in itself, directory or not. The kernel's overlayfs
-    /// then knows which node a file of its layer is a copy of, whatever the kernel has forgotten of that node meanwhile.
-    pub fn finds_any_node(&self) -> bool {
-        self.view.is_stateless()
-    }
-
     /// Looks `name` up in `parent` and counts one reference, which [`FileSystem::forget`] gives back.
     ///
     /// # Errors
     /// [`Error::View`], `ENOENT` if there is no such name.
     pub fn lookup(&self, parent: Ino, name: &OsStr) -> Result<Node, Error> {
         self.counters.lookup();
-        if name == "." && self.finds_any_node() {
-            return self.attr(parent);
-        }
         let (ino, attr) = self.view.lookup(parent, name)?;
         Ok(self.node(ino, attr))
     }

@@ -37,6 +37,9 @@ const CAPABILITIES: InitFlags = InitFlags::FUSE_ASYNC_READ
     .union(InitFlags::FUSE_ATOMIC_O_TRUNC)
     .union(InitFlags::FUSE_MAX_PAGES)
     .union(InitFlags::FUSE_EXPLICIT_INVAL_DATA)
+    // Else overlayfs looks for what a file of its layer is a copy of by number. Linux finds it only while it has it cached, so
+    // that two names of one file differ, and since 6.16 never takes what it found so for valid: the file is `ESTALE` then.
+    .union(InitFlags::FUSE_NO_EXPORT_SUPPORT)
     .union(InitFlags::FUSE_ASYNC_DIO);
 
 /// Where there are ACLs: one of a directory overrules the umask, which the kernel then leaves to us.
@@ -50,8 +53,8 @@ pub(super) struct Adaptor {
     /// Whether the kernel opens on its own once it was told, with `ENOSYS`, that it need not ask.
     opens_files: bool,
     opens_directories: bool,
-    /// Told with every node, another one for each mount: the kernel's overlayfs notes in a layer which node a file is a copy of,
-    /// and the next mount may give its number to another one.
+    /// Told with every node, another one for each mount: an overlayfs that does look by number, of a Linux before 6.9, then
+    /// takes nothing for what another mount had.
     pub(super) generation: Generation,
 }
 
@@ -92,9 +95,6 @@ impl fuser::Filesystem for Adaptor {
         let mut wanted = CAPABILITIES & offered;
         if self.filesystem.has_acls() {
             wanted |= ACLS & offered;
-        }
-        if self.filesystem.finds_any_node() {
-            wanted |= InitFlags::FUSE_EXPORT_SUPPORT & offered;
         }
         if self.filesystem.takes_privileges() {
             wanted |= InitFlags::FUSE_HANDLE_KILLPRIV_V2 & offered;

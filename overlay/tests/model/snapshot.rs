@@ -22,7 +22,7 @@ impl std::fmt::Debug for Bytes {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Seen {
-    pub(crate) kind: Kind,
+    kind: Kind,
     mode: u16,
     owner: (u32, u32),
     bytes: Bytes,
