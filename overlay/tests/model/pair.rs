@@ -443,7 +443,12 @@ impl Pair {
                     Mode::Exchange => RenameFlags::EXCHANGE,
                 };
                 let (from, to) = (self.parent(path)?, self.parent(new)?);
-                fs::renameat_with(from, *path.last().unwrap(), to, *new.last().unwrap(), flags)?;
+                let (name, new_name) = (*path.last().unwrap(), *new.last().unwrap());
+                match fs::renameat_with(&from, name, &to, new_name, flags) {
+                    // Its filesystem takes no flags; the kernel has seen that there is nothing to replace.
+                    Err(Errno::INVAL) if *mode == Mode::NoReplace => fs::renameat(&from, name, &to, new_name)?,
+                    done => done?,
+                }
             }
             Operation::Chmod(path, mode) => fs::chmod(host::path_of(self.object(path)?.as_fd()), raw(*mode))?,
             Operation::Chown(path, id) => {
