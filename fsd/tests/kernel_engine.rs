@@ -130,6 +130,8 @@ fn without_numbers(mut seen: Snapshot) -> Snapshot {
 fn the_kernels_engine_behaves_like_a_directory() {
     let scratch = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
     let first = number("SIPHON_MODEL_SEED", 1);
+    let open = || std::fs::read_dir("/proc/self/fd").unwrap().count();
+    let open_before = open();
     for seed in first..first + number("SIPHON_MODEL_SEQUENCES", DEFAULT_SEQUENCES) {
         let root = scratch.path().join(seed.to_string());
         std::fs::create_dir(&root).unwrap();
@@ -140,4 +142,5 @@ fn the_kernels_engine_behaves_like_a_directory() {
             Err(difference) => panic!("seed {seed}: {difference}\nafter {log:?}"),
         }
     }
+    assert_eq!(open(), open_before, "a mount that is gone leaves nothing open");
 }
