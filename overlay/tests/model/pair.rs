@@ -391,7 +391,8 @@ impl Pair {
                 self.at(path, |ino| view.remove_xattr(ino, OsStr::new(name)).map(|()| Vec::new()))
             }
             Operation::List(path) => self.at(path, |ino| {
-                let entries = view.entries(ino)?;
+                let mut entries = view.entries(ino)?;
+                entries.retain(|entry| snapshot::is_content(&entry.name));
                 Ok(entries.iter().map(|entry| format!("{:?} ", entry.name)).collect::<String>().into_bytes())
             }),
             _ => unreachable!(),
@@ -485,6 +486,7 @@ impl Pair {
                 let directory = host::walk(self.plain.as_fd(), path);
                 let directory = directory.map_err(|error| Errno::from_io_error(&error).unwrap())?;
                 let mut names: Vec<_> = host::list(directory.as_fd()).unwrap();
+                names.retain(|entry| snapshot::is_content(&entry.name));
                 names.sort_by(|a, b| a.name.cmp(&b.name));
                 return Ok(names.iter().map(|entry| format!("{:?} ", entry.name)).collect::<String>().into_bytes());
             }
