@@ -32,11 +32,11 @@ bench-layer: setup
 	cargo build --release
 	WORK="$(filter $(LAYER_WORK),$(WORK))" python3 benches/layer
 
-# Package managers, git, a build, sqlite and rsync in a sandbox of the Debian or Ubuntu IMAGE, by both engines, which have to come
-# to the same. As an ordinary user with subordinate ids, and with the network; OPTIONS go to each run.
+# Package managers, git, a build, sqlite and rsync in the Debian or Ubuntu IMAGE, by both engines, which have to come to the same as
+# a plain directory. As an ordinary user with subordinate ids, and with the network; CERTIFICATE are those of a proxy.
 real-work:
 	cargo build --release
-	SIPHON="$(or $(SIPHON),target/release/siphon)" OPTIONS="$(OPTIONS)" benches/layer/real-work "$(IMAGE)"
+	SIPHON="$(or $(SIPHON),target/release/siphon)" CERTIFICATE="$(CERTIFICATE)" benches/layer/real-work "$(IMAGE)"
 
 # What an image behind a slow link costs: IMAGE is a SIF or squashfs, WORK some of the works that --help names.
 bench-network: setup

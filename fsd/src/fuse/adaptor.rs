@@ -14,6 +14,7 @@ use nix::libc;
 use siphon_overlay::view::{Ino, SetAttr};
 use std::cell::RefCell;
 use std::ffi::OsStr;
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
@@ -36,6 +37,9 @@ const CAPABILITIES: InitFlags = InitFlags::FUSE_ASYNC_READ
     .union(InitFlags::FUSE_ATOMIC_O_TRUNC)
     .union(InitFlags::FUSE_MAX_PAGES)
     .union(InitFlags::FUSE_EXPLICIT_INVAL_DATA)
+    // Else overlayfs looks for what a file of its layer is a copy of by number. Linux finds it only while it has it cached, so
+    // that two names of one file differ, and since 6.16 never takes what it found so for valid: the file is `ESTALE` then.
+    .union(InitFlags::FUSE_NO_EXPORT_SUPPORT)
     .union(InitFlags::FUSE_ASYNC_DIO);
 
 /// Where there are ACLs: one of a directory overrules the umask, which the kernel then leaves to us.
@@ -49,6 +53,9 @@ pub(super) struct Adaptor {
     /// Whether the kernel opens on its own once it was told, with `ENOSYS`, that it need not ask.
     opens_files: bool,
     opens_directories: bool,
+    /// Told with every node, another one for each mount: an overlayfs that does look by number, of a Linux before 6.9, then
+    /// takes nothing for what another mount had.
+    pub(super) generation: Generation,
 }
 
 thread_local! {
@@ -58,7 +65,10 @@ thread_local! {
 
 impl Adaptor {
     pub(super) fn new(filesystem: Arc<FileSystem>, ahead: Arc<ReadAhead>) -> Self {
-        Self { filesystem, ahead, opens_files: false, opens_directories: false }
+        let random = RandomState::new().build_hasher().finish();
+        // The kernel keeps 32 bits of it, and the root of every mount has 0.
+        let generation = Generation(random & u64::from(u32::MAX) | 1);
+        Self { filesystem, ahead, opens_files: false, opens_directories: false, generation }
     }
 
     fn cache_flags(&self) -> FopenFlags {
@@ -327,7 +337,7 @@ impl fuser::Filesystem for Adaptor {
         let result = self.filesystem.list_with_attributes(ino(number), handle.0, offset, |entry, listed| {
             let (Listed::Node(node) | Listed::Known(node)) = listed;
             let number = INodeNo(entry.ino.0);
-            !reply.add(number, entry.next_offset, entry.name, &lifetime, &attr_out(&node), Generation(0))
+            !reply.add(number, entry.next_offset, entry.name, &lifetime, &attr_out(&node), self.generation)
         });
         match result {
             Ok(()) => reply.ok(),
@@ -410,7 +420,7 @@ impl fuser::Filesystem for Adaptor {
         match self.filesystem.create(caller(request), ino(parent), name, made_with(mode, umask), open) {
             Ok((node, handle)) => {
                 let lifetime = self.filesystem.lifetime();
-                reply.created(&lifetime, &attr_out(&node), Generation(0), FileHandle(handle), self.cache_flags());
+                reply.created(&lifetime, &attr_out(&node), self.generation, FileHandle(handle), self.cache_flags());
             }
             Err(error) => reply.error(self.fail("create", parent.0, &error)),
         }

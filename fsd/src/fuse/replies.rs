@@ -4,7 +4,7 @@ use super::adaptor::Adaptor;
 use super::convert::attr_out;
 use crate::errno::{chain, errno, is_failure};
 use crate::fs::{Error, Node, XattrReply};
-use fuser::{Errno, Generation, INodeNo, ReplyAttr, ReplyEmpty, ReplyEntry, ReplyXattr};
+use fuser::{Errno, INodeNo, ReplyAttr, ReplyEmpty, ReplyEntry, ReplyXattr};
 
 impl Adaptor {
     /// Logs a failed operation and gives its error number: what is broken as an error, what was merely asked in vain
@@ -22,7 +22,7 @@ impl Adaptor {
 
     pub(super) fn entry(&self, operation: &str, parent: INodeNo, result: Result<Node, Error>, reply: ReplyEntry) {
         match result {
-            Ok(node) => reply.entry(&self.filesystem.lifetime(), &attr_out(&node), Generation(0)),
+            Ok(node) => reply.entry(&self.filesystem.lifetime(), &attr_out(&node), self.generation),
             Err(error) => reply.error(self.fail(operation, parent.0, &error)),
         }
     }

@@ -8,7 +8,7 @@ use crate::sys::fuse_device;
 use siphon_overlay::view::Ino;
 use std::fs::File;
 use std::io::{self, IoSlice, Write};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::{Builder, JoinHandle};
 
@@ -59,14 +59,18 @@ impl Storer {
     /// # Errors
     /// If there is no thread to be had, or no further device.
     pub(super) fn start(device: BorrowedFd<'_>) -> io::Result<Self> {
-        let device = File::from(fuse_device::clone(device)?);
+        let device = fuse_device::clone(device)?;
+        let number = device.as_raw_fd();
+        let (ready, is_ready) = sync_channel::<()>(1);
         let (jobs, taken) = sync_channel::<Job>(1);
         let (finished, done) = sync_channel(1);
         let run = move || {
-            let alone = fuse_device::keep_only(device.as_fd());
-            if let Err(error) = alone {
-                return tracing::warn!("cannot read ahead: {error}");
-            }
+            let alone = fuse_device::keep_only(number);
+            drop(ready);
+            let device = match alone {
+                Ok(device) => File::from(device),
+                Err(error) => return tracing::warn!("cannot read ahead: {error}"),
+            };
             for Job { ino, offset, buffer, len } in taken {
                 let stored = notify(&device, ino, offset, &buffer[..len]);
                 if finished.send(Done { ino, stored, buffer }).is_err() {
@@ -75,6 +79,9 @@ impl Storer {
             }
         };
         let thread = Builder::new().name("store".to_owned()).spawn(run)?;
+        // The thread has a copy of its own from then on, and this one is to be closed: the thread cannot.
+        let _ = is_ready.recv();
+        drop(device);
         Ok(Self { jobs: Some(jobs), done, thread: Some(thread), is_busy: false, spare: Vec::new() })
     }
 

@@ -6,7 +6,7 @@ use nix::libc;
 use nix::sched::{CloneFlags, unshare};
 use std::fs::OpenOptions;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 /// `FUSE_DEV_IOC_CLONE` of `linux/fuse.h`.
 const CLONE: libc::Ioctl = 0x8004_e500_u32 as libc::Ioctl;
@@ -25,19 +25,22 @@ pub fn clone(device: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     Ok(further.into())
 }
 
-/// Gives the calling thread descriptors of its own, of which only the first three and `kept` stay open. From then on it
-/// can use nothing else that others have opened or will open.
+/// Gives the calling thread descriptors of its own, of which only the first three and `kept` stay open, and returns that one. From
+/// then on it can use nothing else that others have opened or will open, and nothing that it closes is closed for them: who opened
+/// `kept` keeps it open until this returns, and closes it then.
 ///
 /// # Errors
-/// If the kernel is too old (5.9) or has no memory.
-pub fn keep_only(kept: BorrowedFd<'_>) -> io::Result<()> {
+/// If the kernel is too old (5.9) or has no memory. Then nothing is the thread's own.
+pub fn keep_only(kept: RawFd) -> io::Result<OwnedFd> {
     unshare(CloneFlags::CLONE_FILES)?;
-    let kept = kept.as_raw_fd().cast_unsigned();
+    // SAFETY: the descriptors are this thread's alone, and nothing here owns this one yet.
+    let own = unsafe { OwnedFd::from_raw_fd(kept) };
+    let kept = kept.cast_unsigned();
     for (first, last) in [(3, kept.saturating_sub(1)), (kept + 1, u32::MAX)] {
         // SAFETY: what is closed are this thread's own copies, which no owner in this process stands for.
         if first <= last && unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) } != 0 {
             return Err(io::Error::last_os_error());
         }
     }
-    Ok(())
+    Ok(own)
 }

@@ -95,19 +95,12 @@ impl Upper {
         if known.is_empty() {
             return Ok(found);
         }
-        let mut pending = vec![(Arc::new(directory.try_clone_to_owned()?), name.to_owned())];
-        while let Some((directory, name)) = pending.pop() {
-            let Place::Object(stat) = self.place(directory.as_fd(), &name)? else { continue };
-            match host::kind_of(&stat) {
-                Kind::Directory => {
-                    let inside = Arc::new(host::open_directory(directory.as_fd(), &name)?);
-                    let entries = host::list(inside.as_fd())?.into_iter();
-                    pending.extend(entries.map(|entry| (inside.clone(), entry.name)));
-                }
-                Kind::File => found.extend(self.origin(directory.as_fd(), &name)?.node),
-                _ => {}
+        self.walk(vec![(Arc::new(directory.try_clone_to_owned()?), name.to_owned())], |directory, name, kind| {
+            if kind == Kind::File {
+                found.extend(self.origin(directory, name)?.node);
             }
-        }
+            Ok(())
+        })?;
         found.retain(|node| known.contains_key(node));
         Ok(found)
     }
@@ -148,23 +141,28 @@ impl Upper {
     /// were moved, and the image shows its own there again. Every name of the layer is looked at.
     fn release_copies(&self, names: &[OsString], image: &dyn Tree) -> Result<(), Error> {
         let back = nodes_below(image, names)?;
-        let mut pending = Vec::new();
-        let mut inside = Some(Arc::new(self.directory(&[])?));
-        while let Some(directory) = inside.take() {
-            let entries = host::list(directory.as_fd())?.into_iter();
-            pending.extend(entries.map(|entry| (directory.clone(), entry.name)));
-            while let Some((directory, name)) = pending.pop() {
-                let Place::Object(stat) = self.place(directory.as_fd(), &name)? else { continue };
-                let kind = host::kind_of(&stat);
-                if matches!(kind, Kind::Directory | Kind::File)
-                    && self.origin(directory.as_fd(), &name)?.node.is_some_and(|node| back.contains(&node))
-                {
-                    self.forget_origin(host::open_object(directory.as_fd(), &name)?.as_fd())?;
-                }
-                if kind == Kind::Directory {
-                    inside = Some(Arc::new(host::open_directory(directory.as_fd(), &name)?));
-                    break;
-                }
+        self.walk(names_in(self.directory(&[])?)?, |directory, name, kind| {
+            if matches!(kind, Kind::Directory | Kind::File)
+                && self.origin(directory, name)?.node.is_some_and(|node| back.contains(&node))
+            {
+                self.forget_origin(host::open_object(directory, name)?.as_fd())?;
+            }
+            Ok(())
+        })
+    }
+
+    /// Shows `see` each of these nodes of the layer, and all that are below: the directory that it is in, its name and kind.
+    fn walk(
+        &self,
+        mut pending: Vec<(Arc<OwnedFd>, OsString)>,
+        mut see: impl FnMut(BorrowedFd<'_>, &OsStr, Kind) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        while let Some((directory, name)) = pending.pop() {
+            let Place::Object(stat) = self.place(directory.as_fd(), &name)? else { continue };
+            let kind = host::kind_of(&stat);
+            see(directory.as_fd(), &name, kind)?;
+            if kind == Kind::Directory {
+                pending.extend(names_in(host::open_directory(directory.as_fd(), &name)?)?);
             }
         }
         Ok(())
@@ -188,6 +186,13 @@ impl Upper {
         }
         Ok(Some((Some(directory), last.clone())))
     }
+}
+
+/// All names in `directory`, with the directory.
+fn names_in(directory: OwnedFd) -> Result<Vec<(Arc<OwnedFd>, OsString)>, Error> {
+    let directory = Arc::new(directory);
+    let entries = host::list(directory.as_fd())?.into_iter();
+    Ok(entries.map(|entry| (directory.clone(), entry.name)).collect())
 }
 
 /// All names in `image` of the files that are `known`, with the paths to them. Every name is looked at.

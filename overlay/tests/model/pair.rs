@@ -391,7 +391,8 @@ impl Pair {
                 self.at(path, |ino| view.remove_xattr(ino, OsStr::new(name)).map(|()| Vec::new()))
             }
             Operation::List(path) => self.at(path, |ino| {
-                let entries = view.entries(ino)?;
+                let mut entries = view.entries(ino)?;
+                entries.retain(|entry| snapshot::is_content(&entry.name));
                 Ok(entries.iter().map(|entry| format!("{:?} ", entry.name)).collect::<String>().into_bytes())
             }),
             _ => unreachable!(),
@@ -443,7 +444,12 @@ impl Pair {
                     Mode::Exchange => RenameFlags::EXCHANGE,
                 };
                 let (from, to) = (self.parent(path)?, self.parent(new)?);
-                fs::renameat_with(from, *path.last().unwrap(), to, *new.last().unwrap(), flags)?;
+                let (name, new_name) = (*path.last().unwrap(), *new.last().unwrap());
+                match fs::renameat_with(&from, name, &to, new_name, flags) {
+                    // Its filesystem takes no flags; the kernel has seen that there is nothing to replace.
+                    Err(Errno::INVAL) if *mode == Mode::NoReplace => fs::renameat(&from, name, &to, new_name)?,
+                    done => done?,
+                }
             }
             Operation::Chmod(path, mode) => fs::chmod(host::path_of(self.object(path)?.as_fd()), raw(*mode))?,
             Operation::Chown(path, id) => {
@@ -480,6 +486,7 @@ impl Pair {
                 let directory = host::walk(self.plain.as_fd(), path);
                 let directory = directory.map_err(|error| Errno::from_io_error(&error).unwrap())?;
                 let mut names: Vec<_> = host::list(directory.as_fd()).unwrap();
+                names.retain(|entry| snapshot::is_content(&entry.name));
                 names.sort_by(|a, b| a.name.cmp(&b.name));
                 return Ok(names.iter().map(|entry| format!("{:?} ", entry.name)).collect::<String>().into_bytes());
             }

@@ -30,7 +30,7 @@ pub(crate) struct Seen {
     /// Not of directories, whose count is the filesystem's own affair.
     nlink: u32,
     /// The first path of the same node.
-    first: PathBuf,
+    pub(crate) first: PathBuf,
     mtime: Option<i64>,
 }
 
@@ -49,7 +49,7 @@ pub(crate) fn of_tree(tree: &dyn Tree) -> Snapshot {
         let attr = tree.attr(node).unwrap();
         if attr.kind == Kind::Directory {
             for entry in tree.entries(node).unwrap().into_iter().rev() {
-                if entry.name != ".siphon" {
+                if entry.name != ".siphon" && is_content(&entry.name) {
                     assert_eq!(tree.lookup(node, &entry.name).unwrap(), Some(entry.node), "{path:?} {:?}", entry.name);
                     pending.push((path.join(&entry.name), entry.node));
                 }
@@ -60,6 +60,11 @@ pub(crate) fn of_tree(tree: &dyn Tree) -> Snapshot {
     found
 }
 
+/// Whether a name is one that an operation made, not what libfuse calls an open file that was removed.
+pub(crate) fn is_content(name: &OsStr) -> bool {
+    !name.as_bytes().starts_with(b".fuse_hidden")
+}
+
 /// The kind and number of every node, by path.
 pub(crate) fn numbers(tree: &dyn Tree) -> BTreeMap<PathBuf, (Kind, u64)> {
     let mut found = BTreeMap::new();
@@ -67,7 +72,11 @@ pub(crate) fn numbers(tree: &dyn Tree) -> BTreeMap<PathBuf, (Kind, u64)> {
     while let Some((path, node)) = pending.pop() {
         let kind = tree.attr(node).unwrap().kind;
         if kind == Kind::Directory {
-            let entries = tree.entries(node).unwrap().into_iter().filter(|entry| entry.name != ".siphon");
+            let entries = tree
+                .entries(node)
+                .unwrap()
+                .into_iter()
+                .filter(|entry| entry.name != ".siphon" && is_content(&entry.name));
             pending.extend(entries.map(|entry| (path.join(&entry.name), entry.node)));
         }
         found.insert(path, (kind, node.0));
