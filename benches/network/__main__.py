@@ -1,6 +1,7 @@
 """Measures what an image behind a slow link costs: time, requests, bytes. `make bench-network` calls it.
 
-A web server (link.py) with 10 ms of latency each way and 1000 Mbit/s for all connections serves the image's directory.
+A web server (link.py) with 10 ms of latency each way and 1000 Mbit/s for all connections serves the image's directory; an
+image of layers comes from a docker-registry that is reached by the same kind of link.
 Before each figure nothing of the image is in memory: caches are dropped, and daemons have left.
 """
 
@@ -10,6 +11,7 @@ import os
 import platform
 import shlex
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -34,21 +36,32 @@ WORKS = {
     "list": "siphon ls -lR of the remote image",
     "mount": "siphon exec of the remote image: true",
     "storm": "32 processes that start the program's interpreter at once",
+    "layers": "the layers of the image in the registry, all at once, by curl and gzip -dc",
+    "unindexed": "siphon exec of that image: true, nothing known of it, no index in the registry",
+    "indexed": "the program of that image, nothing cached, with an index and a trace in the registry",
+    "estargz": "the program of the image as eStargz, nothing cached, with a trace of an earlier run",
     "peer": "apptainer exec of the remote image (APPTAINER names the command)",
 }
 MIB = 1 << 20
 STORM = 32
+LAYERED = ("layers", "unindexed", "indexed", "estargz")
+REGISTRY = """version: 0.1
+log: {{level: error, accesslog: {{disabled: true}}}}
+storage: {{filesystem: {{rootdirectory: {storage}}}}}
+http: {{addr: "127.0.0.1:{port}"}}
+"""
 
 
 class Wire:
     """The server and its control."""
 
-    def __init__(self, directory, latency_ms, mbit):
-        command = [sys.executable, str(Path(__file__).with_name("link.py")), str(directory)]
-        command += ["--latency-ms", str(latency_ms), "--mbit", str(mbit)]
+    def __init__(self, served, args):
+        command = [sys.executable, str(Path(__file__).with_name("link.py")), *served]
+        command += ["--latency-ms", str(args.latency_ms), "--mbit", str(args.mbit)]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         ports = json.loads(self.process.stdout.readline())
-        self.url = f"http://127.0.0.1:{ports['port']}"
+        self.host = f"127.0.0.1:{ports['port']}"
+        self.url = f"http://{self.host}"
         self.control = f"http://127.0.0.1:{ports['control']}"
 
     def tell(self, word):
@@ -57,6 +70,35 @@ class Wire:
 
     def close(self):
         self.process.stdin.close()
+        self.process.wait()
+
+
+class Registry:
+    """A docker-registry over a copy of another one's storage: its blobs are linked, and what is sent to it is its own."""
+
+    def __init__(self, storage, scratch):
+        own = scratch / "registry"
+        shutil.copytree(storage / "docker/registry/v2/repositories", own / "docker/registry/v2/repositories")
+        shutil.copytree(storage / "docker/registry/v2/blobs", own / "docker/registry/v2/blobs", copy_function=os.link)
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self.port = free.getsockname()[1]
+        config = scratch / "registry.yml"
+        config.write_text(REGISTRY.format(storage=own, port=self.port))
+        try:
+            self.process = subprocess.Popen(["docker-registry", "serve", str(config)], stderr=subprocess.DEVNULL)
+        except OSError as error:
+            raise Failure(f"cannot run docker-registry: {error.strerror}") from error
+        deadline = time.monotonic() + machine.PATIENCE_SECONDS
+        while True:
+            try:
+                return socket.create_connection(("127.0.0.1", self.port)).close()
+            except OSError:
+                if time.monotonic() > deadline:
+                    raise Failure("docker-registry does not answer") from None
+                time.sleep(0.05)
+
+    def close(self):
+        self.process.terminate()
         self.process.wait()
 
 
@@ -75,13 +117,29 @@ class Bench:
         shutil.copy(args.siphon, self.binary)
         self.cache = self.scratch / "cache"
         machine.run(machine.as_user(["mkdir", "-m", "700", str(self.scratch / "run")]))
-        self.wire = Wire(self.image.parent, args.latency_ms, args.mbit)
+        self.wire = self.web = Wire([str(self.image.parent)], args)
         self.remote = f"{self.wire.url}/{self.image.name}"
+        self.registry = self.registry_wire = None
+        self.published = False
 
     def close(self):
         machine.end_processes(str(self.scratch / "run"))
-        self.wire.close()
+        for part in (self.web, self.registry_wire, self.registry):
+            if part:
+                part.close()
         shutil.rmtree(self.scratch)
+
+    def use_registry(self):
+        """From now on the registry is on the wire, which is started the first time."""
+        if not self.args.registry:
+            raise Failure("REGISTRY, the storage of a docker-registry, is not given")
+        if not self.registry:
+            self.registry = Registry(self.args.registry.resolve(), self.scratch)
+            self.registry_wire = Wire(["--to", f"127.0.0.1:{self.registry.port}"], self.args)
+        self.wire = self.registry_wire
+
+    def use_web(self):
+        self.wire = self.web
 
     def siphon(self, *words, wrapped=()):
         environment = [f"SIPHON_RUNTIME_DIR={self.scratch / 'run'}", f"SIPHON_CACHEDIR={self.cache}"]
@@ -114,7 +172,8 @@ class Bench:
         if len(daemons) != 1:
             return {}
         counters = daemons[0]["counters"]
-        return {"read MiB": counters["storage_bytes"] / MIB, "waited": counters["storage_nanos"] / 1e9}
+        sizes = {f"{name} MiB": counters[f"{key}_bytes"] / MIB for name, key in (("read", "storage"), ("decoded", "decoded"))}
+        return {**sizes, "waited": counters["storage_nanos"] / 1e9}
 
     def run_local(self, keep):
         self.fresh(keep)
@@ -164,6 +223,50 @@ class Bench:
         words = self.siphon("exec", self.remote, self.program[0], "-c", "import json", wrapped=["bash", "-c", script, "storm"])
         return self.timed(words)
 
+    def of_layers(self, name, *words):
+        """siphon exec of an image in the registry."""
+        return self.siphon("exec", "--no-https", f"docker://{self.wire.host}/{name}", *words)
+
+    def layers(self):
+        self.use_registry()
+        name, _, tag = self.args.layered.rpartition(":")
+        base = f"{self.wire.url}/v2/{name}"
+        accepted = "application/vnd.oci.image.manifest.v1+json, application/vnd.docker.distribution.manifest.v2+json"
+        asked = urllib.request.Request(f"{base}/manifests/{tag}", headers={"Accept": accepted})
+        with urllib.request.urlopen(asked) as answer:
+            urls = [f"{base}/blobs/{layer['digest']}" for layer in json.load(answer)["layers"]]
+        self.fresh()
+        script = 'for url; do curl -fs "$url" | gzip -dc | cat >/dev/null & done; wait'
+        seconds, _ = machine.timed(machine.as_user(["bash", "-c", script, "layers", *urls]))
+        counts = self.wire.tell("stats")
+        return {"seconds": seconds, "requests": counts["requests"], "MiB": counts["bytes"] / MIB}
+
+    def unindexed(self):
+        self.use_registry()
+        if self.published:
+            raise Failure("the index that an earlier work sent is in the registry")
+        self.fresh()
+        return self.timed(self.of_layers(self.args.layered, "true"))
+
+    def indexed(self):
+        self.use_registry()
+        if not self.published:
+            machine.run(self.of_layers(self.args.layered, *self.program))
+            machine.end_processes(str(self.scratch / "run"))
+            machine.run(self.siphon("index", "--push", f"docker://{self.wire.host}/{self.args.layered}"))
+            self.published = True
+        self.fresh()
+        return self.timed(self.of_layers(self.args.layered, *self.program))
+
+    def estargz(self):
+        self.use_registry()
+        if not self.args.estargz:
+            raise Failure("ESTARGZ, the name of the image as eStargz in the registry, is not given")
+        self.fresh()
+        machine.run(self.of_layers(self.args.estargz, *self.program))
+        self.fresh(("traces",))
+        return self.timed(self.of_layers(self.args.estargz, *self.program))
+
     def peer(self):
         command = os.environ.get("APPTAINER")
         if not command:
@@ -181,6 +284,9 @@ def arguments():
     parser.add_argument("work", nargs="*", help="; ".join(f"{name}: {what}" for name, what in WORKS.items()))
     parser.add_argument("--image", type=Path, default=default("IMAGE"), required=not default("IMAGE"))
     parser.add_argument("--program", default=default("PROGRAM") or "python3 -c 'import torch'")
+    parser.add_argument("--registry", type=Path, default=default("REGISTRY"), help="storage of a docker-registry")
+    parser.add_argument("--layered", default=default("LAYERED") or "cuda:latest", help="the image in it (%(default)s)")
+    parser.add_argument("--estargz", default=default("ESTARGZ"), help="the same as eStargz in it: see estargz.py")
     parser.add_argument("--runs", type=int, default=default("RUNS") or 3, help="rounds (%(default)s)")
     parser.add_argument("--latency-ms", type=float, default=10, help="each way (%(default)s)")
     parser.add_argument("--mbit", type=float, default=1000, help="of all connections (%(default)s)")
@@ -188,7 +294,9 @@ def arguments():
     parser.add_argument("--json", type=Path, help="a file for the raw figures")
     parser.add_argument("--log", type=Path, help="a file for the requests of the last work: time, offset, bytes")
     args = parser.parse_args()
-    args.work = args.work or [name for name in WORKS if name != "peer"]
+    given = {"peer": os.environ.get("APPTAINER"), "estargz": args.registry and args.estargz}
+    given |= {name: args.registry for name in LAYERED if name != "estargz"}
+    args.work = args.work or [name for name in WORKS if given.get(name, True)]
     for name in set(args.work) - set(WORKS):
         parser.error(f"there is no work {name}; there are: {' '.join(WORKS)}")
     target = Path(default("CARGO_TARGET_DIR") or REPOSITORY / "target")
@@ -207,6 +315,7 @@ def main():
             for name in args.work:
                 started = time.strftime("%H:%M:%S")
                 try:
+                    bench.use_web()
                     figures[name].append(getattr(bench, name)())
                 except Failure as failure:
                     print(f"bench: {name} failed: {failure}", file=sys.stderr)

@@ -1,6 +1,7 @@
 """A web server behind a slow link: files of a directory, in ranges, with a delay and a rate that all connections share.
 
     python3 link.py DIRECTORY --latency-ms 10 --mbit 1000
+    python3 link.py --to 127.0.0.1:5000 --latency-ms 10 --mbit 1000     # the link alone, to another server
 
 prints one line of JSON with its ports, and serves until its standard input ends. On the second port it is controlled:
 `GET /stats`, `/reset` (the counters to zero), `/cut` (all connections closed and new ones refused) and `/mend`.
@@ -46,7 +47,7 @@ class Link:
 
 
 class Server:
-    """The files below a directory."""
+    """The files below a directory, and what all servers share: connections, counters, control."""
 
     def __init__(self, directory, link):
         self.directory = directory
@@ -174,13 +175,76 @@ class Server:
         writer.close()
 
 
+class Relay(Server):
+    """Another server, to which all is passed on."""
+
+    def __init__(self, host, port, link):
+        super().__init__(None, link)
+        self.upstream = (host, port)
+
+    async def converse(self, connection):
+        loop = asyncio.get_running_loop()
+        pumps = []
+        try:
+            await asyncio.sleep(2 * self.link.latency_seconds)
+            other = socket.create_connection(self.upstream)
+            other.setblocking(False)
+            other.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            with other:
+                pumps = [asyncio.ensure_future(self.pump(*ends)) for ends in ((connection, other, True), (other, connection, False))]
+                await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
+        except (ConnectionError, asyncio.CancelledError):
+            pass
+        finally:
+            for pump in pumps:
+                pump.cancel()
+            await asyncio.gather(*pumps, return_exceptions=True)
+            connection.close()
+
+    async def pump(self, source, target, is_up):
+        """Passes on what comes, each piece once the latency is over. What is under way at a time is bounded."""
+        loop = asyncio.get_running_loop()
+        pieces = asyncio.Queue(maxsize=64)
+
+        async def deliver():
+            while piece := await pieces.get():
+                due, data = piece
+                if due - loop.time() > SLACK_SECONDS:
+                    await asyncio.sleep(due - loop.time())
+                await loop.sock_sendall(target, data)
+
+        delivery = asyncio.ensure_future(deliver())
+        try:
+            while data := await loop.sock_recv(source, PIECE_BYTES):
+                if is_up:
+                    for _ in range(data.count(b" HTTP/1.1\r\n")):
+                        self.counts["requests"] += 1
+                        self.log.append((round(loop.time(), 4), data.partition(b"\r\n\r\n")[0].decode("latin1"), 0))
+                else:
+                    await self.link.carry(len(data))
+                    self.counts["bytes"] += len(data)
+                await pieces.put((loop.time() + self.link.latency_seconds, data))
+            await pieces.put(None)
+            await delivery
+        finally:
+            delivery.cancel()
+
+
 async def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("directory", type=Path)
+    parser.add_argument("directory", type=Path, nargs="?")
+    parser.add_argument("--to", help="HOST:PORT of a server that is reached by the link, in place of a directory")
     parser.add_argument("--latency-ms", type=float, default=10, help="each way (%(default)s)")
     parser.add_argument("--mbit", type=float, default=1000, help="a second, of all connections; 0: no bound (%(default)s)")
     args = parser.parse_args()
-    server = Server(args.directory.resolve(), Link(args.latency_ms / 1000, args.mbit))
+    link = Link(args.latency_ms / 1000, args.mbit)
+    if args.to:
+        host, _, port = args.to.rpartition(":")
+        server = Relay(host, int(port), link)
+    elif args.directory:
+        server = Server(args.directory.resolve(), link)
+    else:
+        parser.error("name a directory, or a server by --to")
     port = await server.listen()
     control = await asyncio.start_server(server.control, "127.0.0.1", 0)
     print(json.dumps({"port": port, "control": control.sockets[0].getsockname()[1]}), flush=True)

@@ -455,7 +455,7 @@ impl ReadAt for Blob {
     fn may_read(&self, ranges: &[Range<u64>]) {
         let within = ranges.iter().map(|range| range.start..range.end.min(self.len()));
         let within = within.filter(|range| range.start < range.end);
-        if self.stores() {
+        if self.stores() && !self.foreseen.load(Ordering::Relaxed) {
             self.workers.fetch_ahead(within.map(|range| chunk_of(range.start)..chunk_of(range.end - 1) + 1));
         }
     }

@@ -70,6 +70,8 @@ pub struct Options {
     pub stable: bool,
     /// Which extended attributes are shown.
     pub xattrs: Xattrs,
+    /// Whether content comes from far away, so that bytes that nobody needs cost more than further requests.
+    pub far: bool,
 }
 
 /// Which extended attributes of the view are shown.
@@ -224,6 +226,11 @@ impl FileSystem {
         self.options.read_only
     }
 
+    /// Whether content comes from far away.
+    pub fn is_far(&self) -> bool {
+        self.options.far
+    }
+
     /// Whether files and directories need not be opened: handle 0 stands for any of them. A kernel that opens on its own
     /// keeps what it cached over an open, so that nothing may change below.
     pub fn opens_nothing(&self) -> bool {
@@ -287,7 +294,9 @@ impl FileSystem {
         let file = self.file(ino, handle)?;
         let read = self.view.read(&file, offset, buf)?;
         self.counters.read(read);
-        self.loading.saw(ino, offset, &buf[..read]);
+        if self.options.far {
+            self.loading.saw(ino, offset, &buf[..read]);
+        }
         Ok(read)
     }
 

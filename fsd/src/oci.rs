@@ -188,8 +188,7 @@ fn index(place: &Arc<Place>, facts: &ImageFacts, blobs: &[Arc<Blob>]) -> Result<
         let attached = soci::find(place, facts);
         let opened = at_once(OPENED_AT_ONCE, wanted.len(), |at| {
             let layer = &facts.layers[wanted[at]];
-            let ztoc = attached.ztocs.get(layer.digest().as_ref());
-            Ok::<_, Error>(ztoc.and_then(|ztoc| soci::open(place, layer, ztoc)))
+            Ok::<_, Error>(attached.open(place, layer))
         })?;
         trace = attached.trace.and_then(|trace| soci::read_trace(place, &trace)).unwrap_or_default();
         wanted.iter().zip(opened).for_each(|(number, opened)| found[*number] = opened);

@@ -8,18 +8,21 @@ mod registry_server;
 use registry_server::{Answer, Request, Server};
 use siphon_fsd::oci::{self, RemoteImage};
 use siphon_fsd::source::digest;
+use siphon_image::oci::lazy::{gzip, saved, ztoc};
 use siphon_image::read_at::ReadAt;
 use siphon_image::reference::Repository;
 use siphon_image::tree::Tree;
 use std::ffi::OsStr;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use tempfile::{TempDir, tempdir};
 
 /// Three spans of an index and a bit.
 const FILE_BYTES: usize = 3_500_000;
 const ALWAYS: usize = usize::MAX;
+/// What an index is.
+const INDEX: &str = "application/vnd.amazon.soci.index.v1+json";
 
 /// Bytes that hardly compress.
 fn content() -> Vec<u8> {
@@ -53,7 +56,12 @@ struct Registry {
     server: Server,
     lies: Arc<AtomicUsize>,
     image: String,
+    layer: Vec<u8>,
+    attached: Arc<Mutex<Attached>>,
 }
+
+/// What is attached to the image, if anything is: the manifest, and the blob that it names.
+type Attached = Option<(String, Vec<u8>)>;
 
 impl Registry {
     fn start() -> Self {
@@ -74,6 +82,8 @@ impl Registry {
         let image = digest(manifest.as_bytes());
         let lies: Arc<AtomicUsize> = Arc::default();
         let left = lies.clone();
+        let (served, attached) = (layer.clone(), Arc::<Mutex<Attached>>::default());
+        let (layer, index) = (served.clone(), attached.clone());
         let server = Server::start(move |request: &Request| match request.path.rsplit('/').next().unwrap() {
             "" => Answer::ok("{}"),
             part if part == layer_digest => {
@@ -84,12 +94,41 @@ impl Registry {
                 }
             }
             part if part == config_digest => Answer::ok(config),
-            _ if request.path.contains("/manifests/") => {
-                Answer::ok(&manifest).header("Content-Type", "application/vnd.oci.image.manifest.v1+json")
-            }
-            _ => Answer::status(404),
+            part => match &*index.lock().unwrap() {
+                Some((manifest, _)) if request.path.contains("/referrers/") => {
+                    let listed = serde_json::json!({
+                        "mediaType": "application/vnd.oci.image.manifest.v1+json",
+                        "artifactType": INDEX, "digest": digest(manifest.as_bytes()), "size": manifest.len(),
+                    });
+                    let all = serde_json::json!({ "schemaVersion": 2, "manifests": [listed] });
+                    Answer::ok(&all.to_string()).header("Content-Type", "application/vnd.oci.image.index.v1+json")
+                }
+                Some((manifest, _)) if part == digest(manifest.as_bytes()) => {
+                    Answer::ok(manifest).header("Content-Type", "application/vnd.oci.image.manifest.v1+json")
+                }
+                Some((_, blob)) if part == digest(blob) => Answer::ranged(request, blob),
+                _ if request.path.contains("/manifests/") => {
+                    Answer::ok(&manifest).header("Content-Type", "application/vnd.oci.image.manifest.v1+json")
+                }
+                _ => Answer::status(404),
+            },
         });
-        Self { server, lies, image }
+        Self { server, lies, image, layer: served, attached }
+    }
+
+    /// Attaches one index of the layer to the image.
+    fn attach(&self, media_type: &str, note: &str, blob: Vec<u8>) {
+        let of_layer = serde_json::json!({ note: digest(&self.layer) });
+        let manifest = serde_json::json!({
+            "schemaVersion": 2,
+            "mediaType": "application/vnd.oci.image.manifest.v1+json",
+            "artifactType": INDEX,
+            "config": { "mediaType": INDEX, "digest": digest(b"{}"), "size": 2 },
+            "layers": [{
+                "mediaType": media_type, "digest": digest(&blob), "size": blob.len(), "annotations": of_layer,
+            }],
+        });
+        *self.attached.lock().unwrap() = Some((manifest.to_string(), blob));
     }
 
     fn open(&self, version: &str, cache: &TempDir) -> Result<RemoteImage, oci::Error> {
@@ -176,4 +215,27 @@ fn an_index_is_made_once_and_nothing_is_fetched_twice() {
     assert_eq!(first.layers.counters().bytes_fetched, fetched);
     assert_eq!(fetched, first.storage[0].len());
     assert_eq!(second.layers.counters().bytes_fetched, 0);
+}
+
+#[test]
+fn an_image_is_read_by_either_kind_of_index_that_is_attached_to_it() {
+    let registry = Registry::start();
+    let mut indexer = gzip::Indexer::new(1 << 20);
+    indexer.push(&registry.layer).unwrap();
+    let indexed = indexer.finish().unwrap();
+    let mut own = Vec::new();
+    saved::write(&indexed, &mut own).unwrap();
+    let ztoc = ztoc::write(&indexed.gzip, &indexed.layer, "test").unwrap();
+
+    for (media_type, note, blob) in [
+        ("application/octet-stream", "com.amazon.soci.image-layer-digest", ztoc),
+        ("application/vnd.siphon.index.v1", "siphon.layer-digest", own),
+    ] {
+        registry.attach(media_type, note, blob);
+        let cache = tempdir().unwrap();
+        let image = registry.open(":1", &cache).unwrap();
+
+        assert_eq!(image.layers.counters().bytes_fetched, 0, "{media_type}: nothing of the layer is needed for that");
+        assert!(read(&image).unwrap() == content(), "{media_type}");
+    }
 }

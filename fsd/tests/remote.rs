@@ -241,12 +241,12 @@ fn more_is_fetched_around_places_that_lie_together() {
 
     assert!(together < 25, "{together} requests");
     let fetched = blob.counters().bytes_fetched / CHUNK;
-    assert!((72..90).contains(&fetched), "{fetched} chunks: what is alone is fetched alone");
+    assert!((120..130).contains(&fetched), "{fetched} chunks: what is alone is fetched with 7 others");
 }
 
 #[test]
 fn an_object_that_was_opened_before_is_served_without_its_server() {
-    let bytes = content(8 * CHUNK_BYTES, 33);
+    let bytes = content(16 * CHUNK_BYTES, 33);
     let (server, cache) = (Server::start(bytes.clone()), tempdir().unwrap());
     let first = open(&server, &cache);
     read(&first, 0, 6 * CHUNK_BYTES).unwrap();
@@ -257,7 +257,7 @@ fn an_object_that_was_opened_before_is_served_without_its_server() {
 
     assert_eq!(blob.identity(), first.identity());
     assert!(read(&blob, 0, 6 * CHUNK_BYTES).unwrap() == bytes[..6 * CHUNK_BYTES]);
-    let error = read(&blob, 7 * CHUNK, 1).unwrap_err();
+    let error = read(&blob, 12 * CHUNK, 1).unwrap_err();
     assert!(matches!(source_error(&error), SourceError::Unreachable { .. }), "{error}");
     server.set(|state| state.fault = None);
     // A failure stands for those who ask right after it.
@@ -267,7 +267,7 @@ fn an_object_that_was_opened_before_is_served_without_its_server() {
 
 #[test]
 fn an_object_that_changed_while_its_server_was_away_is_not_mixed() {
-    let (old, new) = (content(4 * CHUNK_BYTES, 34), content(4 * CHUNK_BYTES, 35));
+    let (old, new) = (content(16 * CHUNK_BYTES, 34), content(16 * CHUNK_BYTES, 35));
     let (server, cache) = (Server::start(old.clone()), tempdir().unwrap());
     read(&open(&server, &cache), CHUNK, 1).unwrap();
     server.set(|state| state.fault = Some(Fault::Close));
@@ -276,7 +276,7 @@ fn an_object_that_changed_while_its_server_was_away_is_not_mixed() {
     server.set(|state| (state.fault, state.bytes, state.etag) = (None, new.clone().into(), Some("\"new\"".to_owned())));
 
     assert!(read(&blob, CHUNK, 100).unwrap() == old[CHUNK_BYTES..][..100]);
-    let error = read(&blob, 3 * CHUNK, 1).unwrap_err();
+    let error = read(&blob, 12 * CHUNK, 1).unwrap_err();
     assert!(matches!(source_error(&error), SourceError::Changed { .. }), "{error}");
     assert!(read(&open(&server, &cache), 0, new.len()).unwrap() == new);
 }
@@ -333,7 +333,8 @@ fn what_does_not_fit_on_the_disk_is_not_pinned() {
 fn a_run_that_is_known_is_fetched_ahead_in_few_requests() {
     let bytes = content(2000 * CHUNK_BYTES, 39);
     let server = Server::start(bytes.clone());
-    let places: Vec<u64> = (0..300).map(|step| step * 7 % 300 / 3 * 19 + step % 3).collect();
+    // Thirty runs of 2 MiB, all of them in no order.
+    let places: Vec<u64> = (0..960).map(|step| step * 7 % 960).map(|place| place / 32 * 64 + place % 32).collect();
     let run = |cache: &TempDir, trace: &[u8]| {
         let before = server.requests();
         let prefetch = Prefetch::new([Arc::new(open(&server, cache))]);
@@ -431,7 +432,7 @@ fn a_process_that_hangs_does_not_hold_up_the_others() {
 
 #[test]
 fn a_changed_object_gives_an_error_and_no_mixed_bytes() {
-    let (old, new) = (content(4 * CHUNK_BYTES, 8), content(4 * CHUNK_BYTES, 9));
+    let (old, new) = (content(16 * CHUNK_BYTES, 8), content(16 * CHUNK_BYTES, 9));
     for ignores_conditions in [false, true] {
         let (server, cache) = (Server::start(old.clone()), tempdir().unwrap());
         server.set(|state| state.ignores_conditions = ignores_conditions);
@@ -441,7 +442,7 @@ fn a_changed_object_gives_an_error_and_no_mixed_bytes() {
         server.set(|state| (state.bytes, state.etag) = (new.clone().into(), Some("\"new\"".to_owned())));
 
         assert!(read(&blob, CHUNK, CHUNK_BYTES).unwrap() == old[CHUNK_BYTES..2 * CHUNK_BYTES]);
-        let error = read(&blob, 3 * CHUNK, 1).unwrap_err();
+        let error = read(&blob, 12 * CHUNK, 1).unwrap_err();
         assert!(matches!(source_error(&error), SourceError::Changed { .. }), "{error}");
         let reopened = open(&server, &cache);
         assert_ne!(reopened.identity(), blob.identity());
@@ -550,7 +551,7 @@ fn what_arrived_before_a_break_is_not_asked_for_again() {
 
     assert!(read(&blob, 2 * CHUNK, CHUNK_BYTES).unwrap() == bytes[2 * CHUNK_BYTES..]);
 
-    assert_eq!(blob.counters().bytes_fetched, 2 * CHUNK);
+    assert_eq!(blob.counters().bytes_fetched, 3 * CHUNK, "all, each once");
 }
 
 #[test]

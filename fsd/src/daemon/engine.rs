@@ -21,7 +21,6 @@ use crate::control::{Engine, EngineName};
 use crate::errno::chain;
 use crate::fs::{FileSystem, Options, Owners, Xattrs};
 use crate::fuse::Mounted;
-use crate::metrics::Counters;
 use crate::sys::mounts::{self, FuseMount, OverlayMount};
 use crate::sys::processes::{StandBy, stand_by};
 use base16ct::lower::encode_string as hex;
@@ -181,14 +180,14 @@ pub(super) fn path_of(fd: BorrowedFd<'_>) -> PathBuf {
 
 /// What the kernel's overlayfs reads: the content of an image, and nothing that it would take for its own marks or could
 /// not copy.
-pub(super) fn below(view: Arc<View>, owners: Owners, counters: Arc<Counters>, is_host_root: bool) -> Arc<FileSystem> {
+pub(super) fn below(view: Arc<View>, owners: Owners, far: bool, is_host_root: bool) -> Arc<FileSystem> {
     let xattrs = match (is_host_root, owners) {
         (true, _) => Xattrs::BelowRootsOverlay,
         (false, Owners::AsStored { .. }) => Xattrs::BelowOverlay { capabilities: true },
         (false, Owners::Squash { .. }) => Xattrs::BelowOverlay { capabilities: false },
     };
-    let options = Options { owners, read_only: true, stable: true, xattrs };
-    Arc::new(FileSystem::new(view, options, counters))
+    let options = Options { owners, read_only: true, stable: true, xattrs, far };
+    Arc::new(FileSystem::new(view, options, Arc::default()))
 }
 
 /// Serves the directory `source` on `target` as an image is served, until it is unmounted.
@@ -197,7 +196,7 @@ fn serve_directory(source: &Path, target: &Path) -> io::Result<std::thread::Join
     let view = View::new(Arc::new(tree), None).map_err(io::Error::other)?;
     let (uid, gid) = (geteuid().as_raw(), getegid().as_raw());
     let owners = Owners::Squash { uid, gid };
-    let filesystem = below(Arc::new(view), owners, Arc::default(), false);
+    let filesystem = below(Arc::new(view), owners, false, false);
     let mount = FuseMount { source: "siphon-trial", target, read_only: true, setuid: false, devices: false };
     let device: OwnedFd = mount.mount(uid, gid).map_err(io::Error::other)?;
     let mounted = Mounted::new(filesystem, device, 1)?;

@@ -33,12 +33,18 @@ const MAX_WINDOW_BYTES: u64 = 2 << 20;
 /// Requests one after the other that make a stream: two are soon made by chance where a program is loaded.
 const MIN_REQUESTS: usize = 3;
 
+/// And what they ask for together, at least: those of a kernel that reads ahead little are short.
+const MIN_STREAM_BYTES: u64 = 96 << 10;
+
 /// Half of how far the first window reaches.
 const FIRST_REACH_BYTES: u64 = MIN_WINDOW_BYTES / 2;
 
-/// How far windows reach beyond the reader at most: twice as far with each request, so that never more is in vain than
+/// How far windows reach beyond the reader at most: twice as far from request to request, so that never more is in vain than
 /// was read. Enough to go on decoding while the reader is busy with what it has.
 const MAX_REACH_BYTES: u64 = 16 << 20;
+
+/// Between two of these, so much is asked for at least: requests may be short.
+const MIN_GROWTH_BYTES: u64 = 64 << 10;
 
 /// Files up to this size are made ready whole, at first as many as this at a time, and at most.
 pub(super) const MAX_SMALL_BYTES: u64 = 64 << 10;
@@ -62,6 +68,10 @@ pub(super) struct Readers {
 #[derive(Debug, Clone, Copy)]
 struct Stream {
     ino: Ino,
+    /// Byte offset of the first request.
+    start: u64,
+    /// Where the reader was when the reach last grew.
+    grown: u64,
     /// Byte offset that the next request is expected at.
     next: u64,
     /// Where the last window ends. 0 until there was one.
@@ -91,12 +101,9 @@ impl Readers {
         let Some(index) = streams.iter().position(|stream| stream.ino == ino && stream.expects(asked.start)) else {
             // Who jumps about in a file, as a program that is loaded does, may go on from where it was, but not far.
             for stream in streams.iter_mut().filter(|stream| stream.ino == ino) {
-                (stream.reach_bytes, stream.requests) = (FIRST_REACH_BYTES, 1);
+                *stream = Stream { ready: stream.ready, ..Stream::new(ino, stream.next..stream.next) };
             }
-            remember(
-                &mut streams,
-                Stream { ino, next: asked.end, ready: 0, reach_bytes: FIRST_REACH_BYTES, requests: 1 },
-            );
+            remember(&mut streams, Stream::new(ino, asked));
             return Vec::new();
         };
         streams[..=index].rotate_right(1);
@@ -149,6 +156,11 @@ fn remember<T>(readers: &mut Vec<T>, reader: T) {
 }
 
 impl Stream {
+    fn new(ino: Ino, asked: Range<u64>) -> Self {
+        let (start, next) = (asked.start, asked.end);
+        Self { ino, start, grown: start, next, ready: 0, reach_bytes: FIRST_REACH_BYTES, requests: 1 }
+    }
+
     fn expects(&self, start: u64) -> bool {
         if self.ready == 0 {
             return start == self.next;
@@ -160,7 +172,7 @@ impl Stream {
     fn go_on(&mut self, asked: u64) -> Vec<Range<u64>> {
         self.next = self.next.max(asked);
         self.requests += 1;
-        if self.requests < MIN_REQUESTS {
+        if self.requests < MIN_REQUESTS || self.next - self.start < MIN_STREAM_BYTES {
             return Vec::new();
         }
         if self.ready == 0 {
@@ -168,7 +180,10 @@ impl Stream {
             self.ready = self.next.saturating_add(MIN_WINDOW_BYTES - GAP_BYTES);
         }
         self.ready = self.ready.max(self.next);
-        self.reach_bytes = (2 * self.reach_bytes).min(MAX_REACH_BYTES);
+        if self.next - self.grown >= MIN_GROWTH_BYTES {
+            self.reach_bytes = (2 * self.reach_bytes).min(MAX_REACH_BYTES);
+            self.grown = self.next;
+        }
         let window_bytes = self.reach_bytes.min(MAX_WINDOW_BYTES);
         let reach = self.next.saturating_add(self.reach_bytes);
         let mut windows = Vec::new();
@@ -204,12 +219,21 @@ mod tests {
     }
 
     #[test]
-    fn windows_reach_twice_as_far_with_each_request() {
+    fn short_requests_are_a_stream_once_they_are_many() {
+        let readers = Readers::default();
+        let requests: Vec<_> = (0..6).map(|step| step * 16 * KIB..(step + 1) * 16 * KIB).collect();
+
+        assert_eq!(after_all(&readers, &requests[..5]), []);
+        assert!(!after_all(&readers, &requests[5..]).is_empty());
+    }
+
+    #[test]
+    fn windows_reach_twice_as_far_as_a_reader_goes_on() {
         let readers = Readers::default();
 
         let first = after_all(&readers, &[0..16 * KIB, 16 * KIB..48 * KIB, 48 * KIB..112 * KIB]);
-        let second = after_all(&readers, std::slice::from_ref(&(112 * KIB..128 * KIB)));
-        let third = after_all(&readers, std::slice::from_ref(&(256 * KIB..288 * KIB)));
+        let second = after_all(&readers, std::slice::from_ref(&(112 * KIB..176 * KIB)));
+        let third = after_all(&readers, std::slice::from_ref(&(480 * KIB..512 * KIB)));
 
         let windows = [first, second, third].concat();
         assert!(windows.iter().all(|window| window.end % MIN_WINDOW_BYTES == 0), "{windows:?}");

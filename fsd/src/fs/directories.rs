@@ -237,7 +237,7 @@ mod tests {
         let upper = Upper::create(layer.path(), &base).unwrap();
         let view = View::new(Arc::new(EmptyTree), Some(upper)).unwrap();
         let owners = Owners::Squash { uid: 0, gid: 0 };
-        let options = Options { owners, read_only: false, stable: true, xattrs: Xattrs::All };
+        let options = Options { owners, read_only: false, stable: true, xattrs: Xattrs::All, far: false };
         let filesystem = FileSystem::new(Arc::new(view), options, Arc::new(Counters::default()));
         let caller = Caller { uid: 0, gid: 0 };
 

@@ -8,7 +8,6 @@ use siphon_image::loading::{HEAD_BYTES, Loadable, MAX_RELOCATIONS_BYTES};
 use siphon_overlay::view::Ino;
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Objects that are known by their headers and may be loaded yet. A program loads some hundred at most.
 const MAX_KNOWN: usize = 256;
@@ -19,7 +18,6 @@ const READ_BYTES: usize = 1 << 20;
 /// The objects that were looked at lately.
 #[derive(Debug, Default)]
 pub(super) struct Loading {
-    is_on: AtomicBool,
     /// Most recent first.
     known: Mutex<Vec<(Ino, Arc<Loadable>)>>,
 }
@@ -27,7 +25,7 @@ pub(super) struct Loading {
 impl Loading {
     /// Takes note of the first bytes of a file.
     pub(super) fn saw(&self, ino: Ino, offset: u64, data: &[u8]) {
-        if offset != 0 || !self.is_on.load(Ordering::Relaxed) {
+        if offset != 0 {
             return;
         }
         if let Some(object) = Loadable::of_head(&data[..data.len().min(HEAD_BYTES)]) {
@@ -49,14 +47,9 @@ impl Loading {
 }
 
 impl FileSystem {
-    /// Has what loaders read fetched ahead, from now on: for an image that is far away.
-    pub fn foresee_loading(&self) {
-        self.loading.is_on.store(true, Ordering::Relaxed);
-    }
-
     /// The object `ino`, if the request for `asked` shows that a program loads it.
     pub(super) fn loaded(&self, ino: Ino, asked: &Range<u64>) -> Option<Arc<Loadable>> {
-        if self.loading.is_on.load(Ordering::Relaxed) { self.loading.loaded(ino, asked) } else { None }
+        if self.options.far { self.loading.loaded(ino, asked) } else { None }
     }
 
     /// Has what a loader will read of `object` fetched. Blocks until its tables are there. What cannot be read shows to

@@ -2,14 +2,14 @@
 //!
 //! ```text
 //! manifest   artifactType and configuration: a SOCI index; subject: the image's manifest
-//! layers     a zTOC for each gzip layer, and the trace of what a run touches, which is siphon's own
+//! layers     a zTOC for each gzip layer, the same as siphon keeps it, which is shorter, and the trace of what a run touches
 //! ```
 //!
 //! A registry that keeps no list of what refers to an image has it under a tag that is made of the image's digest.
 
-use super::layer::Form;
+use super::layer::{Form, GZIP};
 use super::place::Place;
-use super::soci::{INDEX_V1, LAYER_DIGEST, TRACE, ZTOC};
+use super::soci::{INDEX_V1, LAYER_DIGEST, SAVED, SAVED_OF, TRACE, ZTOC};
 use super::{Error, LayerError, blob, find, layer, made};
 use crate::source::{INDEX_TYPE, MANIFEST_TYPE, Served, SourceError, digest as sha256};
 use serde_json::{Value, json};
@@ -17,6 +17,7 @@ use siphon_image::oci::Descriptor;
 use siphon_image::oci::lazy::{LayerIndex, gzip::GzipIndex, ztoc};
 use siphon_image::oci::select::ImageFacts;
 use siphon_image::reference::Repository;
+use std::io::Read;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -104,11 +105,23 @@ impl Indexes {
                 "com.amazon.soci.span-size": index.span_bytes().to_string(),
             });
             layers.push(put(&served, &name, ZTOC, &bytes, notes).map_err(Arc::new)?);
+            let digest = descriptor.digest().to_string();
+            if let Some(bytes) = self.kept(&digest) {
+                let notes = json!({ SAVED_OF: digest });
+                layers.push(put(&served, &name, SAVED, &bytes, notes).map_err(Arc::new)?);
+            }
         }
         if !trace.is_empty() {
             layers.push(put(&served, &name, TRACE, trace, json!({})).map_err(Arc::new)?);
         }
         Ok(self.attach(&served, &name, layers).map_err(Arc::new)?)
+    }
+
+    /// The index of a layer as it is kept here. Without it others have the zTOC.
+    fn kept(&self, layer: &str) -> Option<Vec<u8>> {
+        let mut bytes = Vec::new();
+        self.place.kept().index(layer, GZIP)?.read_to_end(&mut bytes).ok()?;
+        Some(bytes)
     }
 
     fn attach(&self, served: &Served, name: &str, layers: Vec<Value>) -> Result<Published, SourceError> {

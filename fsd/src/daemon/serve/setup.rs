@@ -91,9 +91,11 @@ pub(super) fn set_up(state: StateDirectory) -> Result<Server, DaemonError> {
         layered.view.complete().map_err(|source| DaemonError::Layer { path, source })?;
     }
     let mounts = layered.mounts;
+    // What is pinned is all here.
+    let far = opened.remote().is_some_and(|remote| !remote.counters().pinned);
     let by_kernel = helper.and_then(|helper| {
         let parts = parts?;
-        serve_by_kernel(helper, &parts, &spec, &state, owners, &fuse_mount, (workers, mounts.clone()))
+        serve_by_kernel(helper, &parts, &spec, &state, owners, &fuse_mount, (workers, far, mounts.clone()))
             .map(|serving| (parts, serving))
     });
     discard_directory(&state.memory());
@@ -103,7 +105,7 @@ pub(super) fn set_up(state: StateDirectory) -> Result<Server, DaemonError> {
             return Err(DaemonError::Engine { reason });
         }
         Err(reason) => {
-            let options = Options { owners, read_only, stable: layered.is_stable, xattrs: Xattrs::All };
+            let options = Options { owners, read_only, stable: layered.is_stable, xattrs: Xattrs::All, far };
             let filesystem = Arc::new(FileSystem::new(layered.view.clone(), options, Arc::default()));
             let device = mount(&spec, &fuse_mount)?;
             let kept = (layered.memory, mounts);
@@ -117,7 +119,6 @@ pub(super) fn set_up(state: StateDirectory) -> Result<Server, DaemonError> {
         serving.filesystem.follow(&traces.read());
     }
     if let Some(remote) = opened.remote() {
-        serving.filesystem.foresee_loading();
         let own = Traces::of_chunks(&spec.cache_dir, &opened.identity).read();
         remote.follow(if own.is_empty() { opened.shared_trace() } else { &own });
     }

@@ -9,7 +9,7 @@
 use super::error::Error;
 use super::estargz::read;
 use super::gzip::{Checkpoint, Digests, GzipIndex, Indexed, MAX_CHECKPOINTS, WindowAt};
-use super::index::{Content, Entry, EntryKind, LayerIndex};
+use super::index::{Content, Entry, EntryKind, LayerIndex, XattrList};
 use crate::read_at::{ReadAt, Window};
 use crate::tree::Timestamp;
 use sha2::{Digest, Sha256};
@@ -23,8 +23,12 @@ const HEAD_BYTES: u64 = 8 + 7 * 8 + 64;
 const CHECKPOINT_BYTES: u64 = 8 + 8 + 8 + 4 + 1 + 32;
 const DIGEST_BYTES: u64 = 32;
 
-/// Largest list of entries that is accepted, uncompressed.
+/// Largest list of entries that is accepted, uncompressed, and as a multiple of what it is compressed: ten times what is usual.
 const MAX_ENTRIES_BYTES: u64 = 768 << 20;
+const MAX_ENTRIES_RATIO: u64 = 100;
+
+/// Most bytes before the windows, all of which are in memory meanwhile.
+const MAX_BODY_BYTES: u64 = 512 << 20;
 
 const LEVEL: i32 = 3;
 
@@ -92,10 +96,12 @@ pub fn open(bytes: Arc<dyn ReadAt>) -> Result<Indexed, Error> {
     let [stored_bytes, length, span_bytes, count, stored_entries, entries_bytes, windows_bytes] = numbers;
     let digests = Digests { layer: fields.array()?, diff_id: fields.array()? };
     Error::bounded("a gzip index's number of checkpoints", count, MAX_CHECKPOINTS)?;
-    Error::bounded("a list of entries", entries_bytes, MAX_ENTRIES_BYTES)?;
+    let max_entries_bytes = stored_entries.saturating_mul(MAX_ENTRIES_RATIO).min(MAX_ENTRIES_BYTES);
+    Error::bounded("a list of entries", entries_bytes, max_entries_bytes)?;
     let damaged = || Error::damaged("saved gzip index", 0, "its length is another");
     let body = stored_entries.checked_add(count * CHECKPOINT_BYTES).ok_or_else(damaged)?;
     let body_end = HEAD_BYTES.checked_add(body).filter(|end| *end <= bytes.len()).ok_or_else(damaged)?;
+    Error::bounded("a saved gzip index", body_end, MAX_BODY_BYTES)?;
     let windows = Window::new(bytes.clone(), body_end + DIGEST_BYTES, windows_bytes).ok_or_else(damaged)?;
     let all = read(bytes.as_ref(), 0, body_end)?;
     let digest: [u8; 32] = Fields(&read(bytes.as_ref(), body_end, DIGEST_BYTES)?).array()?;
@@ -190,6 +196,10 @@ fn decode_entries(bytes: &[u8]) -> Result<LayerIndex, Error> {
         for (text, length) in texts.iter_mut().zip(lengths) {
             *text = fields.take(usize::try_from(length).map_err(|_| damaged())?)?;
         }
+        let mut xattrs = Vec::new();
+        for (name, value) in XattrList::iter(texts[2]) {
+            XattrList::push(&mut xattrs, name, value)?;
+        }
         layer.push(&Entry {
             path: texts[0],
             kind,
@@ -200,7 +210,7 @@ fn decode_entries(bytes: &[u8]) -> Result<LayerIndex, Error> {
             rdev,
             size,
             link: texts[1],
-            xattrs: texts[2],
+            xattrs: &xattrs,
             content: Content::Offset(offset),
         })?;
     }

@@ -45,7 +45,7 @@ pub(super) fn serve_by_kernel(
     state: &StateDirectory,
     owners: Owners,
     merged: &FuseMount<'_>,
-    (workers, mounts): (usize, Arc<Mounts>),
+    (workers, far, mounts): (usize, bool, Arc<Mounts>),
 ) -> Result<Serving, String> {
     if let Some(reason) = parts.upper.foreign_to_kernel() {
         return Err(reason.to_owned());
@@ -59,7 +59,7 @@ pub(super) fn serve_by_kernel(
     let (upper, work) = (engine::path_of(directories.upper()), engine::path_of(directories.work()));
     let noted = Noted::new(&parts.upper, &upper)?;
     let view = View::new(parts.lower.clone(), None).map_err(|error| chain(&error))?;
-    let filesystem = engine::below(Arc::new(view), owners, Arc::default(), spec.ids == Ids::Host);
+    let filesystem = engine::below(Arc::new(view), owners, far, spec.ids == Ids::Host);
     let lower = state.lower();
     make_directory(&lower).map_err(|error| chain(&error))?;
     let mount = FuseMount { target: &lower, read_only: true, ..merged.clone() };
