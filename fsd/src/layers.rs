@@ -257,9 +257,7 @@ impl Overlay {
     fn squashfs(&self, offset_bytes: u64, size_bytes: u64) -> Result<Squashfs, Error> {
         let failed = |source| Error::Path { path: self.path.clone(), source };
         let bytes: LocalFile = LocalFile::open(&self.path).map_err(failed)?;
-        if self.parts.iter().any(|part| matches!(part, Part::Ext { .. })) {
-            bytes.set_shared();
-        }
+        bytes.tell_by_superblock_at(offset_bytes).map_err(failed)?;
         let window = Window::new(Arc::new(bytes), offset_bytes, size_bytes)
             .ok_or_else(|| failed(io::ErrorKind::UnexpectedEof.into()))?;
         Squashfs::open_with(Arc::new(window), Options::default())

@@ -5,6 +5,9 @@
 //! time of the last change) is taken when it is opened, and looked at again after each read: what a change brought is not
 //! handed out, and nothing any more from then on. A file that was replaced by renaming is still there for who has it open.
 //!
+//! Some files change and their images do not: they are touched, or get a signature or another object at their end. Where it is
+//! known which bytes no two images have in common, these decide.
+//!
 //! `ESTALE` means that a server does not know the open file any more. After a restart it may know it by its path, so that
 //! is tried, and is as good if it is the same file.
 
@@ -18,6 +21,9 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use siphon_image::read_at::{FileAt, ReadAt};
 
+/// As long as the superblock of squashfs: it has the time at which the image was made, and where all of its tables are.
+const HEAD_BYTES: usize = 96;
+
 /// How often a file is opened again while it is in use. Servers are not restarted that often.
 const MAX_REOPENED: usize = 16;
 
@@ -30,8 +36,10 @@ pub struct LocalFile<O: Opened = FileAt> {
     opened: [OnceLock<O>; 1 + MAX_REOPENED],
     /// Which of them is read.
     current: AtomicUsize,
-    /// Whether others may write to parts of it that are not read as the image.
+    /// Whether others may write to it while it is read.
     is_shared: AtomicBool,
+    /// Bytes that tell the image from others, and where they are.
+    head: OnceLock<(u64, [u8; HEAD_BYTES])>,
     has_changed: AtomicBool,
 }
 
@@ -98,7 +106,8 @@ impl<O: Opened> LocalFile<O> {
         let first: &OnceLock<O> = &opened[0];
         drop(first.set(file));
         let (is_shared, has_changed) = (AtomicBool::new(false), AtomicBool::new(false));
-        Ok(Self { path: path.to_owned(), content, opened, current: AtomicUsize::new(0), is_shared, has_changed })
+        let (current, head) = (AtomicUsize::new(0), OnceLock::new());
+        Ok(Self { path: path.to_owned(), content, opened, current, is_shared, head, has_changed })
     }
 
     /// What it was when it was opened.
@@ -106,10 +115,22 @@ impl<O: Opened> LocalFile<O> {
         self.content
     }
 
-    /// Says that others may write to parts of it that are not read here, as to a partition of a SIF: then the time of its last
-    /// change says nothing.
+    /// Says that others may write to it while it is read: then the time of its last change says nothing.
     pub fn set_shared(&self) {
         self.is_shared.store(true, Ordering::Relaxed);
+    }
+
+    /// Says that an image of squashfs begins at `offset`. As long as its superblock stays, the file may get longer, and have
+    /// another time.
+    ///
+    /// # Errors
+    /// Those of reading it.
+    pub fn tell_by_superblock_at(&self, offset: u64) -> io::Result<()> {
+        let mut head = [0; HEAD_BYTES];
+        self.read_exact_at(&mut head, offset)?;
+        // The first one stays.
+        let _known = self.head.set((offset, head));
+        Ok(())
     }
 
     fn file(&self) -> (usize, &O) {
@@ -139,11 +160,18 @@ impl<O: Opened> LocalFile<O> {
     /// If it is not what was opened.
     fn check(&self, file: &O) -> io::Result<()> {
         let now = file.content()?;
-        let is_same = match self.is_shared.load(Ordering::Relaxed) {
-            false => now == self.content,
-            true => now.place == self.content.place && now.len_bytes >= self.content.len_bytes,
-        };
-        if is_same { Ok(()) } else { Err(self.changed()) }
+        let goes_on = || now.place == self.content.place && now.len_bytes >= self.content.len_bytes;
+        if now == self.content || goes_on() && (self.is_shared.load(Ordering::Relaxed) || self.has_its_head(file)?) {
+            return Ok(());
+        }
+        Err(self.changed())
+    }
+
+    fn has_its_head(&self, file: &O) -> io::Result<bool> {
+        let Some((offset, head)) = self.head.get() else { return Ok(false) };
+        let mut now = [0; HEAD_BYTES];
+        file.read_exact_at(&mut now, *offset)?;
+        Ok(now == *head)
     }
 
     fn changed(&self) -> io::Error {
@@ -274,6 +302,26 @@ mod tests {
         fs::File::options().write(true).open(&path).unwrap().set_len(8).unwrap();
 
         assert!(is_changed(&read(&file, 0)));
+    }
+
+    #[test]
+    fn a_file_with_the_same_superblock_has_the_same_image() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("image");
+        let image = [&[b'-'; 32][..], &[b's'; 96], b"tables"].concat();
+        fs::write(&path, &image).unwrap();
+        let file: LocalFile = LocalFile::open(&path).unwrap();
+        file.tell_by_superblock_at(32).unwrap();
+        std::thread::sleep(std::time::Duration::from_millis(30));
+
+        let mut changing = fs::OpenOptions::new().write(true).open(&path).unwrap();
+        changing.write_all(b"other objects").unwrap();
+        assert_eq!(read(&file, 128), Ok(*b"tabl"));
+        fs::OpenOptions::new().append(true).open(&path).unwrap().write_all(b" signature").unwrap();
+        assert_eq!(read(&file, 128), Ok(*b"tabl"));
+        changing.write_all(&[b'x'; 32]).unwrap();
+
+        assert!(is_changed(&read(&file, 128)));
     }
 
     /// What the server of a fake file says of it: its number, and reads until it forgets what is open.

@@ -14,7 +14,6 @@ use siphon_image::ext::Ext;
 use siphon_image::open::{self, Format, Image};
 use siphon_image::read_at::ReadAt;
 use siphon_image::reference::{Reference, Repository};
-use siphon_image::sif::PartitionType;
 use siphon_image::squashfs::reader::Options;
 use siphon_image::tree::Tree;
 use siphon_overlay::upper::{Base, PRIVATE_NAME, Upper};
@@ -225,7 +224,7 @@ pub fn open_data(path: &Path, id: Option<u32>, cache_bytes: Option<u64>) -> Resu
     let options = Options { cache_bytes: cache_bytes.unwrap_or_else(default_cache_bytes) };
     let image = open::open_data(bytes.clone(), id, options)
         .map_err(|source| Error::Format { image: path.display().to_string(), source })?;
-    let lock = lock_for_reading(path, &bytes, &image)?;
+    let lock = watch(path, &bytes, &image)?;
     Ok(Data { image, _lock: lock })
 }
 
@@ -234,18 +233,22 @@ fn open_file(path: &Path, cache_bytes: Option<u64>) -> Result<Opened, Error> {
     let bytes: Arc<LocalFile> = Arc::new(LocalFile::open(path).map_err(failed)?);
     let identity = content_identity(&bytes.content());
     let mut opened = opened(path.display().to_string(), bytes.clone(), identity, None, cache_bytes)?;
-    opened.lock = lock_for_reading(path, &bytes, &opened.image)?;
+    opened.lock = watch(path, &bytes, &opened.image)?;
     Ok(opened)
 }
 
-/// An ext3 file system may be written to, and must not be while it is read. One that is a layer in the same file may be.
-/// `opened` is the file that is read.
-fn lock_for_reading(path: &Path, opened: &LocalFile, image: &Image) -> Result<Option<Arc<File>>, Error> {
-    if has_layer(image) {
-        opened.set_shared();
-    }
+/// Sees to it that what is read of the file `opened` is the image that was opened. An ext3 file system may be written to, and
+/// must not be while it is read: that takes a lock. Of a squashfs it is enough that its superblock stays.
+fn watch(path: &Path, opened: &LocalFile, image: &Image) -> Result<Option<Arc<File>>, Error> {
     if image.format != Format::Ext {
-        return Ok(None);
+        let partition = image.sif.as_ref().and_then(|sif| Some(sif.object(sif.primary_partition()?)));
+        let start = match (&image.format, &partition) {
+            (Format::Sif, Some(partition)) => partition.file_at(0).map(|(_, start)| start),
+            (Format::Squashfs, _) => Some(0),
+            _ => None,
+        };
+        let told = start.map_or(Ok(()), |start| opened.tell_by_superblock_at(start));
+        return told.map(|()| None).map_err(|source| Error::Path { path: path.into(), source });
     }
     // From now on nobody writes to it but who has no regard for locks, until it is unlocked and read no more.
     opened.set_shared();
@@ -382,10 +385,4 @@ fn directory_identity(data: &Metadata) -> String {
 fn content_identity(content: &Content) -> String {
     let (seconds, nanoseconds) = content.changed;
     format!("{} bytes of {seconds}.{nanoseconds:09}", content.len_bytes)
-}
-
-/// Whether an image file holds a layer that runs write to.
-fn has_layer(image: &Image) -> bool {
-    let objects = image.sif.iter().flat_map(|sif| sif.descriptors());
-    objects.filter_map(|object| object.partition()).any(|partition| partition.kind == PartitionType::Overlay)
 }
