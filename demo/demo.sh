@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
 # Shows Siphon at work, from nothing: installs what is missing, builds, and runs demo/steps.sh as an unprivileged user in
-# a directory that is gone afterwards. `make demo` calls this.
+# a directory that is gone afterwards. `make demo` calls this. PROFILE is what cargo builds, `release` unless told otherwise.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 bash tests/setup
 echo "building siphon"
-cargo build --release --quiet
-binary=${CARGO_TARGET_DIR:-target}/release/siphon
+profile=${PROFILE:-release}
+cargo build --profile "$profile" --quiet
+binary=${CARGO_TARGET_DIR:-target}/${profile/#dev/debug}/siphon
 
 directory=$(mktemp -d /tmp/siphon-demo.XXXXXX)
 trap 'rm -rf --one-file-system "$directory"' EXIT
