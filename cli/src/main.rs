@@ -20,6 +20,7 @@ mod runtime;
 mod settings;
 
 use args::{Cli, OverlayVerb, Verb};
+use clap::CommandFactory;
 use commands::doctor::Unfit;
 use report::{EXIT_FATAL, EXIT_UNFIT, EXIT_USAGE, Report};
 use settings::{Common, Environment, RegistrySettings, RunSettings, SettingsError};
@@ -88,8 +89,8 @@ fn run(verb: Verb, limited: bool, environment: Environment, report: Report) -> a
         Verb::Index(args) => commands::index::index(&args, &common, report),
         Verb::Pin(args) => commands::pin::pin(&args, &common, report),
         Verb::Doctor(args) => commands::doctor::doctor(&args, &common, &environment, report),
-        Verb::Man { directory } => commands::man::man(directory.as_deref(), Cli::whole(), report),
-        Verb::Completion { shell } => commands::completion::completion(shell, Cli::whole(), report),
+        Verb::Man { directory } => commands::man::man(directory.as_deref(), Cli::command(), report),
+        Verb::Completion { shell } => commands::completion::completion(shell, Cli::command(), report),
         Verb::Version => Ok(report.line(env!("CARGO_PKG_VERSION"))?),
         Verb::Buildcfg { parameter } => {
             commands::configuration::buildcfg(parameter.as_deref(), Cli::whole(), &common, report)

@@ -32,25 +32,30 @@ fn a_mounted_image_refuses_writes() {
 }
 
 #[test]
-fn an_image_that_is_changed_in_place_under_a_mount_gives_errors_and_one_that_is_replaced_none() {
+fn an_image_that_becomes_another_under_a_mount_gives_errors_and_one_that_is_replaced_or_touched_none() {
     as_user_and_as_root(|environment| {
         let image = environment.images().sif();
+        let other = environment.images().squashfs("gzip");
+        let places = ["replaced", "touched", "changed"];
         let sum = |place: &str| environment.shell(&format!("md5sum < {place}/data/payload")).run();
-        for (place, change) in [("replaced", "cp {} new.sif && mv new.sif"), ("changed", "head -c 99 /dev/zero >>")] {
+        for place in places {
             environment.make_directory(place);
             environment.shell(&format!("cp {image} {place}.sif")).stdout();
             environment.siphon(&["mount", &format!("{place}.sif"), place]).stdout();
-            environment.shell(&format!("{} {place}.sif", change.replace("{}", image))).stdout();
         }
+        environment.shell(&format!("cp {image} new.sif && mv new.sif replaced.sif")).stdout();
+        environment.shell("head -c 99 /dev/zero >> touched.sif").stdout();
+        // In place, and longer than what was there.
+        environment.shell(&format!("cat {other} {image} > changed.sif", other = other.display())).stdout();
 
-        let sums = ["replaced", "changed"].map(sum);
+        let sums = places.map(sum);
         let again = environment.siphon(&["exec", "replaced.sif", "cat", "/data/greeting"]).run();
-        for place in ["replaced", "changed"] {
+        for place in places {
             environment.siphon(&["umount", place]).stdout();
         }
 
-        assert_eq!((sums[0].code, again.code), (0, 0), "{} {again}", sums[0]);
-        assert!(sums[1].code != 0 && sums[1].stderr.contains("Input/output error"), "{}", sums[1]);
+        assert_eq!((sums[0].code, sums[1].code, again.code), (0, 0, 0), "{} {} {again}", sums[0], sums[1]);
+        assert!(sums[2].code != 0 && sums[2].stderr.contains("Input/output error"), "{}", sums[2]);
     });
 }
 

@@ -179,9 +179,11 @@ fn an_image_of_a_library_is_verified_and_run() {
             "1",
             serde_json::json!({"data": {"hash": hash, "size": bytes.len(), "uploaded": true}}).to_string().into_bytes(),
         ),
-        ("images", "2", br#"{"data": {"hash": "sha256.00", "uploaded": true}}"#.to_vec()),
+        ("images", "2", format!(r#"{{"data": {{"hash": "sha256.{:064}", "uploaded": true}}}}"#, 0).into_bytes()),
+        ("images", "3", br#"{"data": {"hash": "sha256.00", "uploaded": true}}"#.to_vec()),
         ("imagefile", "1", bytes.clone()),
         ("imagefile", "2", bytes.clone()),
+        ("imagefile", "3", bytes.clone()),
     ] {
         std::fs::create_dir_all(place(kind)).unwrap();
         std::fs::write(place(kind).join(format!("x:{tag}")), content).unwrap();
@@ -192,11 +194,13 @@ fn an_image_of_a_library_is_verified_and_run() {
 
     siphon(&["pull", "library://some/tools/x:1"]).stdout();
     let lie = siphon(&["pull", "library://some/tools/x:2"]).run();
+    let nonsense = siphon(&["pull", "library://some/tools/x:3"]).run();
     let missing = siphon(&["pull", "library://some/tools/y:2"]).run();
     let nowhere = environment.siphon(&["pull", "library://some/tools/x:1", "--force"]).run();
 
     assert!(std::fs::read(environment.work().join("x_1.sif")).unwrap() == bytes);
     assert!(lie.stderr.contains("and not sha256:00"), "{lie}");
+    assert!(nonsense.stderr.contains("is no SHA-256"), "{nonsense}");
     assert!(missing.stderr.contains("does not exist"), "{missing}");
     assert!(nowhere.stderr.contains("there is no library to fetch"), "{nowhere}");
     let run = siphon(&["exec", "library://some/tools/x:1", "cat", "/data/greeting"]).stdout();

@@ -73,7 +73,10 @@ pub fn library_image(
     let described = describe(&at("images")?)?;
     let remote = Remote::open_at(at("imagefile")?, first_bytes)?;
     let digest = described.hash.as_deref().and_then(|hash| hash.strip_prefix("sha256."));
-    let digest = digest.filter(|hex| is_sha256(hex)).map(|hex| format!("sha256:{hex}"));
+    if digest.is_some_and(|hex| !is_sha256(hex)) {
+        return Err(SourceError::Protocol { name, detail: "the hash that the library names is no SHA-256" });
+    }
+    let digest = digest.map(|hex| format!("sha256:{hex}"));
     if described.size.is_some_and(|size| size != remote.len_bytes()) {
         return Err(SourceError::Protocol { name, detail: "the file's length is not the one that the library names" });
     }
