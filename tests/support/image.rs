@@ -14,13 +14,13 @@ const ENVIRONMENT: &str = "#!/bin/sh\nexport FROM_IMAGE=image\nexport EMPTY_IN_I
 /// Ends the image's own environment: what the caller asks for is set after this file, as apptainer does.
 const BASE_ENVIRONMENT: &str = "#!/bin/sh\nLD_LIBRARY_PATH=\"${LD_LIBRARY_PATH:+$LD_LIBRARY_PATH:}/.singularity.d/libs\"\nexport LD_LIBRARY_PATH\n";
 const RUNSCRIPT: &str = "#!/bin/sh\necho \"runscript: $FROM_IMAGE: $*\"\n";
-/// Runs until it is told to end, unless its first argument says otherwise.
+/// Runs until it is told to end, unless its first argument says otherwise. What it prints says that it is ready for that.
 const STARTSCRIPT: &str = "#!/bin/sh
-echo \"startscript: $FROM_IMAGE: $APPTAINER_INSTANCE: $*\"
-echo 'startscript: to stderr' >&2
 trap 'echo caught INT; exit 0' INT
 trap 'echo caught TERM; exit 0' TERM
 [ \"$1\" != stubborn ] || trap '' INT TERM
+echo 'startscript: to stderr' >&2
+echo \"startscript: $FROM_IMAGE: $APPTAINER_INSTANCE: $*\"
 [ \"$1\" != short ] || exit 3
 while :; do sleep 1; done
 ";
