@@ -97,11 +97,11 @@ impl InOrder {
         };
         state.wanted += 1;
         state.spare.push(std::mem::take(&mut self.current));
+        self.start = 0;
         self.shared.changed.notify_all();
         drop(state);
         self.has_failed = part.is_err();
         self.current = part?;
-        self.start = 0;
         Ok(true)
     }
 }
@@ -212,6 +212,9 @@ mod tests {
         let mut byte = [0];
 
         reader.read_exact(&mut byte).unwrap();
+        while object.reads.load(Ordering::SeqCst) < PARTS {
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
         std::thread::sleep(std::time::Duration::from_millis(100));
 
         assert_eq!(byte, [7]);

@@ -405,9 +405,9 @@ fn processes_that_share_a_cache_hardly_fetch_a_chunk_twice() {
     });
 
     let fetched: u64 = blobs.iter().map(|blob| blob.counters().bytes_fetched).sum();
-    // One that another process brought between two that it did not comes with them.
+    // One that another process brought between two that it did not comes with them. Without turns it is each, three times.
     let twice = (fetched - before).saturating_sub(bytes.len() as u64) / CHUNK;
-    assert!(twice <= 12, "{twice} of 400 chunks were fetched twice");
+    assert!(twice <= 80, "{twice} of 400 chunks were fetched twice");
 }
 
 #[test]
