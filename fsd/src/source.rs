@@ -49,7 +49,7 @@ pub use docker_daemon::{SavedImage, saved_image};
 pub use error::{SourceError, TransportError};
 pub use library::{LibraryImage, library_image};
 pub use patience::Patience;
-pub use registry::{INDEX_TYPE, MANIFEST_TYPE, Manifest, Served, log_in, referrers_tag, sha256 as digest};
+pub use registry::{INDEX_TYPE, MANIFEST_TYPE, Manifest, Served, log_in, referrers_tag, sha256 as digest, sha256_hex};
 pub use setup::{Mirror, Registries, Rule, configure, registries};
 pub use shub::hub_image;
 pub use upload::{Chunked, Uploaded};

@@ -43,7 +43,7 @@ const CAPABILITIES: InitFlags = InitFlags::FUSE_ASYNC_READ
     .union(InitFlags::FUSE_MAX_PAGES)
     .union(InitFlags::FUSE_EXPLICIT_INVAL_DATA)
     // Else overlayfs looks for what a file of its layer is a copy of by number. Linux finds it only while it has it cached, so
-    // that two names of one file differ, and since 6.16 never takes what it found so for valid: the file is `ESTALE` then.
+    // that two names of one file differ; in a trial with that look-up allowed, a copied file was `ESTALE` once caches were dropped.
     .union(InitFlags::FUSE_NO_EXPORT_SUPPORT)
     .union(InitFlags::FUSE_ASYNC_DIO);
 

@@ -15,6 +15,7 @@ use super::layer::KINDS;
 use super::pinned::PinnedImage;
 use super::place::Found;
 use crate::cache::write_whole;
+use crate::source::sha256_hex;
 use base16ct::lower::encode_string as hex;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -264,12 +265,6 @@ fn read_pin(path: &Path) -> Option<PinnedImage> {
 fn read_short(path: &Path) -> Option<Vec<u8>> {
     let is_short = fs::metadata(path).ok()?.len() <= MAX_READ_BYTES + 1;
     if is_short { fs::read(path).ok() } else { None }
-}
-
-/// The hexadecimal digits of a SHA-256, which nothing else is: they become a file's name.
-fn sha256_hex(digest: &str) -> Option<&str> {
-    let is_digit = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
-    digest.strip_prefix("sha256:").filter(|hex| hex.len() == 64 && hex.bytes().all(is_digit))
 }
 
 fn hex_digest(bytes: &[u8]) -> String {

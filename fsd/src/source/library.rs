@@ -10,6 +10,7 @@ use siphon_image::reference::LibraryName;
 
 use super::access::Access;
 use super::origin::Origin;
+use super::registry::sha256_hex;
 use super::setup::registries;
 use super::{Patience, Remote, SourceError};
 
@@ -73,18 +74,14 @@ pub fn library_image(
     let described = describe(&at("images")?)?;
     let remote = Remote::open_at(at("imagefile")?, first_bytes)?;
     let digest = described.hash.as_deref().and_then(|hash| hash.strip_prefix("sha256."));
-    if digest.is_some_and(|hex| !is_sha256(hex)) {
+    let digest = digest.map(|hex| format!("sha256:{hex}"));
+    if digest.as_deref().is_some_and(|digest| sha256_hex(digest).is_none()) {
         return Err(SourceError::Protocol { name, detail: "the hash that the library names is no SHA-256" });
     }
-    let digest = digest.map(|hex| format!("sha256:{hex}"));
     if described.size.is_some_and(|size| size != remote.len_bytes()) {
         return Err(SourceError::Protocol { name, detail: "the file's length is not the one that the library names" });
     }
     Ok(LibraryImage { remote: remote.with_digest(digest.clone()), digest })
-}
-
-fn is_sha256(hex: &str) -> bool {
-    hex.len() == 64 && hex.bytes().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte))
 }
 
 fn describe(origin: &Origin) -> Result<Description, SourceError> {

@@ -443,6 +443,12 @@ pub fn sha256(bytes: &[u8]) -> String {
     format!("sha256:{}", hex(&Sha256::digest(bytes)))
 }
 
+/// The hexadecimal digits of a SHA-256, which nothing else is: they may become a file's name.
+pub fn sha256_hex(digest: &str) -> Option<&str> {
+    let is_digit = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
+    digest.strip_prefix("sha256:").filter(|hex| hex.len() == 64 && hex.bytes().all(is_digit))
+}
+
 /// The digest of `bytes` by the algorithm of `digest`; `None` if that is not known.
 fn digest_like(digest: &str, bytes: &[u8]) -> Option<String> {
     match digest.split_once(':')?.0 {
