@@ -4,8 +4,7 @@
 //! for a worker. A request is answered by the worker that took it, so that none is slowed by this: only what nobody
 //! asked for yet is handed over.
 
-use super::first_bytes;
-use super::store::{NotStored, Storer};
+use super::store::{Batch, NotStored, Storer};
 use crate::fs::{Expected, FileSystem};
 use nix::libc;
 use parking_lot::{Condvar, Mutex};
@@ -16,7 +15,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
-/// What is read and stored at a time: two blocks of the usual size, and little enough for a processor's own cache.
+/// What is read and stored at a time, at least if there is as much: two blocks of the usual size, and little enough for a processor's own cache.
 const STORE_BYTES: usize = 256 << 10;
 
 /// One thread for each processor and one more, since one waits for storage now and then; so many at most.
@@ -88,17 +87,17 @@ impl ReadAhead {
             Ok(storer) => storer,
             Err(error) => return tracing::warn!("cannot read ahead: {error}"),
         };
-        let mut buffer = Vec::new();
+        let mut batch = Batch::default();
         while let Some(expected) = self.next() {
             match expected {
                 Expected::InOrder(pieces) => {
-                    if let Err(ino) = self.store_all(pieces, &mut storer, &mut buffer) {
+                    if let Err(ino) = self.store_all(pieces, &mut storer, &mut batch) {
                         self.filesystem.not_made_ready(ino);
                     }
                 }
                 Expected::Beside(ino, offset) => {
                     let decoded = self.filesystem.decoded_around(ino, offset).map(|range| (ino, range));
-                    if decoded.is_none() || self.store_all(decoded, &mut storer, &mut buffer).is_err() {
+                    if decoded.is_none() || self.store_all(decoded, &mut storer, &mut batch).is_err() {
                         self.filesystem.not_stored_around(ino, offset);
                     }
                 }
@@ -109,7 +108,7 @@ impl ReadAhead {
                     for (ino, range) in pieces.into_iter().skip(1) {
                         // What the kernel does not know yet stays decoded.
                         if *known.entry(ino).or_insert_with(|| storer.is_known(ino)) {
-                            let _ = self.store_all([(ino, range)], &mut storer, &mut buffer);
+                            let _ = self.store_all([(ino, range)], &mut storer, &mut batch);
                         }
                     }
                 }
@@ -125,11 +124,22 @@ impl ReadAhead {
         &self,
         pieces: impl IntoIterator<Item = (Ino, Range<u64>)>,
         storer: &mut Storer,
-        buffer: &mut Vec<u8>,
+        batch: &mut Batch,
     ) -> Result<(), Ino> {
-        let stored = pieces.into_iter().try_for_each(|(ino, range)| self.store(ino, range, storer, buffer));
+        let read = pieces.into_iter().try_for_each(|(ino, range)| self.store(ino, range, storer, batch));
+        let handed_over = self.hand_over(storer, batch);
         let settled = storer.settle().map_err(not_stored);
-        stored.and(settled)
+        handed_over.and(settled).and(read)
+    }
+
+    /// Has the storer take the batch over, less what its readers asked for meanwhile.
+    fn hand_over(&self, storer: &mut Storer, batch: &mut Batch) -> Result<(), Ino> {
+        let handed_over = storer.settle().and_then(|()| {
+            batch.keep(|ino, range| self.filesystem.still_expected(ino, range));
+            storer.store(batch)
+        });
+        batch.clear();
+        handed_over.map_err(not_stored)
     }
 
     /// Waits for something to do. `None` once there will be nothing any more.
@@ -155,25 +165,27 @@ impl ReadAhead {
         }
     }
 
-    /// Has `range` of a file stored, as far as it goes.
+    /// Reads `range` of a file, as far as it goes, and has it stored, but for the last bytes, which are left in the batch.
     ///
     /// # Errors
     /// The file that the kernel does not know, or whose bytes cannot be read, which will show to whoever asks for them:
-    /// this one or the one before.
-    fn store(&self, ino: Ino, range: Range<u64>, storer: &mut Storer, buffer: &mut Vec<u8>) -> Result<(), Ino> {
+    /// this one or one before.
+    fn store(&self, ino: Ino, range: Range<u64>, storer: &mut Storer, batch: &mut Batch) -> Result<(), Ino> {
         let mut left = range;
         loop {
             left = self.filesystem.still_expected(ino, left);
             if left.is_empty() {
                 return Ok(());
             }
-            let piece = usize::try_from(left.end - left.start).unwrap_or(usize::MAX).min(STORE_BYTES);
-            let read = self.filesystem.read_ahead(ino, left.start, first_bytes(buffer, piece)).map_err(|_| ino)?;
-            if read == 0 {
-                return Ok(());
+            if batch.len_bytes() >= STORE_BYTES || (batch.len_bytes() > 0 && storer.is_idle()) {
+                self.hand_over(storer, batch)?;
             }
-            storer.store(ino, left.start, buffer, read).map_err(not_stored)?;
-            left.start += read as u64;
+            let wanted = usize::try_from(left.end - left.start).unwrap_or(usize::MAX).min(STORE_BYTES);
+            let read = |buf: &mut [u8]| self.filesystem.read_ahead(ino, left.start, buf);
+            match batch.add(ino, left.start, wanted, read).map_err(|_| ino)? {
+                0 => return Ok(()),
+                read => left.start += read as u64,
+            }
         }
     }
 }

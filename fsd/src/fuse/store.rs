@@ -4,10 +4,12 @@
 //! and only the closing of their devices ends what they were at. A thread that waits in the kernel keeps open what it
 //! shares with them, and that would be for ever: so this one shares nothing.
 
+use super::first_bytes;
 use crate::sys::fuse_device;
 use siphon_overlay::view::Ino;
 use std::fs::File;
 use std::io::{self, IoSlice, Write};
+use std::ops::Range;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::{Builder, JoinHandle};
@@ -18,31 +20,85 @@ const NOTIFY_STORE: i32 = 4;
 /// `struct fuse_out_header` and `struct fuse_notify_store_out`.
 const HEADER_BYTES: usize = 16 + 24;
 
-/// What is to be stored: the content of a file from `offset` on, the first `len` bytes of `buffer`.
-struct Job {
+/// Pieces of files to be stored, which share a buffer: handing one over by itself takes as long as storing a small file.
+#[derive(Debug, Default)]
+pub(super) struct Batch {
+    pieces: Vec<Piece>,
+    buffer: Vec<u8>,
+    len_bytes: usize,
+}
+
+/// Content of a file from `offset` on, which lies in a buffer.
+#[derive(Debug)]
+struct Piece {
     ino: Ino,
     offset: u64,
-    buffer: Vec<u8>,
-    len: usize,
+    bytes: Range<usize>,
 }
 
-/// What became of one.
+/// What became of a batch, which can be used again.
 struct Done {
-    ino: Ino,
-    stored: io::Result<()>,
-    buffer: Vec<u8>,
+    stored: Result<(), NotStored>,
+    batch: Batch,
 }
 
-/// The thread, as the one that has work for it sees it: while one piece is stored, the next one is read.
+impl Batch {
+    /// How many bytes it has.
+    pub(super) fn len_bytes(&self) -> usize {
+        self.len_bytes
+    }
+
+    /// Adds up to `len_bytes` bytes of a file from `offset` on, which `read` fills in, and returns how many there were.
+    ///
+    /// # Errors
+    /// What `read` says; then nothing is added.
+    pub(super) fn add<E>(
+        &mut self,
+        ino: Ino,
+        offset: u64,
+        len_bytes: usize,
+        read: impl FnOnce(&mut [u8]) -> Result<usize, E>,
+    ) -> Result<usize, E> {
+        let start = self.len_bytes;
+        let count = read(&mut first_bytes(&mut self.buffer, start + len_bytes)[start..])?;
+        self.len_bytes += count;
+        self.pieces.push(Piece { ino, offset, bytes: start..self.len_bytes });
+        Ok(count)
+    }
+
+    /// Leaves out what `wanted` does, which takes a range of a file and returns what is left of its front.
+    pub(super) fn keep(&mut self, wanted: impl Fn(Ino, Range<u64>) -> Range<u64>) {
+        self.pieces.retain_mut(|piece| {
+            let end = piece.offset + piece.bytes.len() as u64;
+            let left = wanted(piece.ino, piece.offset..end);
+            let passed = usize::try_from(left.start.saturating_sub(piece.offset)).unwrap_or(usize::MAX);
+            if left.is_empty() || passed >= piece.bytes.len() {
+                return false;
+            }
+            (piece.offset, piece.bytes.start) = (left.start, piece.bytes.start + passed);
+            true
+        });
+    }
+
+    /// Leaves out all of it.
+    pub(super) fn clear(&mut self) {
+        self.pieces.clear();
+        self.len_bytes = 0;
+    }
+}
+
+/// The thread, as the one that has work for it sees it: while one batch is stored, the next one is read.
 #[derive(Debug)]
 pub(super) struct Storer {
-    jobs: Option<SyncSender<Job>>,
+    jobs: Option<SyncSender<Batch>>,
     done: Receiver<Done>,
     thread: Option<JoinHandle<()>>,
     /// Whether something is being stored.
     is_busy: bool,
-    /// The buffer that is not in use.
-    spare: Vec<u8>,
+    /// The batch that is not in use, empty.
+    spare: Batch,
+    /// What became of the last one.
+    outcome: Result<(), NotStored>,
 }
 
 /// A file of which something could not be stored.
@@ -62,7 +118,7 @@ impl Storer {
         let device = fuse_device::clone(device)?;
         let number = device.as_raw_fd();
         let (ready, is_ready) = sync_channel::<()>(1);
-        let (jobs, taken) = sync_channel::<Job>(1);
+        let (jobs, taken) = sync_channel::<Batch>(1);
         let (finished, done) = sync_channel(1);
         let run = move || {
             let alone = fuse_device::keep_only(number);
@@ -71,9 +127,13 @@ impl Storer {
                 Ok(device) => File::from(device),
                 Err(error) => return tracing::warn!("cannot read ahead: {error}"),
             };
-            for Job { ino, offset, buffer, len } in taken {
-                let stored = notify(&device, ino, offset, &buffer[..len]);
-                if finished.send(Done { ino, stored, buffer }).is_err() {
+            for mut batch in taken {
+                let stored = batch.pieces.iter().try_for_each(|piece| {
+                    notify(&device, piece.ino, piece.offset, &batch.buffer[piece.bytes.clone()])
+                        .map_err(|error| NotStored { ino: piece.ino, error })
+                });
+                batch.clear();
+                if finished.send(Done { stored, batch }).is_err() {
                     return;
                 }
             }
@@ -82,41 +142,63 @@ impl Storer {
         // The thread has a copy of its own from then on, and this one is to be closed: the thread cannot.
         let _ = is_ready.recv();
         drop(device);
-        Ok(Self { jobs: Some(jobs), done, thread: Some(thread), is_busy: false, spare: Vec::new() })
+        Ok(Self {
+            jobs: Some(jobs),
+            done,
+            thread: Some(thread),
+            is_busy: false,
+            spare: Batch::default(),
+            outcome: Ok(()),
+        })
     }
 
-    /// Has the first `len` bytes of `buffer`, which are the file's content from `offset` on, stored while the caller goes
-    /// on with another buffer.
+    /// Has `batch` stored, piece after piece, while the caller goes on with another one, which takes its place. Nothing
+    /// else may be under way.
     ///
     /// # Errors
-    /// If what was handed over before could not be stored; then this is not, either.
-    pub(super) fn store(&mut self, ino: Ino, offset: u64, buffer: &mut Vec<u8>, len: usize) -> Result<(), NotStored> {
-        self.settle()?;
-        let gone = || NotStored { ino, error: io::ErrorKind::BrokenPipe.into() };
-        let job = Job { ino, offset, buffer: std::mem::replace(buffer, std::mem::take(&mut self.spare)), len };
-        self.jobs.as_ref().ok_or_else(gone)?.send(job).map_err(|_| gone())?;
+    /// If the thread is gone.
+    pub(super) fn store(&mut self, batch: &mut Batch) -> Result<(), NotStored> {
+        if batch.pieces.is_empty() {
+            return Ok(());
+        }
+        let jobs = self.jobs.as_ref().ok_or_else(lost)?;
+        jobs.send(std::mem::replace(batch, std::mem::take(&mut self.spare))).map_err(|_| lost())?;
         self.is_busy = true;
         Ok(())
     }
 
     /// Whether the kernel knows the file, as of now. Nothing may be under way.
     pub(super) fn is_known(&mut self, ino: Ino) -> bool {
-        let mut buffer = std::mem::take(&mut self.spare);
-        self.store(ino, 0, &mut buffer, 0).and_then(|()| self.settle()).is_ok()
+        let mut nothing =
+            Batch { pieces: vec![Piece { ino, offset: 0, bytes: 0..0 }], ..std::mem::take(&mut self.spare) };
+        self.store(&mut nothing).and_then(|()| self.settle()).is_ok()
+    }
+
+    /// Whether nothing is being stored any more.
+    pub(super) fn is_idle(&mut self) -> bool {
+        if self.is_busy
+            && let Ok(done) = self.done.try_recv()
+        {
+            self.take_back(done);
+        }
+        !self.is_busy
     }
 
     /// Waits until nothing is being stored.
     ///
     /// # Errors
-    /// If it could not be stored.
+    /// If some of what was handed over since the last call could not be stored.
     pub(super) fn settle(&mut self) -> Result<(), NotStored> {
-        if !std::mem::take(&mut self.is_busy) {
-            return Ok(());
+        if self.is_busy {
+            let done = self.done.recv().map_err(|_| lost())?;
+            self.take_back(done);
         }
-        let gone = |_| NotStored { ino: Ino::ROOT, error: io::ErrorKind::BrokenPipe.into() };
-        let Done { ino, stored, buffer } = self.done.recv().map_err(gone)?;
-        self.spare = buffer;
-        stored.map_err(|error| NotStored { ino, error })
+        std::mem::replace(&mut self.outcome, Ok(()))
+    }
+
+    fn take_back(&mut self, Done { stored, batch }: Done) {
+        (self.is_busy, self.spare) = (false, batch);
+        self.outcome = stored;
     }
 }
 
@@ -130,6 +212,11 @@ impl Drop for Storer {
     }
 }
 
+/// The thread is gone.
+fn lost() -> NotStored {
+    NotStored { ino: Ino::ROOT, error: io::ErrorKind::BrokenPipe.into() }
+}
+
 /// Sends the message. The FUSE library can send the same, but copies all of its bytes into a fresh buffer first.
 fn notify(mut device: &File, ino: Ino, offset: u64, data: &[u8]) -> io::Result<()> {
     let mut header = [0; HEADER_BYTES];
@@ -140,4 +227,35 @@ fn notify(mut device: &File, ino: Ino, offset: u64, data: &[u8]) -> io::Result<(
     header[24..32].copy_from_slice(&offset.to_ne_bytes());
     header[32..36].copy_from_slice(&len(data.len())?.to_ne_bytes());
     device.write_vectored(&[IoSlice::new(&header), IoSlice::new(data)]).map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_asked_for_meanwhile_is_left_out_of_a_batch() {
+        let mut batch = Batch::default();
+        for (ino, offset) in [(1, 0), (2, 4096), (3, 0)] {
+            let read = |buf: &mut [u8]| {
+                buf.fill(u8::try_from(ino).unwrap());
+                Ok::<_, ()>(buf.len())
+            };
+            assert_eq!(batch.add(Ino(ino), offset, 8192, read), Ok(8192));
+        }
+        assert_eq!(batch.add(Ino(4), 0, 10, |_| Err("broken")), Err("broken"));
+        assert_eq!(batch.len_bytes(), 3 * 8192);
+
+        batch.keep(|ino, range| match ino.0 {
+            1 => range,
+            2 => range.start + 4096..range.end,
+            _ => 0..0,
+        });
+
+        let left: Vec<_> = batch.pieces.iter().map(|piece| (piece.ino.0, piece.offset, piece.bytes.clone())).collect();
+        assert_eq!(left, [(1, 0, 0..8192), (2, 8192, 12_288..16_384)]);
+        assert!(
+            left.iter().all(|(ino, _, bytes)| batch.buffer[bytes.clone()].iter().all(|byte| u64::from(*byte) == *ino))
+        );
+    }
 }
