@@ -10,7 +10,7 @@
 use super::layer::{Form, GZIP};
 use super::place::Place;
 use super::soci::{INDEX_V1, LAYER_DIGEST, SAVED, SAVED_OF, TRACE, ZTOC};
-use super::{Error, LayerError, blob, find, layer, made};
+use super::{Error, LayerError, blob, find, layer, make};
 use crate::source::{INDEX_TYPE, MANIFEST_TYPE, Served, SourceError, digest as sha256};
 use serde_json::{Value, json};
 use siphon_image::oci::Descriptor;
@@ -65,10 +65,10 @@ impl Indexes {
             done_bytes += descriptor.size();
             let failed = |source: LayerError| Error::Layer { digest: descriptor.digest().to_string(), source };
             let blob = blob(&place, descriptor)?;
-            let opened = layer::open(place.kept(), descriptor, &blob).map_err(failed)?;
+            let opened = layer::open(place.kept(), descriptor, blob.clone()).map_err(failed)?;
             let indexed = match opened {
                 Some(indexed) => indexed,
-                None => made::make(place.kept(), descriptor, &blob).map_err(failed)?,
+                None => make(&place, descriptor, &blob).map_err(failed)?,
             };
             if let Form::Gzip(index) = indexed.form {
                 gzip.push((descriptor.clone(), index, indexed.entries));
