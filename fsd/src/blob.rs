@@ -72,6 +72,9 @@ pub struct BlobCounters {
     pub retries: u64,
     /// Bytes that came from the server, those read ahead included.
     pub bytes_fetched: u64,
+    /// Bytes that were asked for twice, as the first answer was late: at most so many came beside those fetched.
+    #[serde(default)]
+    pub bytes_doubled: u64,
     /// Bytes given to readers from the disk.
     pub bytes_from_cache: u64,
     /// Bytes given to readers.
@@ -107,6 +110,7 @@ impl BlobCounters {
             requests: self.requests + other.requests,
             retries: self.retries + other.retries,
             bytes_fetched: self.bytes_fetched + other.bytes_fetched,
+            bytes_doubled: self.bytes_doubled + other.bytes_doubled,
             bytes_from_cache: self.bytes_from_cache + other.bytes_from_cache,
             bytes_read: self.bytes_read + other.bytes_read,
             pinned: self.pinned && other.pinned,
@@ -317,6 +321,7 @@ impl Blob {
             requests: traffic.requests,
             retries: traffic.retries,
             bytes_fetched: traffic.bytes,
+            bytes_doubled: traffic.doubled_bytes,
             bytes_from_cache: self.bytes_from_cache.load(Ordering::Relaxed),
             bytes_read: self.bytes_read.load(Ordering::Relaxed),
             pinned: self.is_pinned(),

@@ -33,6 +33,10 @@ pub use error::Error;
 /// Where a sandbox keeps what it is a layer of.
 const BASE_FILE: &str = ".siphon/base.json";
 
+/// How names of OCI layouts begin, and the file that every layout has.
+const LAYOUT: &str = "oci:";
+const LAYOUT_INDEX: &str = "index.json";
+
 /// What is kept decoded of layers, as a multiple of what is kept of squashfs: their spans and chunks are of 1 and 4 MiB, not of
 /// 128 KiB. A start of PyTorch decodes 1 GiB of a gzip layer so, and 1.5 GiB of an eStargz; with a fourth of this the latter
 /// decodes several times as much and takes half as long again.
@@ -47,6 +51,8 @@ pub enum Locator {
     Directory(PathBuf),
     /// A directory that is a layer over the image that it names.
     Sandbox(PathBuf),
+    /// An OCI image in a layout: the directory, and which of its images if there are several.
+    Layout(PathBuf, Option<String>),
     /// An image file on a web server.
     Url(String),
     /// An image file in a registry or a library, or an OCI image in a registry.
@@ -133,6 +139,9 @@ impl Locator {
     /// # Errors
     /// [`Error::Path`] or [`Error::Kind`].
     pub fn parse(name: &str) -> Result<Self, Error> {
+        if let Some(from) = name.strip_prefix(LAYOUT) {
+            return Self::layout(from);
+        }
         let wrong = |source| Error::Name { name: name.to_owned(), source };
         match Reference::parse(name).map_err(wrong)? {
             None => {}
@@ -155,6 +164,15 @@ impl Locator {
         }
     }
 
+    fn layout(from: &str) -> Result<Self, Error> {
+        let (path, name) = path_and_name(from);
+        let failed = |path: PathBuf| |source| Error::Path { path, source };
+        let index = Path::new(path).join(LAYOUT_INDEX);
+        fs::metadata(&index).map_err(failed(index))?;
+        let directory = fs::canonicalize(path).map_err(failed(path.into()))?;
+        Ok(Self::Layout(directory, name.map(str::to_owned)))
+    }
+
     /// What tells this object from all others of this machine, now: device, inode, length and time of a path, or the
     /// URL itself. No network is used, and a served URL goes on as the version it was opened as.
     ///
@@ -164,6 +182,7 @@ impl Locator {
         let path = match self {
             Self::Url(url) => return Ok(url.clone()),
             Self::Elsewhere(reference) => return Ok(reference.to_string()),
+            Self::Layout(directory, _) => &directory.join(LAYOUT_INDEX),
             Self::File(path) | Self::Directory(path) | Self::Sandbox(path) => path,
         };
         let data = fs::metadata(path).map_err(|source| Error::Path { path: path.clone(), source })?;
@@ -190,6 +209,8 @@ impl fmt::Display for Locator {
         match self {
             Self::Url(url) => f.write_str(url),
             Self::Elsewhere(reference) => reference.fmt(f),
+            Self::Layout(directory, None) => write!(f, "{LAYOUT}{}", directory.display()),
+            Self::Layout(directory, Some(name)) => write!(f, "{LAYOUT}{}:{name}", directory.display()),
             Self::File(path) | Self::Directory(path) | Self::Sandbox(path) => path.display().fmt(f),
         }
     }
@@ -206,6 +227,7 @@ pub fn open(locator: &Locator, cache_dir: &Path, cache_bytes: Option<u64>) -> Re
         Locator::Directory(path) => open_directory(path),
         Locator::Elsewhere(Reference::Docker(repository)) => open_oci(repository, cache_dir, cache_bytes),
         Locator::Sandbox(path) => open_sandbox(path, cache_dir, cache_bytes),
+        Locator::Layout(directory, name) => open_layout(locator, directory, name.as_deref(), cache_dir, cache_bytes),
         Locator::Url(_) | Locator::Elsewhere(_) => {
             let blob = open_blob(locator, cache_dir)?.expect("it is a file on a server");
             opened_blob(locator.to_string(), blob, cache_bytes)
@@ -286,6 +308,41 @@ fn open_oci(repository: &Repository, cache_dir: &Path, cache_bytes: Option<u64>)
         trace: image.trace,
         lock: None,
     })
+}
+
+fn open_layout(
+    locator: &Locator,
+    directory: &Path,
+    name: Option<&str>,
+    cache_dir: &Path,
+    cache_bytes: Option<u64>,
+) -> Result<Opened, Error> {
+    let cache_bytes = cache_bytes.unwrap_or_else(|| LAYERS_FACTOR * default_cache_bytes());
+    let failed = |source: oci::Error| Error::Oci { name: locator.to_string(), source: source.into() };
+    let image = oci::open_layout(directory, name, this_arch(), cache_dir, cache_bytes).map_err(failed)?;
+    Ok(Opened {
+        lower: image.tree.clone(),
+        upper_dir: None,
+        image_bytes: image.storage.iter().map(|storage| storage.len()).fold(0, u64::saturating_add),
+        image: Image::of_layers(image.tree, &image.run_config),
+        identity: image.digest,
+        is_stable: true,
+        cache_bytes,
+        storage: image.storage,
+        remote: None,
+        trace: Vec::new(),
+        lock: None,
+    })
+}
+
+/// A path and a name behind a colon: what follows `oci:` and the like. What exists under the whole name has no name behind it,
+/// and a path may have colons too.
+pub fn path_and_name(from: &str) -> (&str, Option<&str>) {
+    let exists = |path: &str| Path::new(path).symlink_metadata().is_ok();
+    let found = from.match_indices(':').find(|(at, _)| exists(&from[..*at])).map(|(at, _)| at);
+    let at = if exists(from) { None } else { found.or_else(|| from.find(':')) };
+    let Some(at) = at else { return (from, None) };
+    (&from[..at], Some(&from[at + 1..]).filter(|name| !name.is_empty()))
 }
 
 /// This machine's architecture, as Go names it.

@@ -1,4 +1,4 @@
-//! OCI images in registries, read where they are: manifest, layers, an index of each, one merged tree.
+//! OCI images in registries and layouts, read where they are: manifest, layers, an index of each, one merged tree.
 //!
 //! ```text
 //! name -> manifest -> configuration, layers                               kept, for a start without the registry
@@ -15,6 +15,7 @@
 
 mod kept;
 mod layer;
+mod layout;
 mod made;
 mod pinned;
 mod place;
@@ -41,6 +42,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 pub use kept::remove_kept;
+pub use layout::{LocalImage, open_layout};
 pub use pinned::{PinnedImage, pin, pinned, unpin};
 pub use publish::{Indexes, Published};
 
@@ -75,6 +77,9 @@ pub enum Error {
     /// The bytes of a layer, or the cache directory.
     #[error(transparent)]
     Blob(#[from] BlobError),
+    /// There is no layout.
+    #[error(transparent)]
+    Layout(std::io::Error),
     /// There is no such image in it.
     #[error(transparent)]
     Select(#[from] select::Error),
@@ -137,24 +142,41 @@ pub fn open(repository: &Repository, arch: &str, cache_dir: &Path, cache_bytes: 
     let (indexed, trace) = index(&place, &facts, &blobs)?;
     let layers = Prefetch::new(blobs);
     let storage: Vec<_> = layers.objects().map(|object| Arc::new(Storage::new(Arc::new(object)))).collect();
-    let mut merge = Merge::new(decoded.clone());
-    for ((layer, indexed), storage) in facts.layers.iter().zip(indexed).zip(&storage) {
-        let failed = |source: LayerError| Error::Layer { digest: layer.digest().to_string(), source };
-        let source = indexed.form.read(storage.clone(), &decoded).map_err(failed)?;
-        merge.add(indexed.entries, source).map_err(|error| failed(error.into()))?;
-    }
-    let seconds = facts.config.created_seconds();
     let origin = Origin { bootstrap: "docker".to_owned(), from: repository.to_string() };
-    let own = own::files(&facts.config, &origin, arch, seconds);
-    merge.add_own(&own, seconds.into()).map_err(Error::Merge)?;
     Ok(RemoteImage {
-        tree: Arc::new(merge.finish().map_err(Error::Merge)?),
+        tree: merged(&facts, indexed, &storage, &origin, arch, &decoded)?,
         run_config: run_config(&facts.config_json)?,
         digest: facts.digest.to_string(),
         layers,
         storage,
         trace,
     })
+}
+
+/// The layers of an image, which lie in `storage`, and the files that every image has, as one tree.
+fn merged(
+    facts: &ImageFacts,
+    indexed: Vec<Indexed>,
+    storage: &[Arc<Storage>],
+    origin: &Origin,
+    arch: &str,
+    decoded: &Arc<Decoded>,
+) -> Result<Arc<LayeredTree>, Error> {
+    let mut merge = Merge::new(decoded.clone());
+    for ((layer, indexed), storage) in facts.layers.iter().zip(indexed).zip(storage) {
+        let failed = |source: LayerError| Error::Layer { digest: layer.digest().to_string(), source };
+        let source = indexed.form.read(storage.clone(), decoded).map_err(failed)?;
+        merge.add(indexed.entries, source).map_err(|error| failed(error.into()))?;
+    }
+    let seconds = facts.config.created_seconds();
+    let own = own::files(&facts.config, origin, arch, seconds);
+    merge.add_own(&own, seconds.into()).map_err(Error::Merge)?;
+    Ok(Arc::new(merge.finish().map_err(Error::Merge)?))
+}
+
+/// Makes an index of a layer of a registry. All of it is in the cache then, and known to be what it should be.
+fn make(place: &Place, layer: &Descriptor, blob: &Arc<Blob>) -> Result<Indexed, LayerError> {
+    made::make(place.kept(), layer, blob.clone()).inspect(|_| blob.set_checked())
 }
 
 fn find(place: &Arc<Place>, arch: &str) -> Result<ImageFacts, Error> {
@@ -177,7 +199,7 @@ fn blob(place: &Arc<Place>, descriptor: &Descriptor) -> Result<Arc<Blob>, BlobEr
 fn index(place: &Arc<Place>, facts: &ImageFacts, blobs: &[Arc<Blob>]) -> Result<(Vec<Indexed>, Vec<u8>), Error> {
     let failed = |number: usize, source| Error::Layer { digest: facts.layers[number].digest().to_string(), source };
     let mut found: Vec<Option<Indexed>> = at_once(OPENED_AT_ONCE, blobs.len(), |number| {
-        layer::open(place.kept(), &facts.layers[number], &blobs[number]).map_err(|error| failed(number, error))
+        layer::open(place.kept(), &facts.layers[number], blobs[number].clone()).map_err(|error| failed(number, error))
     })?;
     let missing = |found: &[Option<Indexed>]| -> Vec<usize> {
         found.iter().enumerate().filter(|(_, found)| found.is_none()).map(|(number, _)| number).collect()
@@ -196,7 +218,7 @@ fn index(place: &Arc<Place>, facts: &ImageFacts, blobs: &[Arc<Blob>]) -> Result<
     let wanted = missing(&found);
     let made = at_once(MADE_AT_ONCE, wanted.len(), |at| {
         let number = wanted[at];
-        made::make(place.kept(), &facts.layers[number], &blobs[number]).map_err(|error| failed(number, error))
+        make(place, &facts.layers[number], &blobs[number]).map_err(|error| failed(number, error))
     })?;
     wanted.iter().zip(made).for_each(|(number, made)| found[*number] = Some(made));
     Ok((found.into_iter().flatten().collect(), trace))

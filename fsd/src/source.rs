@@ -75,7 +75,7 @@ impl std::fmt::Debug for Remote {
 }
 
 /// What was asked of a server so far.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Traffic {
     /// HTTP requests, repeated ones included, redirects not.
     pub requests: u64,
@@ -83,6 +83,9 @@ pub struct Traffic {
     pub retries: u64,
     /// Bytes of bodies that arrived and were kept.
     pub bytes: u64,
+    /// Bytes that were asked for a second time beside a request whose answer was late: at most so many more came over the
+    /// network, of whichever answer was given up.
+    pub doubled_bytes: u64,
 }
 
 impl Remote {
@@ -175,6 +178,7 @@ impl Remote {
             requests: load(&self.origin.requests),
             retries: load(&self.origin.retries),
             bytes: load(&self.origin.bytes),
+            doubled_bytes: load(&self.origin.doubled_bytes),
         }
     }
 
@@ -252,7 +256,9 @@ impl Remote {
                     start = asked.start,
                     "an answer is late; asking a second time"
                 );
-                self.next(self.engine.second()?, None, asked).await
+                let engine = self.engine.second()?;
+                self.origin.doubled_bytes.fetch_add(asked.end - asked.start, Ordering::Relaxed);
+                self.next(engine, None, asked).await
             };
             let is_new = response.is_none();
             let first = self.next(self.engine, response.take(), asked);

@@ -16,6 +16,8 @@ const CHUNKS: u64 = 2000;
 const READS: u64 = 100;
 /// Chunks between two reads, so that none is fetched with another.
 const STEP: u64 = 19;
+/// What is fetched around a missing chunk at most.
+const MAX_AROUND: u64 = 1 << 20;
 
 fn content() -> Vec<u8> {
     (0..CHUNKS).flat_map(|chunk| vec![(chunk % 251) as u8; CHUNK_BYTES]).collect()
@@ -45,13 +47,15 @@ fn a_server_that_hangs_now_and_then_is_asked_a_second_time() {
         read(&blob, &bytes, 0..20);
         server.set(|state| (state.fault, state.fault_every) = (Some(fault), 20));
 
-        let before = server.requests();
+        let (before, doubled) = (server.requests(), blob.counters().bytes_doubled);
         let slowest = read(&blob, &bytes, 20..READS);
 
         // Without a second request, each that hangs takes 20 s.
         assert!(slowest < Duration::from_secs(5), "{fault:?}: {slowest:?}");
         let requests = server.requests() - before;
         assert!((80 / 2..=80 + 5).contains(&requests), "{fault:?}: {requests} requests");
+        let doubled = blob.counters().bytes_doubled - doubled;
+        assert!((1..=5 * MAX_AROUND).contains(&doubled), "{fault:?}: {doubled} bytes were asked for twice");
     }
 }
 

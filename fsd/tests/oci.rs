@@ -239,3 +239,90 @@ fn an_image_is_read_by_either_kind_of_index_that_is_attached_to_it() {
         assert!(read(&image).unwrap() == content(), "{media_type}");
     }
 }
+
+/// A layout of one image, with this layer.
+fn layout(directory: &Path, layer: &[u8], media_type: &str) {
+    let config = r#"{"architecture":"amd64","rootfs":{"type":"layers","diff_ids":[]}}"#;
+    let manifest = serde_json::json!({
+        "schemaVersion": 2,
+        "mediaType": "application/vnd.oci.image.manifest.v1+json",
+        "config": {
+            "mediaType": "application/vnd.oci.image.config.v1+json",
+            "digest": digest(config.as_bytes()),
+            "size": config.len(),
+        },
+        "layers": [{ "mediaType": media_type, "digest": digest(layer), "size": layer.len() }],
+    })
+    .to_string();
+    let index = serde_json::json!({
+        "schemaVersion": 2,
+        "manifests": [{
+            "mediaType": "application/vnd.oci.image.manifest.v1+json",
+            "digest": digest(manifest.as_bytes()),
+            "size": manifest.len(),
+        }],
+    });
+    let blobs = directory.join("blobs/sha256");
+    std::fs::create_dir_all(&blobs).unwrap();
+    for blob in [config.as_bytes(), manifest.as_bytes(), layer] {
+        std::fs::write(blobs.join(&digest(blob)["sha256:".len()..]), blob).unwrap();
+    }
+    std::fs::write(directory.join("index.json"), index.to_string()).unwrap();
+}
+
+/// Changes a byte of a file in the middle.
+fn change(path: &Path) {
+    let mut bytes = std::fs::read(path).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 0xff;
+    std::fs::write(path, bytes).unwrap();
+}
+
+fn read_layout(directory: &Path, cache: &TempDir) -> Result<Vec<u8>, String> {
+    let image = oci::open_layout(directory, None, "amd64", cache.path(), 1 << 20);
+    let image = image.map_err(|error| format!("{error:?}"))?;
+    let file = image.tree.lookup(image.tree.root(), OsStr::new("file")).unwrap().unwrap();
+    let mut read = vec![0; FILE_BYTES];
+    image.tree.read(file, 0, &mut read).map_err(|error| format!("{error:?}"))?;
+    Ok(read)
+}
+
+#[test]
+fn a_layer_is_read_out_of_its_layout_by_an_index_that_is_made_once() {
+    let (directory, cache) = (tempdir().unwrap(), tempdir().unwrap());
+    let layer = layer(&content());
+    layout(directory.path(), &layer, "application/vnd.oci.image.layer.v1.tar+gzip");
+
+    assert!(read_layout(directory.path(), &cache).unwrap() == content());
+    let indexes = || std::fs::read_dir(cache.path().join("oci/indexes")).unwrap().count();
+    assert_eq!(indexes(), 1);
+    assert!(read_layout(directory.path(), &cache).unwrap() == content());
+
+    assert_eq!(indexes(), 1);
+}
+
+#[test]
+fn a_layer_of_a_layout_that_is_another_one_is_not_read() {
+    let cache = tempdir().unwrap();
+    let gzip = layer(&content());
+    let tar = gunzip(&gzip);
+    for (layer, kind) in [(gzip, "tar+gzip"), (tar, "tar")] {
+        let directory = tempdir().unwrap();
+        layout(directory.path(), &layer, &format!("application/vnd.oci.image.layer.v1.{kind}"));
+        assert!(read_layout(directory.path(), &cache).unwrap() == content(), "{kind}");
+
+        // Its index is known, and made of what it was.
+        change(&directory.path().join("blobs/sha256").join(&digest(&layer)["sha256:".len()..]));
+
+        let error = read_layout(directory.path(), &cache).unwrap_err();
+        assert!(error.contains("igest"), "{kind}: {error}");
+    }
+}
+
+/// What a gzip layer decompresses to.
+fn gunzip(gzip: &[u8]) -> Vec<u8> {
+    let mut tar = vec![0; FILE_BYTES.next_multiple_of(512) + 512 + 1024];
+    let length = libdeflater::Decompressor::new().gzip_decompress(gzip, &mut tar).unwrap();
+    tar.truncate(length);
+    tar
+}

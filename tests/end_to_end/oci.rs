@@ -73,12 +73,12 @@ fn an_image_is_run_as_its_configuration_says() {
 }
 
 #[test]
-fn an_oci_image_is_run_by_its_name_and_converted_once() {
+fn an_archive_is_run_by_its_name_and_converted_once() {
     let environment = TestEnvironment::new();
     make(&environment);
 
-    let first = environment.siphon(&["exec", "oci:layout", "cat", "/layers/replaced"]).run();
-    let second = environment.siphon(&["run", "oci:layout:made", "again"]).run();
+    let first = environment.siphon(&["exec", "oci-archive:oci.tar", "cat", "/layers/replaced"]).run();
+    let second = environment.siphon(&["run", "oci-archive:oci.tar:made", "again"]).run();
 
     assert_eq!((first.code, first.stdout.trim()), (0, "above"), "{first}");
     assert!(first.stderr.contains("INFO:    Converting OCI blobs to SIF format"), "{first}");
@@ -87,10 +87,56 @@ fn an_oci_image_is_run_by_its_name_and_converted_once() {
 }
 
 #[test]
+fn a_layout_is_run_and_looked_into_where_it_is() {
+    let environment = TestEnvironment::new();
+    make(&environment);
+    environment.siphon(&["build", "out.sif", "oci:layout"]).stdout();
+    // Lengths of directories, and the time of what every image has on top, are the format's.
+    let listed = |image: &str| {
+        let line = format!("siphon ls -lR {image} / | grep -v singularity.d | awk '{{print $1, $3, $4, $8, $9, $10}}'");
+        environment.shell(&line).stdout()
+    };
+
+    let first = environment.siphon(&["exec", "oci:layout", "cat", "/layers/replaced"]).run();
+    let second = environment.siphon(&["run", "oci:layout:made", "again"]).run();
+    let elsewhere = environment.shell("mkdir sub && cd sub && siphon cat oci:../layout:made /layers/replaced").stdout();
+
+    for (finished, said) in [(&first, "above"), (&second, "entry point: again")] {
+        assert_eq!((finished.code, finished.stdout.trim()), (0, said), "{finished}");
+        assert!(!finished.stderr.contains("Converting"), "{finished}");
+    }
+    assert_eq!(elsewhere.trim(), "above");
+    assert!(!environment.cache().join("oci-tmp").exists(), "nothing was converted");
+    assert_eq!(listed("oci:layout"), listed("out.sif"));
+    // Another image under the same name is another daemon's.
+    let index = environment.work().join("layout/index.json");
+    fs::write(&index, fs::read_to_string(&index).unwrap().replace("made", "other")).unwrap();
+    assert_eq!(environment.siphon(&["exec", "oci:layout:other", "cat", "/layers/replaced"]).stdout(), "above");
+    let gone = environment.siphon(&["exec", "oci:layout:made", "true"]).run();
+    assert!(gone.code == 255 && gone.stderr.contains("there is no image named \"made\", only other"), "{gone}");
+}
+
+#[test]
+fn a_layer_of_a_layout_that_is_damaged_is_not_run() {
+    let environment = TestEnvironment::new();
+    make(&environment);
+    damage(&environment.work().join("layout"));
+
+    let short = environment.siphon(&["exec", "oci:layout", "true"]).run();
+    let missing = environment.siphon(&["exec", "oci:nowhere", "true"]).run();
+
+    assert!(short.code == 255 && short.stderr.contains("bytes and should have"), "{short}");
+    assert!(
+        missing.code == 255 && missing.stderr.contains("nowhere/index.json: No such file or directory"),
+        "{missing}"
+    );
+}
+
+#[test]
 fn converted_images_are_listed_and_cleaned_with_the_cache() {
     let environment = TestEnvironment::new();
     make(&environment);
-    environment.siphon(&["exec", "oci:layout", "true"]).stdout();
+    environment.siphon(&["exec", "oci-archive:oci.tar", "true"]).stdout();
 
     let before = environment.siphon(&["cache", "list", "--type", "oci"]).stdout();
     let cleaned = environment.siphon(&["cache", "clean", "--force", "--type", "oci"]).run();

@@ -9,6 +9,7 @@ use crate::host::cache_dir;
 use crate::report::Report;
 use crate::settings::{Common, ImageSettings};
 use anyhow::{Context, bail};
+use siphon_fsd::locator::path_and_name;
 use siphon_fsd::source::{Served, registries, saved_image};
 use siphon_image::oci::Digest;
 use siphon_image::oci::archive::Archive;
@@ -122,13 +123,13 @@ fn place(image: &OciImage, common: &Common) -> PathBuf {
     cache_dir(common).join(CONVERTED).join(format!("{}-{}.sif", digest.algorithm(), digest.digest()))
 }
 
-/// What to open to look into `image`, as it was typed, or to run it: a registry's image is read where it is, and all else is
-/// made [`usable`].
+/// What to open to look into `image`, as it was typed, or to run it: the layers of a registry and of a layout are read where
+/// they are, and all else is made [`usable`].
 ///
 /// # Errors
 /// As [`usable`].
 pub fn readable<'a>(image: &'a str, common: &Common, report: Report) -> anyhow::Result<Cow<'a, str>> {
-    if is_in_registry(image) { Ok(Cow::Borrowed(image)) } else { usable(image, common, report) }
+    if is_in_place(image) { Ok(Cow::Borrowed(image)) } else { usable(image, common, report) }
 }
 
 /// As [`readable`], by a process of its own where threads are needed, as [`usable_apart`] has it.
@@ -136,7 +137,11 @@ pub fn readable<'a>(image: &'a str, common: &Common, report: Report) -> anyhow::
 /// # Errors
 /// As [`usable_apart`].
 pub fn readable_apart<'a>(image: &'a str, report: Report) -> anyhow::Result<Cow<'a, str>> {
-    if is_in_registry(image) { Ok(Cow::Borrowed(image)) } else { usable_apart(image, report) }
+    if is_in_place(image) { Ok(Cow::Borrowed(image)) } else { usable_apart(image, report) }
+}
+
+fn is_in_place(name: &str) -> bool {
+    name.starts_with("oci:") || is_in_registry(name)
 }
 
 fn is_in_registry(name: &str) -> bool {
@@ -230,16 +235,4 @@ fn open_archive(scheme: &str, from: &str, wanted: &Wanted) -> anyhow::Result<Ope
         read_image(&archive, &image, wanted)?
     };
     Ok((facts, Arc::new(archive)))
-}
-
-/// A path and a name behind a colon. What exists under the whole name has no name behind it.
-fn path_and_name(from: &str) -> (&str, Option<&str>) {
-    if Path::new(from).symlink_metadata().is_ok() {
-        return (from, None);
-    }
-    match from.split_once(':') {
-        Some((path, name)) if !name.is_empty() => (path, Some(name)),
-        Some((path, _)) => (path, None),
-        None => (from, None),
-    }
 }

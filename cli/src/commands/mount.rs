@@ -29,7 +29,7 @@ pub fn mount(args: &MountArgs, common: &Common, report: Report) -> anyhow::Resul
     let layers = layers::find(&specs, report)?;
     let image = match &locator {
         Locator::Directory(path) | Locator::Sandbox(path) => Some(path.as_path()),
-        Locator::File(_) | Locator::Url(_) | Locator::Elsewhere(_) => None,
+        Locator::File(_) | Locator::Url(_) | Locator::Elsewhere(_) | Locator::Layout(..) => None,
     };
     refuse_nesting(image, &layers, &directory).with_context(context)?;
     let spec = Spec {

@@ -78,8 +78,12 @@ pub(super) fn prepare(
         settings.writes = Writes::Overlay;
     }
     let mut host = gather(settings, environment)?;
-    if !matches!(locator, Locator::Url(_) | Locator::Elsewhere(_)) {
-        settings.image = host.cleaned(Path::new(&settings.image)).display().to_string();
+    match &locator {
+        Locator::Url(_) | Locator::Elsewhere(_) => {}
+        Locator::Layout(..) => settings.image = locator.to_string(),
+        Locator::File(_) | Locator::Directory(_) | Locator::Sandbox(_) => {
+            settings.image = host.cleaned(Path::new(&settings.image)).display().to_string();
+        }
     }
     let (scope, idle) = sharing(settings, common);
     let spec = Spec {
@@ -220,7 +224,7 @@ fn layer(settings: &RunSettings, locator: &Locator, layers: &Layers) -> anyhow::
             Ok(_) | Err(layers::Error::Kind { .. }) => Err(PlanError::ReadOnlyImage { image: image() }.into()),
             Err(error) => Err(error.into()),
         },
-        (Writes::Sandbox, Locator::Url(_) | Locator::Elsewhere(_)) => {
+        (Writes::Sandbox, Locator::Url(_) | Locator::Elsewhere(_) | Locator::Layout(..)) => {
             Err(PlanError::ReadOnlyImage { image: image() }.into())
         }
     }

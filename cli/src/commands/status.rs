@@ -56,15 +56,19 @@ pub fn status(args: &StatusArgs, common: &Common, report: Report) -> anyhow::Res
 
 /// `120.00 MiB of 3.00 GiB (3.9 %) over the network in 41 requests; 90.00 MiB read from the cache`.
 fn fetched(network: &BlobCounters, image_bytes: u64) -> String {
-    let BlobCounters { requests, retries, bytes_fetched, bytes_from_cache, pinned, .. } = *network;
+    let BlobCounters { requests, retries, bytes_fetched, bytes_doubled, bytes_from_cache, pinned, .. } = *network;
     let share = bytes_fetched as f64 * 100.0 / image_bytes.max(1) as f64;
     let (fetched, image, cached) =
         (human_bytes(bytes_fetched), human_bytes(image_bytes), human_bytes(bytes_from_cache));
     let repeated = if retries > 0 { format!(", {retries} of them repeated") } else { String::new() };
+    let doubled = match bytes_doubled {
+        0 => String::new(),
+        bytes => format!(", up to {} more in late answers that were given up", human_bytes(bytes)),
+    };
     let kept = if pinned { "; pinned" } else { "" };
     format!(
-        "{fetched} of {image} ({share:.1} %) over the network in {requests} requests{repeated}; {cached} read from the \
-         cache{kept}"
+        "{fetched} of {image} ({share:.1} %) over the network in {requests} requests{repeated}{doubled}; {cached} read \
+         from the cache{kept}"
     )
 }
 

@@ -106,7 +106,7 @@ impl Connection {
     pub(super) fn traffic(&self) -> Traffic {
         match &*self.state.lock() {
             State::Connected(remote) => remote.traffic(),
-            State::Apart(_) => Traffic { requests: 0, retries: 0, bytes: 0 },
+            State::Apart(_) => Traffic::default(),
         }
     }
 }

@@ -59,7 +59,7 @@ pub fn open_blob(locator: &Locator, cache_dir: &Path) -> Result<Option<Blob>, Er
         }
         Locator::Elsewhere(Reference::Docker(_)) => Ok(None),
         Locator::Elsewhere(reference) => open_elsewhere(reference, cache_dir).map(Some),
-        Locator::File(_) | Locator::Directory(_) | Locator::Sandbox(_) => Ok(None),
+        Locator::File(_) | Locator::Directory(_) | Locator::Sandbox(_) | Locator::Layout(..) => Ok(None),
     }
 }
 
@@ -68,7 +68,7 @@ pub fn known(locator: &Locator, cache: &Cache) -> Option<Named> {
     match locator {
         Locator::Url(url) => cache.named(url),
         Locator::Elsewhere(reference) => cache.named(&address(reference)),
-        Locator::File(_) | Locator::Directory(_) | Locator::Sandbox(_) => None,
+        Locator::File(_) | Locator::Directory(_) | Locator::Sandbox(_) | Locator::Layout(..) => None,
     }
 }
 

@@ -2,7 +2,6 @@
 
 use super::LayerError;
 use super::kept::Kept;
-use crate::blob::Blob;
 use siphon_image::oci::Descriptor;
 use siphon_image::oci::lazy::estargz::{self, TOC_DIGEST_ANNOTATION};
 use siphon_image::oci::lazy::gzip::{GzipIndex, GzipLayer};
@@ -61,7 +60,7 @@ impl Form {
 ///
 /// # Errors
 /// If it is no archive, or cannot be fetched.
-pub(super) fn open(kept: &Kept, layer: &Descriptor, blob: &Arc<Blob>) -> Result<Option<Indexed>, LayerError> {
+pub(super) fn open(kept: &Kept, layer: &Descriptor, bytes: Arc<dyn ReadAt>) -> Result<Option<Indexed>, LayerError> {
     let media_type = layer.media_type().to_string();
     let is_archive = ["application/vnd.oci.image.layer.", "application/vnd.docker.image.rootfs."]
         .iter()
@@ -69,11 +68,11 @@ pub(super) fn open(kept: &Kept, layer: &Descriptor, blob: &Arc<Blob>) -> Result<
     if !is_archive || media_type.ends_with("+encrypted") {
         return Err(LayerError::MediaType(media_type));
     }
-    let table = table(layer, blob).or_else(|error| match error {
+    let table = table(layer, &bytes).or_else(|error| match error {
         LayerError::Format(format) => {
             format.check_is_of_bytes()?;
-            blob.discard(0..blob.len());
-            table(layer, blob)
+            bytes.discard(0..bytes.len());
+            table(layer, &bytes)
         }
         error => Err(error),
     });
@@ -93,18 +92,17 @@ pub(super) fn open(kept: &Kept, layer: &Descriptor, blob: &Arc<Blob>) -> Result<
 }
 
 /// A layer by its own table of contents, if it has one that a digest of the manifest's stands for.
-fn table(layer: &Descriptor, blob: &Arc<Blob>) -> Result<Option<Indexed>, LayerError> {
-    let bytes: Arc<dyn ReadAt> = blob.clone();
+fn table(layer: &Descriptor, bytes: &Arc<dyn ReadAt>) -> Result<Option<Indexed>, LayerError> {
     let notes = layer.annotations().as_ref();
     let note = |name: &str| notes.and_then(|notes| notes.get(name)).map(String::as_str);
     let chunked = Annotations::new(note)?;
     if chunked.is_given() {
-        let toc = zstd_chunked::open(&bytes, &chunked)?;
+        let toc = zstd_chunked::open(bytes, &chunked)?;
         return Ok(Some(Indexed { entries: toc.index, form: Form::ZstdChunks }));
     }
     // Without the digest of its table, nothing would be held against anything.
     let Some(digest) = note(TOC_DIGEST_ANNOTATION).and_then(sha256) else { return Ok(None) };
-    let toc = estargz::open(&bytes, Some(&digest))?;
+    let toc = estargz::open(bytes, Some(&digest))?;
     Ok(Some(Indexed { entries: toc.index, form: Form::GzipChunks }))
 }
 

@@ -6,7 +6,6 @@
 use super::LayerError;
 use super::kept::Kept;
 use super::layer::{Form, GZIP, Indexed, SEEKABLE, SEEKABLE_ENTRIES, TAR, gzip};
-use crate::blob::Blob;
 use crate::stream::InOrder;
 use base16ct::lower::encode_string as hex;
 use sha2::{Digest as _, Sha256};
@@ -32,17 +31,17 @@ const ZSTD_MAGIC: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
 /// # Errors
 /// If the layer cannot be fetched, is another one or no archive, or the cache directory cannot be written to. What was fetched
 /// of one that is not what it should be is forgotten.
-pub(super) fn make(kept: &Kept, layer: &Descriptor, blob: &Arc<Blob>) -> Result<Indexed, LayerError> {
-    make_once(kept, layer, blob).inspect(|_| blob.set_checked()).inspect_err(|error| {
+pub(super) fn make(kept: &Kept, layer: &Descriptor, bytes: Arc<dyn ReadAt>) -> Result<Indexed, LayerError> {
+    make_once(kept, layer, bytes.clone()).inspect_err(|error| {
         if matches!(error, LayerError::Digest { .. } | LayerError::Format(_)) {
-            blob.discard(0..blob.len());
+            bytes.discard(0..bytes.len());
         }
     })
 }
 
-fn make_once(kept: &Kept, layer: &Descriptor, blob: &Arc<Blob>) -> Result<Indexed, LayerError> {
+fn make_once(kept: &Kept, layer: &Descriptor, bytes: Arc<dyn ReadAt>) -> Result<Indexed, LayerError> {
     let digest = layer.digest().as_ref();
-    let mut stream = InOrder::new(blob.clone());
+    let mut stream = InOrder::new(bytes);
     let mut head = [0; 4];
     let length = fill(&mut stream, &mut head)?;
     let head = &head[..length];

@@ -4,7 +4,7 @@
 
 use super::kept::Kept;
 use super::place::{Found, Place};
-use super::{Error, LayerError, MADE_AT_ONCE, at_once, blob, find, layer, made};
+use super::{Error, LayerError, MADE_AT_ONCE, at_once, blob, find, layer, make};
 use crate::blob::BlobCounters;
 use crate::cache::{Cache, CacheError};
 use crate::prefetch::fetch_all;
@@ -57,8 +57,8 @@ pub fn pin(
             progress(done.iter().map(|done| done.load(Ordering::Relaxed)).sum(), total);
         };
         fetch_all(blob, &told).map_err(|error| failed(error.into()))?;
-        if layer::open(place.kept(), descriptor, blob).map_err(failed)?.is_none() {
-            made::make(place.kept(), descriptor, blob).map_err(failed)?;
+        if layer::open(place.kept(), descriptor, blob.clone()).map_err(failed)?.is_none() {
+            make(&place, descriptor, blob).map_err(failed)?;
         }
         Ok::<_, Error>(())
     })?;

@@ -33,6 +33,8 @@ pub(super) struct Origin {
     pub(super) requests: AtomicU64,
     pub(super) retries: AtomicU64,
     pub(super) bytes: AtomicU64,
+    /// Bytes that were asked for a second time while the first answer was late.
+    pub(super) doubled_bytes: AtomicU64,
 }
 
 struct Redirect {
@@ -89,7 +91,8 @@ impl Origin {
     pub(super) fn at(url: Url, name: String, access: Access, patience: Patience) -> Self {
         let counter = || AtomicU64::new(0);
         let redirect = Mutex::new(None);
-        Self { url, name, patience, access, redirect, requests: counter(), retries: counter(), bytes: counter() }
+        let (requests, retries, bytes, doubled_bytes) = (counter(), counter(), counter(), counter());
+        Self { url, name, patience, access, redirect, requests, retries, bytes, doubled_bytes }
     }
 
     /// Sends a request that `shape` finishes, and waits for the head of the answer. What the access asks for is done

@@ -35,6 +35,9 @@ const METRICS: &[Metric] = &[
         s.counters.storage.storage_nanos as f64 / 1e9
     }),
     counter("fetched_bytes_total", "Bytes that came over the network.", |s| s.bytes_fetched.unwrap_or(0) as f64),
+    counter("doubled_bytes_total", "Bytes asked for twice as an answer was late: at most so many more came.", |s| {
+        s.network.map_or(0, |network| network.bytes_doubled) as f64
+    }),
     counter("decoded_blocks_total", "Blocks decoded.", |s| s.counters.decoding.decoded_blocks as f64),
     counter("decoded_bytes_total", "Bytes that blocks decoded to.", |s| s.counters.decoding.decoded_bytes as f64),
     counter("cache_hits_total", "Blocks wanted that were in the cache.", |s| s.counters.decoding.cache_hits as f64),

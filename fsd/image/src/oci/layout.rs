@@ -27,11 +27,19 @@ impl Layout {
         let index = index.map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))?;
         Ok((Self { directory: directory.to_owned() }, index))
     }
+
+    /// Where the blob with this digest is, if it is there.
+    ///
+    /// # Errors
+    /// If no file can have its name.
+    pub fn path(&self, digest: &Digest) -> io::Result<PathBuf> {
+        Ok(self.directory.join(blob_path(digest)?))
+    }
 }
 
 impl Blobs for Layout {
     fn open(&self, blob: &Descriptor) -> io::Result<Box<dyn Read + Send>> {
-        let path = self.directory.join(blob_path(blob.digest())?);
+        let path = self.path(blob.digest())?;
         let failed = |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", path.display()));
         let file = File::open(&path).map_err(failed)?;
         if !file.metadata().map_err(failed)?.is_file() {

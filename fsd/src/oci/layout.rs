@@ -1,0 +1,96 @@
+//! OCI images in layouts on this machine: their layers are files, and are read as those of a registry are.
+//!
+//! Indexes are kept by the layers' digests, so that one that was made of a layer in a registry is good for the same layer
+//! here. What is read is held against digests as there, but for archives that are not compressed, whose parts have none: all
+//! of such a layer is held against its digest whenever it is opened.
+
+use super::kept::Kept;
+use super::layer::{self, Form, Indexed};
+use super::{Error, LayerError, MADE_AT_ONCE, at_once, made, merged};
+use crate::blob::BlobError;
+use crate::cache::Cache;
+use crate::local::LocalFile;
+use crate::storage::Storage;
+use siphon_image::oci::Descriptor;
+use siphon_image::oci::config::run_config;
+use siphon_image::oci::layout::Layout;
+use siphon_image::oci::lazy::{Decoded, LayeredTree};
+use siphon_image::oci::own::Origin;
+use siphon_image::oci::select::{Wanted, read_image, select};
+use siphon_image::read_at::ReadAt;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+/// An image that is read out of its layout.
+#[derive(Debug)]
+pub struct LocalImage {
+    /// Its files.
+    pub tree: Arc<LayeredTree>,
+    /// How to run it: JSON.
+    pub run_config: String,
+    /// The digest of its manifest.
+    pub digest: String,
+    /// What is asked of each layer.
+    pub storage: Vec<Arc<Storage>>,
+}
+
+/// Opens the image named `name` of the layout in `directory`, or the only one, for machines of `arch`, as Go names them.
+/// Blocks until there is an index of each layer, which takes as long as reading those that have none yet. `cache_bytes`
+/// bounds what is kept decoded.
+///
+/// # Errors
+/// Any [`Error`] but those of registries.
+pub fn open_layout(
+    directory: &Path,
+    name: Option<&str>,
+    arch: &str,
+    cache_dir: &Path,
+    cache_bytes: u64,
+) -> Result<LocalImage, Error> {
+    // What is kept is believed only in a directory that is ours.
+    Cache::open(cache_dir).map_err(BlobError::from)?;
+    let kept = Kept::below(cache_dir);
+    let (layout, index) = Layout::open(directory).map_err(Error::Layout)?;
+    let wanted = Wanted::new(arch, None);
+    let image = select(&index, name, &wanted)?;
+    let facts = read_image(&layout, &image, &wanted)?;
+    let decoded = Decoded::new(cache_bytes);
+    let failed = |layer: &Descriptor, source| Error::Layer { digest: layer.digest().to_string(), source };
+    let files = facts.layers.iter().map(|layer| file(&layout, layer).map_err(|error| failed(layer, error.into())));
+    let files = files.collect::<Result<Vec<_>, _>>()?;
+    let indexed = at_once(MADE_AT_ONCE, files.len(), |number| {
+        let layer = &facts.layers[number];
+        index_of(&kept, layer, &files[number]).map_err(|error| failed(layer, error))
+    })?;
+    let storage: Vec<_> = files.into_iter().map(|file| Arc::new(Storage::new(file))).collect();
+    let from = match name {
+        Some(name) => format!("{}:{name}", directory.display()),
+        None => directory.display().to_string(),
+    };
+    let origin = Origin { bootstrap: "oci".to_owned(), from };
+    Ok(LocalImage {
+        tree: merged(&facts, indexed, &storage, &origin, arch, &decoded)?,
+        run_config: run_config(&facts.config_json)?,
+        digest: facts.digest.to_string(),
+        storage,
+    })
+}
+
+fn file(layout: &Layout, layer: &Descriptor) -> io::Result<Arc<dyn ReadAt>> {
+    let path = layout.path(layer.digest())?;
+    let failed = |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", path.display()));
+    let file: LocalFile = LocalFile::open(&path).map_err(failed)?;
+    if file.len() != layer.size() {
+        let (found, expected) = (file.len(), layer.size());
+        let problem = format!("it has {found} bytes and should have {expected}");
+        return Err(failed(io::Error::new(io::ErrorKind::InvalidData, problem)));
+    }
+    Ok(Arc::new(file))
+}
+
+fn index_of(kept: &Kept, layer: &Descriptor, bytes: &Arc<dyn ReadAt>) -> Result<Indexed, LayerError> {
+    // Nothing else would tell that this file is not the one that the index was made of.
+    let known = layer::open(kept, layer, bytes.clone())?.filter(|known| !matches!(known.form, Form::Tar));
+    known.map_or_else(|| made::make(kept, layer, bytes.clone()), Ok)
+}
