@@ -51,6 +51,9 @@ def arguments():
     parser.add_argument("--json", type=Path, default=default("LAYER_JSON") or None, help="a file for the raw figures")
     parser.add_argument("--siphon", type=Path, default=default("SIPHON") or None, help="else the release build")
     parser.add_argument("--wheels", type=Path, default=default("WHEELS") or None, help="numpy and pandas; else fetched")
+    parser.add_argument("--scratch", type=Path, default=default("SCRATCH") or "/var/tmp",
+                        help="where the layers are made (%(default)s): an ext4 without a journal takes long to make a file for a "
+                             "minute after many were deleted")
     parser.add_argument("--systems", default=default("SYSTEMS") or "", help="comma-separated; all if not given")
     args = parser.parse_args()
     args.work = args.work or shlex.split(default("WORK", "")) or list(WORKS)
@@ -146,7 +149,7 @@ def main():
     args = arguments()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, interrupted)
-    scratch = Path(tempfile.mkdtemp(prefix="siphon-bench.", dir="/var/tmp"))
+    scratch = Path(tempfile.mkdtemp(prefix="siphon-bench.", dir=args.scratch))
     scratch.chmod(0o755)
     if machine.IS_ROOT:
         shutil.chown(scratch, machine.ACCOUNT)

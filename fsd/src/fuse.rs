@@ -1,40 +1,50 @@
-//! The FUSE adaptor: decodes a request, calls [`FileSystem`], encodes the reply, and logs a failure once.
+//! The FUSE adaptor: decodes a request, calls [`FileSystem`], encodes the answer, and logs a failure once.
 //!
-//! The session is given a `/dev/fuse` descriptor that its caller opened and mounted, and never mounts or unmounts
-//! itself: the library's own teardown can unmount a stranger's filesystem.
+//! The session is given a `/dev/fuse` descriptor that its caller opened and mounted, and never mounts or unmounts itself.
 //!
 //! ```text
-//! adaptor -> replies -> convert        requests, by the workers
-//! ahead   -> store                     what is likely to be asked for next, by threads of its own
+//! session -> adaptor -> wire     requests, by the workers
+//!    |          +-> convert
+//!    +-> turns                   which of them takes the next one
+//! ahead   -> store               what is likely to be asked for next, by threads of its own
 //! ```
 
 mod adaptor;
 mod ahead;
 mod convert;
-mod replies;
+mod session;
 mod store;
+mod turns;
+mod wire;
 
 use crate::fs::FileSystem;
 use adaptor::Adaptor;
 use ahead::ReadAhead;
-use fuser::{Config, INodeNo, Session, SessionACL};
+use session::{Session, send};
 use siphon_overlay::view::Ino;
 use std::ffi::OsStr;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
+use wire::Answer;
+
+/// `FUSE_NOTIFY_INVAL_INODE` and `FUSE_NOTIFY_INVAL_ENTRY` of `linux/fuse.h`, where an answer has its error number.
+const NOTIFY_INVAL_INODE: i32 = 2;
+const NOTIFY_INVAL_ENTRY: i32 = 3;
 
 /// A mounted filesystem whose first exchange with the kernel is done.
 #[derive(Debug)]
 pub struct Mounted {
-    session: Session<Adaptor>,
+    session: Session,
+    /// What messages go through that no request asked for.
+    notices: Arc<OwnedFd>,
     ahead: Arc<ReadAhead>,
 }
 
 /// Tells the kernel to forget what it has cached.
 #[derive(Debug, Clone)]
 pub struct Notifier {
-    inner: fuser::Notifier,
+    device: Arc<OwnedFd>,
 }
 
 impl Mounted {
@@ -43,20 +53,16 @@ impl Mounted {
     /// # Errors
     /// If the kernel hangs up or speaks another protocol.
     pub fn new(filesystem: Arc<FileSystem>, device: OwnedFd, workers: usize) -> io::Result<Self> {
-        let mut config = Config::default();
-        config.acl = SessionACL::All;
-        config.n_threads = Some(workers);
-        config.clone_fd = true;
-        // Who may come in is decided by the mount option: the session itself admits everyone.
+        // Who may come in is decided by the mount option: everyone is answered.
         let ahead = Arc::new(ReadAhead::new(filesystem.clone(), device.try_clone()?));
-        let adaptor = Adaptor::new(filesystem, ahead.clone());
-        let session = Session::from_fd(adaptor, device, SessionACL::All, config)?;
-        Ok(Self { session, ahead })
+        let notices = Arc::new(device.try_clone()?);
+        let session = Session::greet(Adaptor::new(filesystem, ahead.clone()), device, workers)?;
+        Ok(Self { session, notices, ahead })
     }
 
     /// The way to invalidate what the kernel caches. It must not be used while a lock is held that a request needs.
     pub fn notifier(&self) -> Notifier {
-        Notifier { inner: self.session.notifier() }
+        Notifier { device: self.notices.clone() }
     }
 
     /// Serves until the last mount of the filesystem is gone.
@@ -77,8 +83,30 @@ impl Notifier {
     /// # Errors
     /// If the connection is gone.
     pub fn forget_entry(&self, parent: Ino, name: &OsStr) -> io::Result<()> {
-        self.inner.inval_entry(INodeNo(parent.0), name)?;
-        self.inner.inval_inode(INodeNo(parent.0), 0, 0)
+        self.send(NOTIFY_INVAL_ENTRY, |notice| {
+            notice.u64(parent.0);
+            notice.u32(u32::try_from(name.len()).unwrap_or(u32::MAX));
+            notice.u32(0);
+            notice.bytes(name.as_encoded_bytes());
+            notice.zeros(1);
+        })?;
+        // From the first byte to the last.
+        self.send(NOTIFY_INVAL_INODE, |notice| {
+            notice.u64(parent.0);
+            notice.u64(0);
+            notice.u64(0);
+        })
+    }
+
+    /// That the kernel does not know what it is to forget is no failure.
+    fn send(&self, code: i32, fill: impl FnOnce(&mut Answer)) -> io::Result<()> {
+        let mut notice = Answer::default();
+        notice.clear();
+        fill(&mut notice);
+        match send(self.device.as_fd(), notice.finish_notice(code)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            sent => sent,
+        }
     }
 }
 

@@ -28,11 +28,16 @@ use siphon_fsd::fs::{FileSystem, Options, Owners, Xattrs};
 use siphon_fsd::fuse::Mounted;
 use siphon_fsd::sys::mounts::{self, FuseMount, OverlayMount};
 use siphon_image::directory::Directory;
-use siphon_overlay::view::View;
+use siphon_overlay::upper::{Base, Upper};
+use siphon_overlay::view::{Ino, OpenMode, View};
 use snapshot::Snapshot;
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
+
+/// One test at a time: one of them counts what the process has open.
+static ALONE: Mutex<()> = Mutex::new(());
 
 const DEFAULT_SEQUENCES: u64 = 100;
 /// Of each of the two mounts of a sequence.
@@ -128,6 +133,7 @@ fn without_numbers(mut seen: Snapshot) -> Snapshot {
 
 #[test]
 fn the_kernels_engine_behaves_like_a_directory() {
+    let _alone = ALONE.lock();
     let scratch = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
     let first = number("SIPHON_MODEL_SEED", 1);
     let open = || std::fs::read_dir("/proc/self/fd").unwrap().count();
@@ -143,4 +149,41 @@ fn the_kernels_engine_behaves_like_a_directory() {
         }
     }
     assert_eq!(open(), open_before, "a mount that is gone leaves nothing open");
+}
+
+#[test]
+fn a_file_of_the_image_with_two_names_becomes_one_of_its_own_under_that_which_is_written() {
+    let _alone = ALONE.lock();
+    let scratch = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
+    let root = scratch.path();
+    let lower = root.join("lower");
+    std::fs::create_dir(&lower).unwrap();
+    std::fs::write(lower.join("one"), "old").unwrap();
+    std::fs::hard_link(lower.join("one"), lower.join("two")).unwrap();
+    let base = Base { version: Base::VERSION, image: "/image".into(), identity: String::new() };
+    drop(Upper::create(&root.join("layer"), &base).unwrap());
+    let Some(merged) = Merged::mount(root) else { return };
+    let [one, two, three] = ["one", "two", "three"].map(|name| merged.target.join(name));
+    let number = |path| std::os::unix::fs::MetadataExt::ino(&std::fs::metadata(path).unwrap());
+    let links = |path| std::os::unix::fs::MetadataExt::nlink(&std::fs::metadata(path).unwrap());
+
+    assert_eq!((number(&one), links(&one)), (number(&two), 2));
+    std::fs::write(&one, "new").unwrap();
+    // The copy has all links that a file can have: those that were made of it.
+    std::fs::hard_link(&one, &three).unwrap();
+    std::fs::write(&three, "newer").unwrap();
+    assert_eq!([&one, &two, &three].map(|path| std::fs::read_to_string(path).unwrap()), ["newer", "old", "newer"]);
+    assert_eq!((number(&one), links(&one)), (number(&three), 2));
+    assert_ne!(number(&one), number(&two));
+    drop(merged);
+
+    let view =
+        View::new(Arc::new(Directory::open(&lower).unwrap()), Some(Upper::open(&root.join("layer")).unwrap())).unwrap();
+    for (name, expected) in [("one", "newer"), ("two", "old"), ("three", "newer")] {
+        let (ino, _) = view.lookup(Ino::ROOT, OsStr::new(name)).unwrap();
+        let mut content = [0; 16];
+        let read = view.read(&view.open(ino, OpenMode::default()).unwrap(), 0, &mut content).unwrap();
+        assert_eq!(content[..read], *expected.as_bytes(), "{name}");
+    }
+    assert_eq!(std::fs::read_to_string(lower.join("one")).unwrap(), "old");
 }

@@ -15,12 +15,6 @@ struct Reserved {
 
 const RESERVED: &[Reserved] = &[
     Reserved {
-        paths: &["fuser"],
-        allowed_in: &["fsd::fuse"],
-        forbidden_in: &[],
-        why: "only fsd::fuse knows the FUSE library",
-    },
-    Reserved {
         paths: &["tokio", "reqwest", "rustls"],
         allowed_in: &["fsd::source"],
         forbidden_in: &[],
@@ -189,7 +183,7 @@ mod tests {
     fn code_that_keeps_to_the_table_passes() {
         assert!(found_in("image::squashfs", "use crate::tree::Tree; use super::tree;").is_empty());
         assert!(found_in("fsd::fs", "use siphon_image::squashfs::reader;").is_empty());
-        assert!(found_in("fsd::fuse", "use crate::fs::Handle; use fuser::Session;").is_empty());
+        assert!(found_in("fsd::fuse", "use crate::fs::Handle;").is_empty());
         assert!(found_in("cli::report", "fn f() { println!(\"x\"); }").is_empty());
     }
 
@@ -201,7 +195,6 @@ mod tests {
             ("fsd::fs", "use super::fuse;", "does not grant"),
             ("image::squashfs", "use siphon_fsd::fs;", "does not grant"),
             ("image::new", "", "has no row"),
-            ("fsd::fs", "use fuser::FileAttr;", "FUSE library"),
             ("fsd::fs", "async fn f() { tokio::time::sleep(d).await }", "network"),
             ("fsd", "use reqwest::Client;", "network"),
             ("image::tree", "use std::net::TcpStream;", "no network"),

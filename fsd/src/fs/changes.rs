@@ -35,7 +35,7 @@ impl FileSystem {
         open: OpenMode,
     ) -> Result<(Node, u64), Error> {
         self.check_writable()?;
-        let (owner, _) = self.owner_in(caller, parent)?;
+        let owner = self.owner_of_file_in(caller, parent)?;
         let (ino, attr, file) = self.view.create(parent, name, permissions, owner, open)?;
         self.counters.open();
         Ok((self.node(ino, attr), self.files.insert(file)))
@@ -58,7 +58,7 @@ impl FileSystem {
         if matches!(kind, Kind::Directory | Kind::Symlink) {
             return Err(Error::Invalid);
         }
-        let (owner, _) = self.owner_in(caller, parent)?;
+        let owner = self.owner_of_file_in(caller, parent)?;
         let (ino, attr) = self.view.make_node(parent, name, kind, permissions, rdev, owner)?;
         Ok(self.node(ino, attr))
     }
@@ -87,7 +87,7 @@ impl FileSystem {
     /// [`Error::ReadOnly`] or [`Error::View`].
     pub fn make_symlink(&self, caller: Caller, parent: Ino, name: &OsStr, target: &OsStr) -> Result<Node, Error> {
         self.check_writable()?;
-        let (owner, _) = self.owner_in(caller, parent)?;
+        let owner = self.owner_of_file_in(caller, parent)?;
         let (ino, attr) = self.view.make_symlink(parent, name, target, owner)?;
         Ok(self.node(ino, attr))
     }
@@ -222,6 +222,14 @@ impl FileSystem {
             Owners::AsStored { .. } => Some((caller.uid, caller.gid)),
         };
         Ok((owner, inherited))
+    }
+
+    /// As [`FileSystem::owner_in`], for what is no directory.
+    fn owner_of_file_in(&self, caller: Caller, parent: Ino) -> Result<Owner, Error> {
+        match self.options.owners {
+            Owners::Squash { .. } => Ok(None),
+            Owners::AsStored { .. } => Ok(self.owner_in(caller, parent)?.0),
+        }
     }
 
     /// Where only one owner exists, to give something to that owner changes nothing and to anyone else is refused.

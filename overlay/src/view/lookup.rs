@@ -79,6 +79,9 @@ impl View {
             node.refs = node.refs.saturating_sub(count);
             state.collect(ino);
         }
+        let let_go = std::mem::take(&mut state.let_go);
+        drop(state);
+        drop(let_go);
     }
 
     pub(super) fn enter(

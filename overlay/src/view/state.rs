@@ -53,6 +53,9 @@ pub(super) struct State {
     pub(super) epoch: u64,
     /// Counts directories that ceased to be merged, whose whiteouts then go.
     pub(super) closed: u64,
+    /// What held removed nodes that nobody refers to any more. To close it gives their space back, for which nobody else is to
+    /// wait: it is for who unlocks the state.
+    pub(super) let_go: Vec<Arc<OwnedFd>>,
 }
 
 /// A directory of the layer that is kept open.
@@ -138,6 +141,7 @@ impl State {
             next: UPPER_BIT + COUNTED,
             epoch: 0,
             closed: 0,
+            let_go: Vec::new(),
         };
         state.own(key_of(&stat), Ino::ROOT);
         for (node, mut links) in upper.links()? {
@@ -398,6 +402,7 @@ impl State {
                 self.drop_child(name.parent);
                 pending.push(name.parent);
             }
+            self.let_go.extend(node.orphan);
         }
     }
 
