@@ -217,7 +217,7 @@ fn lost() -> NotStored {
     NotStored { ino: Ino::ROOT, error: io::ErrorKind::BrokenPipe.into() }
 }
 
-/// Sends the message. The FUSE library can send the same, but copies all of its bytes into a fresh buffer first.
+/// Sends the message, with the bytes from where they lie.
 fn notify(mut device: &File, ino: Ino, offset: u64, data: &[u8]) -> io::Result<()> {
     let mut header = [0; HEADER_BYTES];
     let len = |bytes: usize| u32::try_from(bytes).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput));
