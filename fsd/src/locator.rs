@@ -13,7 +13,7 @@ use crate::sys::ext::ExtImage;
 use siphon_image::ext::Ext;
 use siphon_image::open::{self, Format, Image};
 use siphon_image::read_at::ReadAt;
-use siphon_image::reference::{Reference, Repository};
+use siphon_image::reference::Reference;
 use siphon_image::squashfs::reader::Options;
 use siphon_image::tree::Tree;
 use siphon_overlay::upper::{Base, PRIVATE_NAME, Upper};
@@ -225,9 +225,13 @@ pub fn open(locator: &Locator, cache_dir: &Path, cache_bytes: Option<u64>) -> Re
     match locator {
         Locator::File(path) => open_file(path, cache_bytes),
         Locator::Directory(path) => open_directory(path),
-        Locator::Elsewhere(Reference::Docker(repository)) => open_oci(repository, cache_dir, cache_bytes),
+        Locator::Elsewhere(Reference::Docker(repository)) => {
+            open_layers(locator, cache_bytes, |cache_bytes| oci::open(repository, this_arch(), cache_dir, cache_bytes))
+        }
         Locator::Sandbox(path) => open_sandbox(path, cache_dir, cache_bytes),
-        Locator::Layout(directory, name) => open_layout(locator, directory, name.as_deref(), cache_dir, cache_bytes),
+        Locator::Layout(directory, name) => open_layers(locator, cache_bytes, |cache_bytes| {
+            oci::open_layout(directory, name.as_deref(), this_arch(), cache_dir, cache_bytes)
+        }),
         Locator::Url(_) | Locator::Elsewhere(_) => {
             let blob = open_blob(locator, cache_dir)?.expect("it is a file on a server");
             opened_blob(locator.to_string(), blob, cache_bytes)
@@ -291,35 +295,15 @@ fn opened_blob(name: String, blob: Blob, cache_bytes: Option<u64>) -> Result<Ope
     opened(name, Arc::new(object), identity, Some(remote), cache_bytes)
 }
 
-fn open_oci(repository: &Repository, cache_dir: &Path, cache_bytes: Option<u64>) -> Result<Opened, Error> {
-    let cache_bytes = cache_bytes.unwrap_or_else(|| LAYERS_FACTOR * default_cache_bytes());
-    let failed = |source: oci::Error| Error::Oci { name: format!("docker://{repository}"), source: source.into() };
-    let image = oci::open(repository, this_arch(), cache_dir, cache_bytes).map_err(failed)?;
-    Ok(Opened {
-        lower: image.tree.clone(),
-        upper_dir: None,
-        image_bytes: image.storage.iter().map(|storage| storage.len()).fold(0, u64::saturating_add),
-        image: Image::of_layers(image.tree, &image.run_config),
-        identity: image.digest,
-        is_stable: true,
-        cache_bytes,
-        storage: image.storage,
-        remote: Some(image.layers),
-        trace: image.trace,
-        lock: None,
-    })
-}
-
-fn open_layout(
+/// Opens an image of layers as `open` does, which takes how many bytes to keep decoded.
+fn open_layers(
     locator: &Locator,
-    directory: &Path,
-    name: Option<&str>,
-    cache_dir: &Path,
     cache_bytes: Option<u64>,
+    open: impl FnOnce(u64) -> Result<oci::LayeredImage, oci::Error>,
 ) -> Result<Opened, Error> {
     let cache_bytes = cache_bytes.unwrap_or_else(|| LAYERS_FACTOR * default_cache_bytes());
     let failed = |source: oci::Error| Error::Oci { name: locator.to_string(), source: source.into() };
-    let image = oci::open_layout(directory, name, this_arch(), cache_dir, cache_bytes).map_err(failed)?;
+    let image = open(cache_bytes).map_err(failed)?;
     Ok(Opened {
         lower: image.tree.clone(),
         upper_dir: None,
@@ -329,8 +313,8 @@ fn open_layout(
         is_stable: true,
         cache_bytes,
         storage: image.storage,
-        remote: None,
-        trace: Vec::new(),
+        remote: image.layers,
+        trace: image.trace,
         lock: None,
     })
 }

@@ -42,7 +42,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 pub use kept::remove_kept;
-pub use layout::{LocalImage, open_layout};
+pub use layout::open_layout;
 pub use pinned::{PinnedImage, pin, pinned, unpin};
 pub use publish::{Indexes, Published};
 
@@ -53,15 +53,15 @@ const MADE_AT_ONCE: usize = 3;
 
 /// An image that is read where it is.
 #[derive(Debug)]
-pub struct RemoteImage {
+pub struct LayeredImage {
     /// Its files.
     pub tree: Arc<LayeredTree>,
     /// How to run it: JSON.
     pub run_config: String,
     /// The digest of its manifest.
     pub digest: String,
-    /// The layers.
-    pub layers: Arc<Prefetch>,
+    /// The layers, if they are a registry's.
+    pub layers: Option<Arc<Prefetch>>,
     /// What is asked of each.
     pub storage: Vec<Arc<Storage>>,
     /// What runs on other machines touched of the layers, if it is known: a trace of [`Prefetch`].
@@ -134,7 +134,7 @@ pub enum LayerError {
 ///
 /// # Errors
 /// Any [`Error`].
-pub fn open(repository: &Repository, arch: &str, cache_dir: &Path, cache_bytes: u64) -> Result<RemoteImage, Error> {
+pub fn open(repository: &Repository, arch: &str, cache_dir: &Path, cache_bytes: u64) -> Result<LayeredImage, Error> {
     let place = Arc::new(Place::new(repository, cache_dir)?);
     let facts = find(&place, arch)?;
     let decoded = Decoded::new(cache_bytes);
@@ -143,27 +143,21 @@ pub fn open(repository: &Repository, arch: &str, cache_dir: &Path, cache_bytes: 
     let layers = Prefetch::new(blobs);
     let storage: Vec<_> = layers.objects().map(|object| Arc::new(Storage::new(Arc::new(object)))).collect();
     let origin = Origin { bootstrap: "docker".to_owned(), from: repository.to_string() };
-    Ok(RemoteImage {
-        tree: merged(&facts, indexed, &storage, &origin, arch, &decoded)?,
-        run_config: run_config(&facts.config_json)?,
-        digest: facts.digest.to_string(),
-        layers,
-        storage,
-        trace,
-    })
+    let image = merged(&facts, indexed, storage, &origin, arch, &decoded)?;
+    Ok(LayeredImage { layers: Some(layers), trace, ..image })
 }
 
 /// The layers of an image, which lie in `storage`, and the files that every image has, as one tree.
 fn merged(
     facts: &ImageFacts,
     indexed: Vec<Indexed>,
-    storage: &[Arc<Storage>],
+    storage: Vec<Arc<Storage>>,
     origin: &Origin,
     arch: &str,
     decoded: &Arc<Decoded>,
-) -> Result<Arc<LayeredTree>, Error> {
+) -> Result<LayeredImage, Error> {
     let mut merge = Merge::new(decoded.clone());
-    for ((layer, indexed), storage) in facts.layers.iter().zip(indexed).zip(storage) {
+    for ((layer, indexed), storage) in facts.layers.iter().zip(indexed).zip(&storage) {
         let failed = |source: LayerError| Error::Layer { digest: layer.digest().to_string(), source };
         let source = indexed.form.read(storage.clone(), decoded).map_err(failed)?;
         merge.add(indexed.entries, source).map_err(|error| failed(error.into()))?;
@@ -171,7 +165,14 @@ fn merged(
     let seconds = facts.config.created_seconds();
     let own = own::files(&facts.config, origin, arch, seconds);
     merge.add_own(&own, seconds.into()).map_err(Error::Merge)?;
-    Ok(Arc::new(merge.finish().map_err(Error::Merge)?))
+    Ok(LayeredImage {
+        tree: Arc::new(merge.finish().map_err(Error::Merge)?),
+        run_config: run_config(&facts.config_json)?,
+        digest: facts.digest.to_string(),
+        layers: None,
+        storage,
+        trace: Vec::new(),
+    })
 }
 
 /// Makes an index of a layer of a registry. All of it is in the cache then, and known to be what it should be.

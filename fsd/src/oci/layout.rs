@@ -6,34 +6,20 @@
 
 use super::kept::Kept;
 use super::layer::{self, Form, Indexed};
-use super::{Error, LayerError, MADE_AT_ONCE, at_once, made, merged};
+use super::{Error, LayerError, LayeredImage, MADE_AT_ONCE, at_once, made, merged};
 use crate::blob::BlobError;
 use crate::cache::Cache;
 use crate::local::LocalFile;
 use crate::storage::Storage;
 use siphon_image::oci::Descriptor;
-use siphon_image::oci::config::run_config;
 use siphon_image::oci::layout::Layout;
-use siphon_image::oci::lazy::{Decoded, LayeredTree};
+use siphon_image::oci::lazy::Decoded;
 use siphon_image::oci::own::Origin;
 use siphon_image::oci::select::{Wanted, read_image, select};
 use siphon_image::read_at::ReadAt;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
-
-/// An image that is read out of its layout.
-#[derive(Debug)]
-pub struct LocalImage {
-    /// Its files.
-    pub tree: Arc<LayeredTree>,
-    /// How to run it: JSON.
-    pub run_config: String,
-    /// The digest of its manifest.
-    pub digest: String,
-    /// What is asked of each layer.
-    pub storage: Vec<Arc<Storage>>,
-}
 
 /// Opens the image named `name` of the layout in `directory`, or the only one, for machines of `arch`, as Go names them.
 /// Blocks until there is an index of each layer, which takes as long as reading those that have none yet. `cache_bytes`
@@ -47,7 +33,7 @@ pub fn open_layout(
     arch: &str,
     cache_dir: &Path,
     cache_bytes: u64,
-) -> Result<LocalImage, Error> {
+) -> Result<LayeredImage, Error> {
     // What is kept is believed only in a directory that is ours.
     Cache::open(cache_dir).map_err(BlobError::from)?;
     let kept = Kept::below(cache_dir);
@@ -69,12 +55,7 @@ pub fn open_layout(
         None => directory.display().to_string(),
     };
     let origin = Origin { bootstrap: "oci".to_owned(), from };
-    Ok(LocalImage {
-        tree: merged(&facts, indexed, &storage, &origin, arch, &decoded)?,
-        run_config: run_config(&facts.config_json)?,
-        digest: facts.digest.to_string(),
-        storage,
-    })
+    merged(&facts, indexed, storage, &origin, arch, &decoded)
 }
 
 fn file(layout: &Layout, layer: &Descriptor) -> io::Result<Arc<dyn ReadAt>> {
