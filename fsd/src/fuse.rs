@@ -26,11 +26,7 @@ use std::ffi::OsStr;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
-use wire::Answer;
-
-/// `FUSE_NOTIFY_INVAL_INODE` and `FUSE_NOTIFY_INVAL_ENTRY` of `linux/fuse.h`, where an answer has its error number.
-const NOTIFY_INVAL_INODE: i32 = 2;
-const NOTIFY_INVAL_ENTRY: i32 = 3;
+use wire::{Answer, notice};
 
 /// A mounted filesystem whose first exchange with the kernel is done.
 #[derive(Debug)]
@@ -83,27 +79,27 @@ impl Notifier {
     /// # Errors
     /// If the connection is gone.
     pub fn forget_entry(&self, parent: Ino, name: &OsStr) -> io::Result<()> {
-        self.send(NOTIFY_INVAL_ENTRY, |notice| {
-            notice.u64(parent.0);
-            notice.u32(u32::try_from(name.len()).unwrap_or(u32::MAX));
-            notice.u32(0);
-            notice.bytes(name.as_encoded_bytes());
-            notice.zeros(1);
+        self.send(notice::INVAL_ENTRY, |message| {
+            message.u64(parent.0);
+            message.u32(u32::try_from(name.len()).unwrap_or(u32::MAX));
+            message.u32(0);
+            message.bytes(name.as_encoded_bytes());
+            message.zeros(1);
         })?;
         // From the first byte to the last.
-        self.send(NOTIFY_INVAL_INODE, |notice| {
-            notice.u64(parent.0);
-            notice.u64(0);
-            notice.u64(0);
+        self.send(notice::INVAL_INODE, |message| {
+            message.u64(parent.0);
+            message.u64(0);
+            message.u64(0);
         })
     }
 
     /// That the kernel does not know what it is to forget is no failure.
     fn send(&self, code: i32, fill: impl FnOnce(&mut Answer)) -> io::Result<()> {
-        let mut notice = Answer::default();
-        notice.clear();
-        fill(&mut notice);
-        match send(self.device.as_fd(), notice.finish_notice(code)) {
+        let mut message = Answer::default();
+        message.clear();
+        fill(&mut message);
+        match send(self.device.as_fd(), message.finish_notice(code, 0)) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             sent => sent,
         }

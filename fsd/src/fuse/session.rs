@@ -108,23 +108,14 @@ impl Session {
         thread::scope(|scope| {
             // Whatever ends this scope, nobody is to wait in it.
             let over = EndAll(&turns);
-            let start = |name: String, run: Box<dyn FnOnce() -> io::Result<()> + Send>| {
-                thread::Builder::new().name(name).spawn_scoped(scope, run)
-            };
             let turns = &turns;
-            let looking = start(
-                "turns".to_owned(),
-                Box::new(|| {
-                    turns.look_after();
-                    Ok(())
-                }),
-            )?;
+            let looking = thread::Builder::new().name("turns".to_owned()).spawn_scoped(scope, || turns.look_after())?;
             let devices = [self.device.as_fd()].into_iter().chain(further.iter().map(OwnedFd::as_fd));
             let mut workers = Vec::new();
             for (index, device) in devices.enumerate() {
                 let adaptor = &*self.adaptor;
                 let run = move || Worker::new(index + 1, adaptor, device, turns).run();
-                workers.push(start(format!("fuse-{index}"), Box::new(run))?);
+                workers.push(thread::Builder::new().name(format!("fuse-{index}")).spawn_scoped(scope, run)?);
             }
             let mut result = Ok(());
             for worker in workers {

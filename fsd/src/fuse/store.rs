@@ -5,6 +5,7 @@
 //! shares with them, and that would be for ever: so this one shares nothing.
 
 use super::first_bytes;
+use super::wire::{Answer, notice};
 use crate::sys::fuse_device;
 use siphon_overlay::view::Ino;
 use std::fs::File;
@@ -13,12 +14,6 @@ use std::ops::Range;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::{Builder, JoinHandle};
-
-/// `FUSE_NOTIFY_STORE` of `linux/fuse.h`, where an answer has its error number.
-const NOTIFY_STORE: i32 = 4;
-
-/// `struct fuse_out_header` and `struct fuse_notify_store_out`.
-const HEADER_BYTES: usize = 16 + 24;
 
 /// Pieces of files to be stored, which share a buffer: handing one over by itself takes as long as storing a small file.
 #[derive(Debug, Default)]
@@ -127,9 +122,10 @@ impl Storer {
                 Ok(device) => File::from(device),
                 Err(error) => return tracing::warn!("cannot read ahead: {error}"),
             };
+            let mut message = Answer::default();
             for mut batch in taken {
                 let stored = batch.pieces.iter().try_for_each(|piece| {
-                    notify(&device, piece.ino, piece.offset, &batch.buffer[piece.bytes.clone()])
+                    notify(&device, &mut message, piece.ino, piece.offset, &batch.buffer[piece.bytes.clone()])
                         .map_err(|error| NotStored { ino: piece.ino, error })
                 });
                 batch.clear();
@@ -218,15 +214,16 @@ fn lost() -> NotStored {
 }
 
 /// Sends the message, with the bytes from where they lie.
-fn notify(mut device: &File, ino: Ino, offset: u64, data: &[u8]) -> io::Result<()> {
-    let mut header = [0; HEADER_BYTES];
-    let len = |bytes: usize| u32::try_from(bytes).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput));
-    header[..4].copy_from_slice(&len(HEADER_BYTES + data.len())?.to_ne_bytes());
-    header[4..8].copy_from_slice(&NOTIFY_STORE.to_ne_bytes());
-    header[16..24].copy_from_slice(&ino.0.to_ne_bytes());
-    header[24..32].copy_from_slice(&offset.to_ne_bytes());
-    header[32..36].copy_from_slice(&len(data.len())?.to_ne_bytes());
-    device.write_vectored(&[IoSlice::new(&header), IoSlice::new(data)]).map(drop)
+fn notify(mut device: &File, message: &mut Answer, ino: Ino, offset: u64, data: &[u8]) -> io::Result<()> {
+    let len = u32::try_from(data.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
+    message.clear();
+    // `struct fuse_notify_store_out`.
+    message.u64(ino.0);
+    message.u64(offset);
+    message.u32(len);
+    message.u32(0);
+    let head = message.finish_notice(notice::STORE, data.len());
+    device.write_vectored(&[IoSlice::new(head), IoSlice::new(data)]).map(drop)
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 //! All numbers are in the machine's own order. A request is a header and what its kind has after it: numbers, then names, each
 //! with a NUL behind it, then content. An answer is a header and numbers likewise.
 
+use super::first_bytes;
 use crate::fs::Node;
 use siphon_image::tree::{Kind, Timestamp};
 use siphon_overlay::view::Ino;
@@ -83,6 +84,13 @@ pub(super) mod init {
     pub(in crate::fuse) const HANDLE_KILLPRIV_V2: u64 = 1 << 28;
     pub(in crate::fuse) const INIT_EXT: u64 = 1 << 30;
     pub(in crate::fuse) const NO_EXPORT_SUPPORT: u64 = 1 << 38;
+}
+
+/// Messages that no request asked for: their kind stands where an answer has its error number.
+pub(super) mod notice {
+    pub(in crate::fuse) const INVAL_INODE: i32 = 2;
+    pub(in crate::fuse) const INVAL_ENTRY: i32 = 3;
+    pub(in crate::fuse) const STORE: i32 = 4;
 }
 
 /// How the kernel is to treat an open file.
@@ -218,11 +226,7 @@ impl Answer {
 
     /// Space for the next `count` bytes, which [`Answer::advance`] takes in.
     pub(super) fn room(&mut self, count: usize) -> &mut [u8] {
-        let end = self.len + count;
-        if self.buffer.len() < end {
-            self.buffer.resize(end, 0);
-        }
-        &mut self.buffer[self.len..end]
+        &mut first_bytes(&mut self.buffer, self.len + count)[self.len..]
     }
 
     /// Takes in `count` bytes of what [`Answer::room`] gave.
@@ -331,20 +335,19 @@ impl Answer {
         &self.buffer[..len]
     }
 
-    /// The whole message that no request asked for, of the kind `code`.
-    pub(super) fn finish_notice(&mut self, code: i32) -> &[u8] {
-        self.head(self.len, code, 0);
+    /// The message that no request asked for, of the kind `code` of [`notice`]: all of it but the `behind` bytes that are sent
+    /// with it.
+    pub(super) fn finish_notice(&mut self, code: i32, behind: usize) -> &[u8] {
+        self.head(self.len + behind, code, 0);
         &self.buffer[..self.len]
     }
 
     fn head(&mut self, len: usize, error: i32, unique: u64) {
-        if self.buffer.len() < ANSWER_HEADER {
-            self.buffer.resize(ANSWER_HEADER, 0);
-        }
+        let head = first_bytes(&mut self.buffer, ANSWER_HEADER);
         // No answer is longer than a request for content may ask for.
-        self.buffer[..4].copy_from_slice(&u32::try_from(len).unwrap_or(u32::MAX).to_ne_bytes());
-        self.buffer[4..8].copy_from_slice(&error.to_ne_bytes());
-        self.buffer[8..16].copy_from_slice(&unique.to_ne_bytes());
+        head[..4].copy_from_slice(&u32::try_from(len).unwrap_or(u32::MAX).to_ne_bytes());
+        head[4..8].copy_from_slice(&error.to_ne_bytes());
+        head[8..].copy_from_slice(&unique.to_ne_bytes());
     }
 }
 
