@@ -30,6 +30,16 @@ class Peer:
 
     def mount(self):
         """Makes `root` show the content."""
+        if command := self.mount_command():
+            machine.run(self.started(command), patient=True)
+
+    def mount_command(self):
+        """The words that do so, if there is anything to do."""
+        return []
+
+    def started(self, words):
+        """`words` as whoever mounts runs them."""
+        return machine.as_user(words)
 
     def release(self):
         """Ends all that the peer has running, so that its next use is a first one."""
@@ -72,25 +82,27 @@ class Siphon(Peer):
         state = scratch / "run"
         machine.run(machine.as_user(["mkdir", "-m", "700", str(state)]))
         self.daemon_text = str(state)
-        self.command = [
-            "env", f"SIPHON_RUNTIME_DIR={state}", f"SIPHON_CACHEDIR={scratch}/cache", str(self.binary), "--quiet",
-        ]
+        self.settings = [f"SIPHON_RUNTIME_DIR={state}", f"SIPHON_CACHEDIR={scratch}/cache"]
+        self.command = [str(self.binary), "--quiet"]
 
-    def mount(self):
-        machine.run(machine.as_user([*self.command, "mount", str(self.image.path), str(self.root)]), patient=True)
+    def mount_command(self):
+        return [*self.command, "mount", str(self.image.path), str(self.root)]
+
+    def started(self, words):
+        return machine.as_user(["env", *self.settings, *words])
 
     def release(self):
-        machine.unmount(self.root, machine.as_user([*self.command, "umount", str(self.root)]))
+        machine.unmount(self.root, self.started([*self.command, "umount", str(self.root)]))
         machine.end_processes(self.daemon_text)
 
     def program(self, words):
         """Through a mount if there is one, as others do it; else by `siphon exec`, which is what users type."""
         if machine.mount_source(self.root):
             return super().program(words)
-        return machine.as_user([*self.command, "exec", str(self.image.path), *words])
+        return self.started([*self.command, "exec", str(self.image.path), *words])
 
     def storage(self):
-        status = machine.run(machine.as_user([*self.command, "status", "--json"]))
+        status = machine.run(self.started([*self.command, "status", "--json"]))
         (daemon,) = json.loads(status)
         try:
             return daemon["counters"]["storage_reads"], daemon["counters"]["storage_bytes"]
@@ -103,9 +115,12 @@ class Kernel(Peer):
 
     name = "kernel"
 
-    def mount(self):
+    def mount_command(self):
         options = f"loop,ro,offset={self.image.offset_bytes}"
-        machine.run(["mount", "-t", "squashfs", "-o", options, str(self.image.path), str(self.root)], patient=True)
+        return ["mount", "-t", "squashfs", "-o", options, str(self.image.path), str(self.root)]
+
+    def started(self, words):
+        return words
 
     def release(self):
         machine.unmount(self.root, ["umount", str(self.root)])
@@ -127,9 +142,8 @@ class Squashfuse(Peer):
         self.command = command
         self.daemon_text = str(self.root)
 
-    def mount(self):
-        words = [*self.command, "-o", f"offset={self.image.offset_bytes}", str(self.image.path), str(self.root)]
-        machine.run(machine.as_user(words), patient=True)
+    def mount_command(self):
+        return [*self.command, "-o", f"offset={self.image.offset_bytes}", str(self.image.path), str(self.root)]
 
     def release(self):
         machine.unmount(self.root, machine.as_user(["fusermount3", "-u", str(self.root)]))
