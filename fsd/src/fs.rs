@@ -370,6 +370,13 @@ impl FileSystem {
         self.trace.lock().stored()
     }
 
+    /// Says that what is expected is about to be read from front to back. Storage far away has its own rules for that.
+    pub fn will_read(&self, expected: &[(Ino, Range<u64>)]) {
+        if !self.options.far {
+            self.view.fetch_ahead(expected);
+        }
+    }
+
     /// Decodes what is expected, and keeps it for whoever asks.
     pub fn decode_ahead(&self, expected: &[(Ino, Range<u64>)]) {
         self.view.decode_ahead(expected);

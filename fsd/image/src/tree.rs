@@ -143,7 +143,8 @@ pub trait Tree: Send + Sync + std::fmt::Debug {
         None
     }
 
-    /// Says that these ranges of bytes of files will be read soon, so that storage far away may fetch what holds them.
+    /// Says that these ranges of bytes of files will be read soon, each from front to back, so that storage may read what holds
+    /// them in long pieces, and storage far away fetch it meanwhile.
     fn fetch_ahead(&self, _ranges: &[(NodeId, Range<u64>)]) {}
 
     /// The tree that the content of `node` is passed through from, unchanged, and the node's id in that: of a file its bytes,

@@ -91,6 +91,7 @@ impl ReadAhead {
         while let Some(expected) = self.next() {
             match expected {
                 Expected::InOrder(pieces) => {
+                    self.filesystem.will_read(&pieces);
                     if let Err(ino) = self.store_all(pieces, &mut storer, &mut batch) {
                         self.filesystem.not_made_ready(ino);
                     }

@@ -136,7 +136,7 @@ impl View {
         }
     }
 
-    /// Has the image fetch what holds these ranges, which will be read soon.
+    /// Has the image read or fetch what holds these ranges, which will be read soon, in long pieces.
     pub fn fetch_ahead(&self, ranges: &[(Ino, Range<u64>)]) {
         let lower = |(ino, range): &(Ino, Range<u64>)| Some((self.lower_of(*ino).ok()?, range.clone()));
         self.lower.fetch_ahead(&ranges.iter().filter_map(lower).collect::<Vec<_>>());

@@ -264,7 +264,9 @@ impl Tree for Squashfs {
     }
 
     fn fetch_ahead(&self, ranges: &[(NodeId, Range<u64>)]) {
-        self.storage.bytes().may_read(&blocks::extents(self.missing(ranges)));
+        let extents = blocks::extents(self.missing(ranges));
+        self.storage.bytes().may_read(&extents);
+        self.storage.will_read(&extents);
     }
 
     fn origin(&self, node: NodeId) -> Option<(&dyn Tree, NodeId)> {

@@ -10,6 +10,8 @@
 //!                                       a new place      twice as long
 //! ```
 //!
+//! Who knows in advance what will be read says so, and has spans of full length from the start.
+//!
 //! A span is read by one thread while others that want bytes of it wait. One lock guards the list of spans; it is not
 //! held while anything is read.
 
@@ -143,6 +145,23 @@ impl Storage {
         })
     }
 
+    /// Has each of these ranges, which are about to be read from front to back, read in spans of full length.
+    pub(super) fn will_read(&self, ranges: &[Range<u64>]) {
+        let mut places = self.places.lock();
+        for range in ranges {
+            let (mut start, end) = (range.start, range.end.min(self.len()));
+            while start < end {
+                let span = start..end.min(start.saturating_add(MAX_SPAN_BYTES));
+                start = span.end;
+                if !places.iter().any(|place| place.span.is_some() && place.overlaps(&span)) {
+                    let content = Some(Arc::new(Span::new(span.clone(), true)));
+                    places.insert(0, Place { start: span.start, end: span.end, span: content });
+                }
+            }
+        }
+        places.truncate(MAX_PLACES);
+    }
+
     /// Fills `buf` with what follows a span that ended in the middle of it.
     fn read_rest(&self, part: Part, offset: u64, wanted: u64, buf: &mut [u8]) -> Result<(), Error> {
         let span = self.place(offset, offset + buf.len() as u64, wanted);
@@ -184,6 +203,10 @@ impl Storage {
 impl Place {
     fn contains(&self, offset: u64) -> bool {
         (self.start..self.end).contains(&offset)
+    }
+
+    fn overlaps(&self, range: &Range<u64>) -> bool {
+        self.start < range.end && range.start < self.end
     }
 
     fn is_followed_by(&self, offset: u64) -> bool {
@@ -314,6 +337,34 @@ mod tests {
 
         assert_eq!(logged.reads.lock().first(), Some(&(0..120 * KIB)));
         assert_eq!(logged.reads.lock().len(), 1);
+    }
+
+    #[test]
+    fn what_is_announced_is_read_in_spans_of_full_length_and_once() {
+        let (storage, logged) = storage(None);
+        let announced = 5000..5000 + 5 * MAX_SPAN_BYTES / 2;
+
+        storage.will_read(std::slice::from_ref(&announced));
+        storage.will_read(std::slice::from_ref(&(announced.start + 100..announced.end)));
+        let mut offset = announced.start;
+        while offset < announced.end {
+            let bytes = 50_000.min(announced.end - offset);
+            block(&storage, offset, bytes, 0).unwrap();
+            offset += bytes;
+        }
+
+        let second = announced.start + MAX_SPAN_BYTES;
+        let third = second + MAX_SPAN_BYTES;
+        assert_eq!(*logged.reads.lock(), [announced.start..second, second..third, third..announced.end]);
+    }
+
+    #[test]
+    fn no_more_is_announced_than_may_lie_in_memory() {
+        let (storage, _) = storage(None);
+
+        storage.will_read(std::slice::from_ref(&(0..64 << 20)));
+
+        assert_eq!(storage.places.lock().len(), MAX_PLACES);
     }
 
     #[test]
