@@ -5,6 +5,7 @@
 //! sent at all if the registry has it; of a long one nothing is held but what is on its way.
 
 use crate::source::{Chunked, MANIFEST_TYPE, Served, SourceError};
+use siphon_image::digest::sha256;
 use siphon_image::oci::base::Changed;
 use siphon_image::oci::own::Own;
 use siphon_image::oci::pack::{self, compressed};
@@ -155,7 +156,7 @@ impl Target {
     /// # Errors
     /// If the registry does not take it.
     pub fn finish(&self, version: &str, config: &[u8], layers: &[Descriptor]) -> Result<String, Error> {
-        let digest = crate::source::digest(config);
+        let digest = sha256(config);
         if !self.served.has_blob(&digest)? {
             self.served.upload(&self.name, &mut &*config, &mut |_| {})?;
         }
@@ -213,7 +214,7 @@ impl Sending<'_> {
     /// The digest, the length, and whether it was there.
     fn finish(mut self) -> Result<(String, u64, Came), SourceError> {
         if self.upload.is_none() {
-            let digest = crate::source::digest(&self.held);
+            let digest = sha256(&self.held);
             if self.target.served.has_blob(&digest)? {
                 return Ok((digest, self.made_bytes, Came::WasThere));
             }

@@ -1,6 +1,7 @@
 //! Image files in registries, as singularity keeps them: an artifact whose one layer is the SIF, byte for byte.
 
 use crate::source::{MANIFEST_TYPE, Patience, Remote, Served, SourceError};
+use siphon_image::digest::sha256;
 use siphon_image::oci::{Descriptor, ImageManifest};
 use siphon_image::reference::Repository;
 use std::collections::BTreeMap;
@@ -109,7 +110,7 @@ pub fn push(
             return Err(SourceError::Digest { name, expected, found }.into());
         }
     }
-    let config = crate::source::digest(CONFIG);
+    let config = sha256(CONFIG);
     if !served.has_blob(&config)? {
         served.upload(&name, &mut &*CONFIG, &mut |_| {})?;
     }

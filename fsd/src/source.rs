@@ -36,6 +36,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use reqwest::{Method, Response, StatusCode, header};
 use sha2::{Digest, Sha256};
+use siphon_image::digest::sha256;
 use siphon_image::read_at::ReadAt;
 use std::io;
 
@@ -49,7 +50,7 @@ pub use docker_daemon::{SavedImage, saved_image};
 pub use error::{SourceError, TransportError};
 pub use library::{LibraryImage, library_image};
 pub use patience::Patience;
-pub use registry::{INDEX_TYPE, MANIFEST_TYPE, Manifest, Served, log_in, referrers_tag, sha256 as digest, sha256_hex};
+pub use registry::{INDEX_TYPE, MANIFEST_TYPE, Manifest, Served, log_in, referrers_tag};
 pub use setup::{Mirror, Registries, Rule, configure, registries};
 pub use shub::hub_image;
 pub use upload::{Chunked, Uploaded};
@@ -156,7 +157,7 @@ impl Remote {
         if let Some(digest) = &self.digest {
             // The same bytes are kept once, from whichever registry they come.
             let hex = digest.strip_prefix("sha256:").filter(|hex| hex.len() == 64);
-            return hex.map_or_else(|| registry::sha256(digest.as_bytes()).split_off(7), str::to_owned);
+            return hex.map_or_else(|| sha256(digest.as_bytes()).split_off(7), str::to_owned);
         }
         let mut url = self.origin.url.clone();
         url.set_fragment(None);

@@ -10,7 +10,8 @@ use siphon_fsd::blob::{Blob, BlobError};
 use siphon_fsd::cache::{CHUNK_BYTES, Cache};
 use siphon_fsd::oras;
 use siphon_fsd::prefetch::fetch_all;
-use siphon_fsd::source::{MANIFEST_TYPE, Patience, Registries, SourceError, configure, digest, library_image};
+use siphon_fsd::source::{MANIFEST_TYPE, Patience, Registries, SourceError, configure, library_image};
+use siphon_image::digest::sha256;
 use siphon_image::read_at::ReadAt;
 use siphon_image::reference::{Reference, Repository};
 use std::path::PathBuf;
@@ -36,12 +37,12 @@ struct Place {
 impl Place {
     fn start() -> Self {
         let file = content();
-        let name = digest(&file);
+        let name = sha256(&file);
         let manifest = serde_json::json!({
             "schemaVersion": 2,
             "mediaType": MANIFEST_TYPE,
             "config": {
-                "mediaType": "application/vnd.sylabs.sif.config.v1+json", "digest": digest(b"{}"), "size": 2,
+                "mediaType": "application/vnd.sylabs.sif.config.v1+json", "digest": sha256(b"{}"), "size": 2,
             },
             "layers": [{"mediaType": oras::SIF_LAYER, "digest": name, "size": file.len()}],
         });

@@ -7,7 +7,7 @@ mod registry_server;
 
 use registry_server::{Answer, Request, Server};
 use siphon_fsd::oci::{self, LayeredImage};
-use siphon_fsd::source::digest;
+use siphon_image::digest::sha256;
 use siphon_image::oci::lazy::{gzip, saved, ztoc};
 use siphon_image::read_at::ReadAt;
 use siphon_image::reference::Repository;
@@ -67,7 +67,7 @@ impl Registry {
     fn start() -> Self {
         let layer = layer(&content());
         let config = r#"{"architecture":"amd64","rootfs":{"type":"layers","diff_ids":[]}}"#;
-        let (layer_digest, config_digest) = (digest(&layer), digest(config.as_bytes()));
+        let (layer_digest, config_digest) = (sha256(&layer), sha256(config.as_bytes()));
         let manifest = serde_json::json!({
             "schemaVersion": 2,
             "mediaType": "application/vnd.oci.image.manifest.v1+json",
@@ -79,7 +79,7 @@ impl Registry {
             }],
         })
         .to_string();
-        let image = digest(manifest.as_bytes());
+        let image = sha256(manifest.as_bytes());
         let lies: Arc<AtomicUsize> = Arc::default();
         let left = lies.clone();
         let (served, attached) = (layer.clone(), Arc::<Mutex<Attached>>::default());
@@ -98,15 +98,15 @@ impl Registry {
                 Some((manifest, _)) if request.path.contains("/referrers/") => {
                     let listed = serde_json::json!({
                         "mediaType": "application/vnd.oci.image.manifest.v1+json",
-                        "artifactType": INDEX, "digest": digest(manifest.as_bytes()), "size": manifest.len(),
+                        "artifactType": INDEX, "digest": sha256(manifest.as_bytes()), "size": manifest.len(),
                     });
                     let all = serde_json::json!({ "schemaVersion": 2, "manifests": [listed] });
                     Answer::ok(&all.to_string()).header("Content-Type", "application/vnd.oci.image.index.v1+json")
                 }
-                Some((manifest, _)) if part == digest(manifest.as_bytes()) => {
+                Some((manifest, _)) if part == sha256(manifest.as_bytes()) => {
                     Answer::ok(manifest).header("Content-Type", "application/vnd.oci.image.manifest.v1+json")
                 }
-                Some((_, blob)) if part == digest(blob) => Answer::ranged(request, blob),
+                Some((_, blob)) if part == sha256(blob) => Answer::ranged(request, blob),
                 _ if request.path.contains("/manifests/") => {
                     Answer::ok(&manifest).header("Content-Type", "application/vnd.oci.image.manifest.v1+json")
                 }
@@ -118,14 +118,14 @@ impl Registry {
 
     /// Attaches one index of the layer to the image.
     fn attach(&self, media_type: &str, note: &str, blob: Vec<u8>) {
-        let of_layer = serde_json::json!({ note: digest(&self.layer) });
+        let of_layer = serde_json::json!({ note: sha256(&self.layer) });
         let manifest = serde_json::json!({
             "schemaVersion": 2,
             "mediaType": "application/vnd.oci.image.manifest.v1+json",
             "artifactType": INDEX,
-            "config": { "mediaType": INDEX, "digest": digest(b"{}"), "size": 2 },
+            "config": { "mediaType": INDEX, "digest": sha256(b"{}"), "size": 2 },
             "layers": [{
-                "mediaType": media_type, "digest": digest(&blob), "size": blob.len(), "annotations": of_layer,
+                "mediaType": media_type, "digest": sha256(&blob), "size": blob.len(), "annotations": of_layer,
             }],
         });
         *self.attached.lock().unwrap() = Some((manifest.to_string(), blob));
@@ -252,24 +252,24 @@ fn layout(directory: &Path, layer: &[u8], media_type: &str) {
         "mediaType": "application/vnd.oci.image.manifest.v1+json",
         "config": {
             "mediaType": "application/vnd.oci.image.config.v1+json",
-            "digest": digest(config.as_bytes()),
+            "digest": sha256(config.as_bytes()),
             "size": config.len(),
         },
-        "layers": [{ "mediaType": media_type, "digest": digest(layer), "size": layer.len() }],
+        "layers": [{ "mediaType": media_type, "digest": sha256(layer), "size": layer.len() }],
     })
     .to_string();
     let index = serde_json::json!({
         "schemaVersion": 2,
         "manifests": [{
             "mediaType": "application/vnd.oci.image.manifest.v1+json",
-            "digest": digest(manifest.as_bytes()),
+            "digest": sha256(manifest.as_bytes()),
             "size": manifest.len(),
         }],
     });
     let blobs = directory.join("blobs/sha256");
     std::fs::create_dir_all(&blobs).unwrap();
     for blob in [config.as_bytes(), manifest.as_bytes(), layer] {
-        std::fs::write(blobs.join(&digest(blob)["sha256:".len()..]), blob).unwrap();
+        std::fs::write(blobs.join(&sha256(blob)["sha256:".len()..]), blob).unwrap();
     }
     std::fs::write(directory.join("index.json"), index.to_string()).unwrap();
 }
@@ -316,7 +316,7 @@ fn a_layer_of_a_layout_that_is_another_one_is_not_read() {
         assert!(read_layout(directory.path(), &cache).unwrap() == content(), "{kind}");
 
         // Its index is known, and made of what it was.
-        change(&directory.path().join("blobs/sha256").join(&digest(&layer)["sha256:".len()..]));
+        change(&directory.path().join("blobs/sha256").join(&sha256(&layer)["sha256:".len()..]));
 
         let error = read_layout(directory.path(), &cache).unwrap_err();
         assert!(error.contains("igest"), "{kind}: {error}");

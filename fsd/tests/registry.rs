@@ -6,7 +6,8 @@ mod registry_server;
 
 use registry_server::{Answer, Request, Server};
 use siphon_fsd::credentials::{Credentials, Keyring, Secret};
-use siphon_fsd::source::{Patience, Registries, Served, SourceError, configure, digest};
+use siphon_fsd::source::{Patience, Registries, Served, SourceError, configure};
+use siphon_image::digest::sha256;
 use siphon_image::oci::Descriptor;
 use siphon_image::read_at::ReadAt;
 use siphon_image::reference::Repository;
@@ -55,7 +56,7 @@ fn content(len: usize) -> Vec<u8> {
 
 fn descriptor(bytes: &[u8]) -> Descriptor {
     let value = serde_json::json!({
-        "mediaType": "application/vnd.oci.image.layer.v1.tar", "digest": digest(bytes), "size": bytes.len(),
+        "mediaType": "application/vnd.oci.image.layer.v1.tar", "digest": sha256(bytes), "size": bytes.len(),
     });
     serde_json::from_value(value).unwrap()
 }
@@ -153,9 +154,9 @@ fn a_redirect_that_is_refused_is_asked_for_again_once() {
 #[test]
 fn a_manifest_that_has_not_its_digest_is_refused() {
     let lie = Server::start(|_: &Request| manifest());
-    let header = Server::start(|_: &Request| manifest().header("Docker-Content-Digest", &digest(b"other")));
+    let header = Server::start(|_: &Request| manifest().header("Docker-Content-Digest", &sha256(b"other")));
 
-    let by_digest = find(&lie, &format!("@{}", digest(b"other"))).unwrap_err();
+    let by_digest = find(&lie, &format!("@{}", sha256(b"other"))).unwrap_err();
     let by_tag = find(&header, ":1").unwrap_err();
 
     for error in [by_digest, by_tag] {
@@ -294,5 +295,5 @@ fn a_chunk_that_was_lost_is_sent_again_after_asking_how_far_it_came() {
 
     let sent = Served::for_push(&repository).unwrap().upload("x", &mut &*blob, &mut |_| {}).unwrap();
 
-    assert_eq!((sent.digest, sent.len_bytes), (digest(&blob), 1000));
+    assert_eq!((sent.digest, sent.len_bytes), (sha256(&blob), 1000));
 }

@@ -5,12 +5,11 @@ use crate::host::cache_dir;
 use crate::report::{Report, human_bytes};
 use crate::settings::Common;
 use anyhow::{Context, bail};
-use base16ct::lower::encode_string as hex;
-use sha2::{Digest, Sha256};
 use siphon_fsd::blob::{Blob, BlobError};
 use siphon_fsd::locator;
 use siphon_fsd::source::{SourceError, Whole};
 use siphon_fsd::stream::InOrder;
+use siphon_image::digest::Hash;
 use siphon_image::oci::select::Wanted;
 use siphon_image::open;
 use siphon_image::read_at::{FileAt, ReadAt};
@@ -105,7 +104,7 @@ fn copy(
     report: Report,
 ) -> anyhow::Result<String> {
     let bar = report.progress("fetching", len_bytes.unwrap_or(0));
-    let mut hash = Sha256::new();
+    let mut hash = Hash::sha256();
     let mut buffer = vec![0; BUFFER_BYTES];
     let mut done = 0;
     loop {
@@ -121,7 +120,7 @@ fn copy(
         done += len as u64;
         bar.set(done, len_bytes.unwrap_or(done).max(done));
     }
-    Ok(format!("sha256:{}", hex(&hash.finalize())))
+    Ok(hash.finish())
 }
 
 /// A reference without what may be secret in a URL.

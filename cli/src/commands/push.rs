@@ -5,9 +5,8 @@ use crate::build::export;
 use crate::report::{Bar, Report};
 use crate::settings::Common;
 use anyhow::{Context, bail};
-use base16ct::lower::encode_string as hex;
-use sha2::{Digest, Sha256};
 use siphon_fsd::oras::{self, Artifact};
+use siphon_image::digest::Hash;
 use siphon_image::reference::{Reference, Repository};
 use siphon_image::sif::Sif;
 use std::collections::BTreeMap;
@@ -84,13 +83,13 @@ fn check_sif(path: &Path) -> anyhow::Result<()> {
 }
 
 fn digest(file: &mut File, len_bytes: u64, bar: &Bar) -> io::Result<String> {
-    let mut hash = Sha256::new();
+    let mut hash = Hash::sha256();
     let mut buffer = vec![0; BUFFER_BYTES];
     let mut done = 0;
     loop {
         let len = file.read(&mut buffer)?;
         if len == 0 {
-            return Ok(format!("sha256:{}", hex(&hash.finalize())));
+            return Ok(hash.finish());
         }
         hash.update(&buffer[..len]);
         done += len as u64;

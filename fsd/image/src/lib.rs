@@ -11,6 +11,7 @@
 #![forbid(unsafe_code)]
 
 mod cache;
+pub mod digest;
 pub mod directory;
 pub mod elf;
 pub mod ext;

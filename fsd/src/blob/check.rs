@@ -5,13 +5,12 @@
 //! is written down beside the chunks. What is wrong is thrown away, and nothing more of it is handed out: what was is
 //! wrong, too.
 
-use base16ct::lower::encode_string as hex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::thread;
 use std::time::Duration;
 
-use sha2::{Digest, Sha256, Sha512};
+use siphon_image::digest::Hash;
 
 use super::Core;
 use crate::cache::{CHUNK_BYTES, Found, Named, Object};
@@ -129,37 +128,4 @@ fn run_apart(core: &Weak<Core>) {
     // This thread's own is no sign of life.
     strong.check.run(&strong.object, || Arc::strong_count(&strong) > 1);
     strong.check.is_running.store(false, Ordering::Release);
-}
-
-/// A digest of the kinds that registries use.
-enum Hash {
-    Sha256(Sha256),
-    Sha512(Sha512),
-}
-
-impl Hash {
-    /// One of the kind that `digest` is; `None` if it is none that is known.
-    fn like(digest: &str) -> Option<Self> {
-        let (kind, hex) = digest.split_once(':')?;
-        let is_hex = hex.bytes().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte));
-        match (kind, hex.len()) {
-            ("sha256", 64) if is_hex => Some(Self::Sha256(Sha256::new())),
-            ("sha512", 128) if is_hex => Some(Self::Sha512(Sha512::new())),
-            _ => None,
-        }
-    }
-
-    fn update(&mut self, bytes: &[u8]) {
-        match self {
-            Self::Sha256(hash) => hash.update(bytes),
-            Self::Sha512(hash) => hash.update(bytes),
-        }
-    }
-
-    fn finish(self) -> String {
-        match self {
-            Self::Sha256(hash) => format!("sha256:{}", hex(&hash.finalize())),
-            Self::Sha512(hash) => format!("sha512:{}", hex(&hash.finalize())),
-        }
-    }
 }

@@ -6,11 +6,11 @@
 use reqwest::header::HeaderValue;
 use reqwest::{StatusCode, Url};
 use serde::Deserialize;
+use siphon_image::digest::sha256_hex;
 use siphon_image::reference::LibraryName;
 
 use super::access::Access;
 use super::origin::Origin;
-use super::registry::sha256_hex;
 use super::setup::registries;
 use super::{Patience, Remote, SourceError};
 

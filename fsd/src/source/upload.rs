@@ -3,17 +3,16 @@
 //! A blob is sent in chunks, each of them again if its connection breaks, after asking the registry how far it is. So
 //! neither its length nor its digest has to be known when it begins.
 
-use base16ct::lower::encode_string as hex;
 use std::io::Read;
 
 use reqwest::header::{self, HeaderMap, HeaderName, HeaderValue};
 use reqwest::{Method, RequestBuilder, StatusCode, Url};
-use sha2::{Digest as _, Sha256};
+use siphon_image::digest::{Hash, sha256};
 
 use super::engine::engine;
 use super::error::SourceError;
 use super::origin::{Failure, Origin};
-use super::registry::{Served, rejected, sha256};
+use super::registry::{Served, rejected};
 
 /// In memory once. Registries over object stores take no chunk below 5 MiB but the last; some take none above 20 MB.
 const CHUNK_BYTES: usize = 16 << 20;
@@ -35,7 +34,7 @@ pub struct Chunked<'a> {
     location: Url,
     name: String,
     sent_bytes: u64,
-    hash: Sha256,
+    hash: Hash,
 }
 
 impl Served {
@@ -81,7 +80,7 @@ impl Served {
             StatusCode::ACCEPTED => Ok(location(origin, response.url(), response.headers())?),
             _ => Err(rejected(origin, response).await.into()),
         })?;
-        Ok(Chunked { served: self, location, name: name.to_owned(), sent_bytes: 0, hash: Sha256::new() })
+        Ok(Chunked { served: self, location, name: name.to_owned(), sent_bytes: 0, hash: Hash::sha256() })
     }
 
     /// Sends all that `reader` gives. `progress` is told how many bytes are there.
@@ -214,7 +213,7 @@ impl Chunked<'_> {
     /// # Errors
     /// If the registry does not take it.
     pub fn finish(self) -> Result<Uploaded, SourceError> {
-        let digest = format!("sha256:{}", hex(&self.hash.clone().finalize()));
+        let digest = self.hash.clone().finish();
         let mut location = self.location.clone();
         location.query_pairs_mut().append_pair("digest", &digest);
         let origin = self.served.origin_at(&location, location.as_str(), &self.name)?;

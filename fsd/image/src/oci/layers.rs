@@ -42,7 +42,7 @@ use stream::{Expected, Stream};
 
 pub use self::tar::Error as TarError;
 pub use merge::{Error as EntryError, Merged};
-pub(super) use stream::Check;
+pub(super) use stream::{check, hash_like};
 
 /// Layers that an image may have: overlayfs mounts no more than 500, docker makes no more than 127.
 pub const MAX_LAYERS: usize = 512;

@@ -2,7 +2,7 @@
 
 use super::blobs::Blobs;
 use super::config::{self, ImageConfig, MAX_CONFIG_BYTES};
-use super::layers::{self, Check};
+use super::layers;
 use super::{Descriptor, Digest, ImageIndex, ImageManifest};
 use serde::Deserialize;
 use std::collections::HashMap;
@@ -209,9 +209,9 @@ pub fn read_blob(blobs: &dyn Blobs, blob: &Descriptor, max_bytes: usize) -> Resu
     if found != blob.size() {
         return Err(layers::Error::Length { digest: digest.to_string(), expected: blob.size(), found }.into());
     }
-    let mut check = Check::new(digest)?;
-    check.update(&bytes);
-    check.finish(digest)?;
+    let mut hash = layers::hash_like(digest)?;
+    hash.update(&bytes);
+    layers::check(hash, digest)?;
     Ok(bytes)
 }
 

@@ -14,10 +14,9 @@
 
 use super::Error;
 use super::decompress::{decompressed, is_compressed};
+use crate::digest::Hash;
 use crate::oci::blobs::Blobs;
 use crate::oci::{Descriptor, Digest};
-use base16ct::lower::encode_string as hex;
-use sha2::Digest as _;
 use std::io::{self, BufRead, Read};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -118,7 +117,7 @@ impl BufRead for Stream<'_> {
 /// Reads a blob, and holds it against its descriptor.
 fn fetch(blobs: &dyn Blobs, descriptor: &Descriptor, chunks: &Sink, fetched_bytes: &AtomicU64) -> Result<(), Error> {
     let digest = descriptor.digest();
-    let mut check = Check::new(digest)?;
+    let mut hash = hash_like(digest)?;
     let failed = |source| Error::Blob { digest: digest.to_string(), source };
     let mut blob = blobs.open(descriptor).map_err(failed)?;
     let size = descriptor.size();
@@ -131,9 +130,9 @@ fn fetch(blobs: &dyn Blobs, descriptor: &Descriptor, chunks: &Sink, fetched_byte
             return Err(Error::Length { digest: digest.to_string(), expected: size, found: length });
         }
         if read == 0 {
-            return check.finish(digest);
+            return check(hash, digest);
         }
-        check.update(&chunk);
+        hash.update(&chunk);
         fetched_bytes.fetch_add(read as u64, Ordering::Relaxed);
         if !chunks.send(chunk) {
             return Ok(());
@@ -247,40 +246,19 @@ impl BufRead for Chunks {
     }
 }
 
-/// A digest in the making.
-pub(in crate::oci) enum Check {
-    Sha256(sha2::Sha256),
-    Sha512(sha2::Sha512),
+/// The beginning of what `digest` is held against.
+///
+/// # Errors
+/// [`Error::Algorithm`].
+pub(in crate::oci) fn hash_like(digest: &Digest) -> Result<Hash, Error> {
+    Hash::like(digest.as_ref()).ok_or_else(|| Error::Algorithm(digest.to_string()))
 }
 
-impl Check {
-    /// # Errors
-    /// [`Error::Algorithm`].
-    pub(in crate::oci) fn new(digest: &Digest) -> Result<Self, Error> {
-        match digest.algorithm().as_ref() {
-            "sha256" => Ok(Self::Sha256(sha2::Sha256::new())),
-            "sha512" => Ok(Self::Sha512(sha2::Sha512::new())),
-            _ => Err(Error::Algorithm(digest.to_string())),
-        }
-    }
-
-    pub(in crate::oci) fn update(&mut self, bytes: &[u8]) {
-        match self {
-            Self::Sha256(state) => state.update(bytes),
-            Self::Sha512(state) => state.update(bytes),
-        }
-    }
-
-    /// # Errors
-    /// [`Error::Digest`].
-    pub(in crate::oci) fn finish(self, digest: &Digest) -> Result<(), Error> {
-        let found = match self {
-            Self::Sha256(state) => hex(&state.finalize()),
-            Self::Sha512(state) => hex(&state.finalize()),
-        };
-        if found == digest.digest() {
-            return Ok(());
-        }
-        Err(Error::Digest { expected: digest.to_string(), found: format!("{}:{found}", digest.algorithm()) })
-    }
+/// Holds what was hashed against `digest`.
+///
+/// # Errors
+/// [`Error::Digest`].
+pub(in crate::oci) fn check(hash: Hash, digest: &Digest) -> Result<(), Error> {
+    let found = hash.finish();
+    if found == digest.as_ref() { Ok(()) } else { Err(Error::Digest { expected: digest.to_string(), found }) }
 }
