@@ -312,9 +312,10 @@ impl FileSystem {
             expected.extend(batches.into_iter().map(Expected::Traced));
             return expected;
         }
-        let windows = if with_end { Vec::new() } else { self.readers.windows_after(ino, asked.clone()) };
-        let goes_on = !windows.is_empty();
-        expected.extend(windows.into_iter().map(|window| Expected::InOrder(vec![(ino, window)])));
+        let windows = if with_end { None } else { self.readers.windows_after(ino, asked.clone()) };
+        let goes_on = windows.is_some();
+        let windows = windows.unwrap_or_default().into_iter();
+        expected.extend(windows.map(|window| Expected::InOrder(vec![(ino, window)])));
         if asked.start == 0 && asked.end <= ahead::MAX_SMALL_BYTES {
             let Some(due) = self.readers.files_after(ino) else { return expected };
             expected.extend(self.files_expected_after(ino, due));

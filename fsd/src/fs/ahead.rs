@@ -54,8 +54,12 @@ const MAX_FILES: usize = 64;
 /// A walk may leave so many files out and still go on: they are not all wanted.
 pub(super) const MAX_LEFT_OUT: usize = 8;
 
-/// A request this far from the expected place is still the stream's: another one overtook it.
+/// A request this far beyond what is ready is still the stream's.
 const MAX_SKIP_BYTES: u64 = 128 << 10;
+
+/// And one this far before the expected place: the kernel has several under way at once, and who answers one may be told of it
+/// once its reader has passed a window.
+const MAX_LAG_BYTES: u64 = 2 * MAX_WINDOW_BYTES;
 
 /// The readers of one mount, most recent first.
 #[derive(Debug, Default)]
@@ -70,6 +74,8 @@ struct Stream {
     ino: Ino,
     /// Byte offset of the first request.
     start: u64,
+    /// Bytes that were asked for in all.
+    asked_bytes: u64,
     /// Where the reader was when the reach last grew.
     grown: u64,
     /// Byte offset that the next request is expected at.
@@ -95,19 +101,20 @@ struct Walk {
 }
 
 impl Readers {
-    /// Takes note of a request for `asked` that does not end with the file, and says what to have ready next.
-    pub(super) fn windows_after(&self, ino: Ino, asked: Range<u64>) -> Vec<Range<u64>> {
+    /// Takes note of a request for `asked` that does not end with the file, and says what to have ready next: `None` if it is
+    /// not of a reader from front to back, as far as is known.
+    pub(super) fn windows_after(&self, ino: Ino, asked: Range<u64>) -> Option<Vec<Range<u64>>> {
         let mut streams = self.streams.lock();
-        let Some(index) = streams.iter().position(|stream| stream.ino == ino && stream.expects(asked.start)) else {
+        let Some(index) = streams.iter().position(|stream| stream.ino == ino && stream.expects(&asked)) else {
             // Who jumps about in a file, as a program that is loaded does, may go on from where it was, but not far.
             for stream in streams.iter_mut().filter(|stream| stream.ino == ino) {
                 *stream = Stream { ready: stream.ready, ..Stream::new(ino, stream.next..stream.next) };
             }
             remember(&mut streams, Stream::new(ino, asked));
-            return Vec::new();
+            return None;
         };
         streams[..=index].rotate_right(1);
-        streams[0].go_on(asked.end)
+        streams[0].go_on(&asked)
     }
 
     /// Takes note that the small file `ino` was asked for, and says how many of those after it to make ready; `None` if
@@ -157,23 +164,39 @@ fn remember<T>(readers: &mut Vec<T>, reader: T) {
 
 impl Stream {
     fn new(ino: Ino, asked: Range<u64>) -> Self {
-        let (start, next) = (asked.start, asked.end);
-        Self { ino, start, grown: start, next, ready: 0, reach_bytes: FIRST_REACH_BYTES, requests: 1 }
+        let (start, next, asked_bytes) = (asked.start, asked.end, asked.end - asked.start);
+        let reach_bytes = FIRST_REACH_BYTES;
+        Self { ino, start, asked_bytes, grown: start, next, ready: 0, reach_bytes, requests: 1 }
     }
 
-    fn expects(&self, start: u64) -> bool {
+    /// Whether it has been a stream already.
+    fn is_known(&self) -> bool {
+        self.reach_bytes > FIRST_REACH_BYTES
+    }
+
+    fn expects(&self, asked: &Range<u64>) -> bool {
         if self.ready == 0 {
-            return start == self.next;
+            // The kernel has several requests under way at once, and they overtake each other: so half may be missing.
+            let all = self.start.min(asked.start)..self.next.max(asked.end);
+            return all.end - all.start <= 2 * (self.asked_bytes + (asked.end - asked.start));
         }
-        (self.next.saturating_sub(MAX_SKIP_BYTES)..=self.ready.saturating_add(MAX_SKIP_BYTES)).contains(&start)
+        let near = self.next.saturating_sub(MAX_LAG_BYTES)..=self.ready.saturating_add(MAX_SKIP_BYTES);
+        near.contains(&asked.start)
     }
 
-    /// The windows that are due now that all up to `asked` was asked for.
-    fn go_on(&mut self, asked: u64) -> Vec<Range<u64>> {
-        self.next = self.next.max(asked);
+    /// The windows that are due now that `asked` was asked for as well.
+    fn go_on(&mut self, asked: &Range<u64>) -> Option<Vec<Range<u64>>> {
+        self.start = self.start.min(asked.start);
+        self.next = self.next.max(asked.end);
+        self.asked_bytes += asked.end - asked.start;
         self.requests += 1;
-        if self.requests < MIN_REQUESTS || self.next - self.start < MIN_STREAM_BYTES {
-            return Vec::new();
+        if !self.is_known() {
+            let reached_bytes = self.next - self.start;
+            // Between windows of earlier not all is asked for.
+            let is_whole = self.ready > 0 || self.asked_bytes >= reached_bytes / 4 * 3;
+            if self.requests < MIN_REQUESTS || reached_bytes < MIN_STREAM_BYTES || !is_whole {
+                return None;
+            }
         }
         if self.ready == 0 {
             // What the kernel reads ahead on its own is already asked for.
@@ -192,7 +215,7 @@ impl Stream {
             self.ready = start.saturating_add(window_bytes) / MIN_WINDOW_BYTES * MIN_WINDOW_BYTES;
             windows.push(start..self.ready);
         }
-        windows
+        Some(windows)
     }
 }
 
@@ -205,17 +228,17 @@ mod tests {
 
     /// What is due after the last of `asked`, which follow each other.
     fn after_all(readers: &Readers, asked: &[Range<u64>]) -> Vec<Range<u64>> {
-        asked.iter().fold(Vec::new(), |_, asked| readers.windows_after(FILE, asked.clone()))
+        asked.iter().fold(None, |_, asked| readers.windows_after(FILE, asked.clone())).unwrap_or_default()
     }
 
     #[test]
     fn requests_here_and_there_are_no_stream() {
         let readers = Readers::default();
 
-        assert_eq!(readers.windows_after(FILE, 0..16 * KIB), []);
-        assert_eq!(readers.windows_after(FILE, 512 * KIB..516 * KIB), []);
-        assert_eq!(readers.windows_after(Ino(21), 16 * KIB..32 * KIB), []);
-        assert_eq!(readers.windows_after(FILE, 16 * KIB..32 * KIB), [], "two may be chance");
+        assert_eq!(readers.windows_after(FILE, 0..16 * KIB), None);
+        assert_eq!(readers.windows_after(FILE, 512 * KIB..516 * KIB), None);
+        assert_eq!(readers.windows_after(Ino(21), 16 * KIB..32 * KIB), None);
+        assert_eq!(readers.windows_after(FILE, 16 * KIB..32 * KIB), None, "two may be chance");
     }
 
     #[test]
@@ -249,7 +272,7 @@ mod tests {
         let (mut ahead, mut longest) = (0, 0);
 
         for _ in 0..1000 {
-            for window in readers.windows_after(FILE, asked.clone()) {
+            for window in readers.windows_after(FILE, asked.clone()).unwrap_or_default() {
                 ahead = ahead.max(window.end - asked.end);
                 longest = longest.max(window.end - window.start);
             }
@@ -268,7 +291,7 @@ mod tests {
 
         readers.windows_after(FILE, 1 << 30..(1 << 30) + 4 * KIB);
 
-        assert_eq!(readers.windows_after(FILE, far..far + GAP_BYTES), []);
+        assert_eq!(readers.windows_after(FILE, far..far + GAP_BYTES), None);
     }
 
     #[test]
@@ -324,6 +347,20 @@ mod tests {
     }
 
     #[test]
+    fn requests_that_overtake_each_other_are_one_stream() {
+        let readers = Readers::default();
+        after_all(&readers, &[0..16 * KIB, 48 * KIB..112 * KIB, 16 * KIB..48 * KIB]);
+
+        for pair in 0..8 {
+            let start = (112 + pair * 512) * KIB;
+            assert!(readers.windows_after(FILE, start + 256 * KIB..start + 512 * KIB).is_some(), "{pair}");
+            assert!(readers.windows_after(FILE, start..start + 256 * KIB).is_some(), "{pair}");
+        }
+
+        assert_eq!(readers.streams.lock()[0].reach_bytes, MAX_REACH_BYTES);
+    }
+
+    #[test]
     fn two_readers_of_one_file_are_two_streams() {
         let readers = Readers::default();
         for step in 0..2 {
@@ -335,7 +372,7 @@ mod tests {
         for start in [0, 1 << 30] {
             readers.windows_after(FILE, start + 256 * KIB..start + 384 * KIB);
             let windows = readers.windows_after(FILE, start + 384 * KIB..start + 512 * KIB);
-            assert!(!windows.is_empty(), "{start}");
+            assert!(windows.is_some_and(|windows| !windows.is_empty()), "{start}");
         }
     }
 }
