@@ -4,7 +4,7 @@ use super::{Ino, UPPER_BIT, lower_node, number_of};
 use crate::error::Error;
 use crate::upper::{Links, Upper};
 use parking_lot::Mutex;
-use rustix::fs::Stat;
+use rustix::fs::{OFlags, Stat};
 use rustix::io::Errno;
 use siphon_image::directory::host;
 use siphon_image::tree::{Attr, Kind, NodeId};
@@ -448,10 +448,24 @@ impl State {
         let Some(node) = self.nodes.get(&ino) else { return Ok(()) };
         let others = node.names.iter().any(|known| known.up && (known.parent != parent || known.name != name));
         if node.up && !others && !node.held && node.orphan.is_none() {
-            let orphan = self.object(upper, ino)?;
+            let orphan = self.pinned(upper, ino)?;
             self.node_mut(ino)?.orphan = orphan;
         }
         Ok(())
+    }
+
+    /// What keeps `ino` once it has no name in the layer. A file that is open is opened for that: filesystems in user space that
+    /// go by names, such as bindfs and sshfs, keep a removed file for none but who has it open.
+    fn pinned(&self, upper: &Upper, ino: Ino) -> Result<Option<Arc<OwnedFd>>, Error> {
+        let Some(spot) = self.spot(upper, ino)? else { return Ok(None) };
+        let node = self.node(ino)?;
+        if node.kind == Kind::File && node.is_open() {
+            // It may be one that this process may not read.
+            if let Ok(opened) = spot.open(OFlags::RDONLY) {
+                return Ok(Some(Arc::new(opened)));
+            }
+        }
+        spot.object().map(Some)
     }
 
     /// Lets go of the link that holds a copied-up file once no name in the image stands for it.
@@ -461,7 +475,7 @@ impl State {
             return Ok(());
         };
         if node.orphan.is_none() && !node.names.iter().any(|known| known.up) {
-            let orphan = self.object(upper, ino)?;
+            let orphan = self.pinned(upper, ino)?;
             self.node_mut(ino)?.orphan = orphan;
         }
         self.node_mut(ino)?.held = false;
@@ -510,8 +524,11 @@ impl Node {
         self.key == Some(key) && self.kind == kind && self.lower.is_none() && !self.stub
     }
 
+    fn is_open(&self) -> bool {
+        self.copied.as_ref().is_some_and(|copied| Arc::strong_count(copied) > 1)
+    }
+
     fn is_unused(&self) -> bool {
-        let open = self.copied.as_ref().is_some_and(|copied| Arc::strong_count(copied) > 1);
-        self.refs == 0 && self.children == 0 && !self.held && !open
+        self.refs == 0 && self.children == 0 && !self.held && !self.is_open()
     }
 }
