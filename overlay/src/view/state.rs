@@ -1,5 +1,6 @@
 //! The nodes that were looked up: their names, and which of them the layer has.
 
+use super::unnamed::Unnamed;
 use super::{Ino, UPPER_BIT, lower_node, number_of};
 use crate::error::Error;
 use crate::upper::{Links, Upper};
@@ -55,7 +56,7 @@ pub(super) struct State {
     pub(super) closed: u64,
     /// What held removed nodes that nobody refers to any more. To close it gives their space back, for which nobody else is to
     /// wait: it is for who unlocks the state.
-    pub(super) let_go: Vec<Arc<OwnedFd>>,
+    pub(super) let_go: Vec<(Arc<OwnedFd>, Option<Unnamed>)>,
 }
 
 /// A directory of the layer that is kept open.
@@ -79,8 +80,10 @@ pub(super) struct Node {
     pub(super) stub: bool,
     /// Its known names: at most one of a directory. None once it was removed.
     pub(super) names: Vec<Name>,
-    /// Holds a node of the layer that lost its last known name.
+    /// Holds a node of the layer that lost its last known name, or has got none yet.
     pub(super) orphan: Option<Arc<OwnedFd>>,
+    /// Where a file is that has got none yet.
+    pub(super) unnamed: Option<Unnamed>,
     /// Whether the layer keeps a link of the copy of a file that has more names in the image.
     pub(super) held: bool,
     pub(super) refs: u64,
@@ -300,9 +303,21 @@ impl State {
             return Err(Errno::STALE.into());
         }
         node.names.push(Name { parent, name: name.to_owned(), up });
-        node.orphan = if up { None } else { node.orphan.take() };
+        if up {
+            (node.orphan, node.unnamed) = (None, None);
+        }
         self.node_mut(parent)?.children += 1;
         Ok(())
+    }
+
+    /// Remembers the new file `object`, which has no name, and counts a reference.
+    pub(super) fn remember_unnamed(&mut self, ino: Ino, stat: &Stat, object: OwnedFd, unnamed: Unnamed) {
+        let node = self.nodes.entry(ino).or_insert_with(|| Node::new(Kind::File, None));
+        node.up = true;
+        node.key = Some(key_of(stat));
+        node.orphan = Some(object.into());
+        node.unnamed = Some(unnamed);
+        node.refs += 1;
     }
 
     /// A node that is remembered from now on.
@@ -394,7 +409,8 @@ impl State {
                     self.links.remove(&ino);
                 }
                 let unlinked = node.orphan.as_ref().and_then(|fd| host::stat(fd.as_fd()).ok());
-                if let (Some(key), true) = (node.key, unlinked.is_none_or(|stat| stat.st_nlink == 0)) {
+                let is_gone = node.unnamed.is_some() || unlinked.is_none_or(|stat| stat.st_nlink == 0);
+                if let (Some(key), true) = (node.key, is_gone) {
                     self.disown(key);
                 }
             }
@@ -402,7 +418,7 @@ impl State {
                 self.drop_child(name.parent);
                 pending.push(name.parent);
             }
-            self.let_go.extend(node.orphan);
+            self.let_go.extend(node.orphan.map(|orphan| (orphan, node.unnamed)));
         }
     }
 
@@ -510,6 +526,7 @@ impl Node {
             stub: false,
             names: Vec::new(),
             orphan: None,
+            unnamed: None,
             held: false,
             refs: 0,
             children: 0,
