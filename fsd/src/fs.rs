@@ -72,6 +72,8 @@ pub struct Options {
     pub xattrs: Xattrs,
     /// Whether content comes from far away, so that bytes that nobody needs cost more than further requests.
     pub far: bool,
+    /// Whether this process leaves setuid bits on what it writes to, as root of the machine does.
+    pub keeps_privileges: bool,
 }
 
 /// Which extended attributes of the view are shown.
@@ -218,7 +220,7 @@ impl FileSystem {
     /// Whether writes, cuts and changes of owners take setuid bits and capabilities by themselves, so that the kernel need
     /// not ask for them before each write: the layer's filesystem sees to that, as this process has no right to keep them.
     pub fn takes_privileges(&self) -> bool {
-        !self.options.read_only && matches!(self.options.owners, Owners::Squash { .. })
+        !self.options.read_only && !self.options.keeps_privileges
     }
 
     /// Whether every change is refused.

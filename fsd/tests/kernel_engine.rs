@@ -63,7 +63,8 @@ impl Merged {
         }
         let view = View::new(Arc::new(Directory::open(&root.join("lower")).unwrap()), None).unwrap();
         let owners = Owners::AsStored { users: u32::MAX, groups: u32::MAX };
-        let options = Options { owners, read_only: true, stable: true, xattrs: Xattrs::BelowRootsOverlay, far: false };
+        let xattrs = Xattrs::BelowRootsOverlay;
+        let options = Options { owners, read_only: true, stable: true, xattrs, far: false, keeps_privileges: true };
         let filesystem = Arc::new(FileSystem::new(Arc::new(view), options, Arc::default()));
         let lower = FuseMount { source: "siphon", target: &below, read_only: true, setuid: true, devices: true };
         let device = match lower.mount(0, 0) {

@@ -32,6 +32,7 @@ mod merged;
 mod rename;
 mod spot;
 mod state;
+mod unnamed;
 
 use crate::error::Error;
 use crate::upper::Upper;

@@ -70,9 +70,17 @@ fn work(root: &Path, seed: u64) {
                 *version = version.wrapping_add(1).max(1);
                 let temporary = OsStr::new("new");
                 let _ = view.unlink(Ino::ROOT, temporary);
-                let (_, _, open) = view.create(Ino::ROOT, temporary, Permissions::exactly(0o644), None, WRITE).unwrap();
+                let permissions = Permissions::exactly(0o644);
+                let is_unnamed = random.below(2) == 0;
+                let (ino, _, open) = match is_unnamed {
+                    true => view.create_unnamed(Ino::ROOT, permissions, None, WRITE).unwrap(),
+                    false => view.create(Ino::ROOT, temporary, permissions, None, WRITE).unwrap(),
+                };
                 view.write(&open, 0, &vec![*version; FILE_BYTES]).unwrap();
                 view.sync(&open, false).unwrap();
+                if is_unnamed {
+                    view.link(ino, Ino::ROOT, temporary).unwrap();
+                }
                 view.rename(Ino::ROOT, temporary, Ino::ROOT, name, RenameMode::Replace).unwrap();
                 view.sync_directory(Ino::ROOT).unwrap();
                 println!("synced {file} {version}");

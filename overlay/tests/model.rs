@@ -23,7 +23,12 @@ use operation::Operation;
 use pair::Pair;
 use random::Random;
 use rustix::fs::RenameFlags;
+use siphon_image::directory::Directory;
+use siphon_overlay::upper::Upper;
+use siphon_overlay::view::{Ino, OpenMode, SetAttr, View};
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 const DEFAULT_SEQUENCES: u64 = 2000;
 const OPERATIONS: u64 = 25;
@@ -96,20 +101,25 @@ fn a_view_behaves_like_a_directory_where_there_are_no_xattrs() {
     drop(mounted);
 }
 
-/// bindfs hands everything on but xattrs and the flags of `renameat2`, as networks' filesystems refuse them.
+/// bindfs hands everything on but xattrs and the flags of `renameat2`, as networks' filesystems refuse them. `None`, with the
+/// reason printed, where it cannot be mounted.
+fn mount_bindfs(behind: &Path, place: &Path) -> Option<Mounted> {
+    let bindfs = std::process::Command::new("bindfs")
+        .args(["--xattr-none", "-o", "attr_timeout=0,entry_timeout=0"])
+        .args([behind, place])
+        .status();
+    if bindfs.is_ok_and(|status| status.success()) {
+        return Some(Mounted(place.to_owned()));
+    }
+    assert!(std::env::var_os("CI").is_none(), "cannot mount bindfs");
+    println!("skipped: cannot mount bindfs");
+    None
+}
+
 #[test]
 fn a_view_behaves_like_a_directory_on_a_filesystem_that_refuses_xattrs_and_swaps() {
     let (behind, place) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    let bindfs = std::process::Command::new("bindfs")
-        .args(["--xattr-none", "-o", "attr_timeout=0,entry_timeout=0"])
-        .args([behind.path(), place.path()])
-        .status();
-    if !bindfs.is_ok_and(|status| status.success()) {
-        assert!(std::env::var_os("CI").is_none(), "cannot mount bindfs");
-        println!("skipped: cannot mount bindfs");
-        return;
-    }
-    let mounted = Mounted(place.path().to_owned());
+    let Some(mounted) = mount_bindfs(behind.path(), place.path()) else { return };
     for name in ["a", "b"] {
         std::fs::write(mounted.0.join(name), name).unwrap();
     }
@@ -122,6 +132,31 @@ fn a_view_behaves_like_a_directory_on_a_filesystem_that_refuses_xattrs_and_swaps
     run_all(&mounted.0, sequences(20));
 
     drop(mounted);
+}
+
+/// bindfs knows files by their names, and keeps a removed one only for who has it open.
+#[test]
+fn a_file_that_was_opened_before_its_copy_up_outlasts_its_name_where_names_are_all_that_is_known() {
+    let (behind, place) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let Some(mounted) = mount_bindfs(behind.path(), place.path()) else { return };
+    for directory in ["lower", "layer"] {
+        std::fs::create_dir(mounted.0.join(directory)).unwrap();
+    }
+    std::fs::write(mounted.0.join("lower/f"), "content").unwrap();
+    let lower = Directory::open(&mounted.0.join("lower")).unwrap();
+    let view = View::new(Arc::new(lower), Some(Upper::open(&mounted.0.join("layer")).unwrap())).unwrap();
+    let name = OsStr::new("f");
+    let (ino, _) = view.lookup(Ino::ROOT, name).unwrap();
+    let reader = view.open(ino, OpenMode::default()).unwrap();
+
+    view.set_attr(ino, &SetAttr { mode: Some(0o600), ..SetAttr::default() }).unwrap();
+    view.unlink(Ino::ROOT, name).unwrap();
+
+    let attr = view.attr(ino).unwrap();
+    let mut content = [0; 16];
+    let read = view.read(&reader, 0, &mut content).unwrap();
+    assert_eq!((attr.mode, attr.size, &content[..read]), (0o600, 7, &b"content"[..]));
+    drop((reader, view, mounted));
 }
 
 fn run_all(scratch: &Path, count: u64) {

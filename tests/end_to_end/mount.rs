@@ -205,6 +205,54 @@ fn changes_within_a_mount_are_told_to_who_watches() {
     });
 }
 
+/// Makes files without names, and gives one of them one.
+const UNNAMED: &str = r#"
+import ctypes, os
+libc = ctypes.CDLL(None, use_errno=True)
+
+def unnamed(directory, flags=0):
+    return os.open(directory, os.O_TMPFILE | os.O_RDWR | flags, 0o666)
+
+def link(file, path):
+    failed = libc.linkat(-100, b"/proc/self/fd/%d" % file, -100, path, 0x400)
+    return os.strerror(ctypes.get_errno()) if failed else "linked"
+
+os.umask(0o027)
+file = unnamed("mounted/keep")
+os.write(file, b"content")
+made = os.fstat(file)
+print(made.st_nlink, oct(made.st_mode), made.st_size, os.listdir("mounted/keep"))
+os.rename("mounted/keep", "mounted/moved")
+print(link(file, b"mounted/moved/named"), os.fstat(file).st_nlink, sorted(os.listdir("mounted/moved")))
+print(os.fstat(file).st_ino == os.stat("mounted/moved/named").st_ino == made.st_ino)
+os.link("mounted/moved/named", "mounted/other")
+os.write(file, b" and more")
+os.unlink("mounted/other")
+print(os.fstat(file).st_nlink, open("mounted/moved/named").read())
+print(link(unnamed("mounted", os.O_EXCL), b"mounted/excluded"))
+reader = os.open("/proc/self/fd/%d" % unnamed("mounted"), os.O_RDONLY)
+print(os.fstat(reader).st_nlink)
+"#;
+
+#[test]
+fn a_file_that_is_made_without_a_name_gets_one_or_is_gone() {
+    as_user_and_as_root(|environment| {
+        make_disk(environment);
+        environment.siphon(&["mount", "--overlay", "overlay", "image", "mounted"]).stdout();
+        environment.write("unnamed.py", UNNAMED);
+
+        let told = environment.shell("python3 unnamed.py").stdout();
+        environment.siphon(&["umount", "mounted"]).stdout();
+        let left =
+            environment.shell("cat overlay/upper/moved/named; ls overlay/upper overlay/work/.siphon/work").stdout();
+
+        let expected = "0 0o100640 7 ['inner']\nlinked 1 ['inner', 'named']\nTrue\n1 content and more\n\
+                        No such file or directory\n0";
+        assert_eq!(told, expected);
+        assert_eq!(left, "content and moreoverlay/upper:\nkeep\nmoved\n\noverlay/work/.siphon/work:");
+    });
+}
+
 #[test]
 fn an_image_can_be_mounted_with_an_overlay() {
     as_user_and_as_root(|environment| {

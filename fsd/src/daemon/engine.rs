@@ -186,7 +186,7 @@ pub(super) fn below(view: Arc<View>, owners: Owners, far: bool, is_host_root: bo
         (false, Owners::AsStored { .. }) => Xattrs::BelowOverlay { capabilities: true },
         (false, Owners::Squash { .. }) => Xattrs::BelowOverlay { capabilities: false },
     };
-    let options = Options { owners, read_only: true, stable: true, xattrs, far };
+    let options = Options { owners, read_only: true, stable: true, xattrs, far, keeps_privileges: true };
     Arc::new(FileSystem::new(view, options, Arc::default()))
 }
 

@@ -41,6 +41,25 @@ impl FileSystem {
         Ok((self.node(ino, attr), self.files.insert(file)))
     }
 
+    /// Creates a regular file that has no name and opens it: [`FileSystem::link`] may give it one. It belongs where it would if it
+    /// were made in `parent`.
+    ///
+    /// # Errors
+    /// [`Error::ReadOnly`] or [`Error::View`].
+    pub fn create_unnamed(
+        &self,
+        caller: Caller,
+        parent: Ino,
+        permissions: Permissions,
+        open: OpenMode,
+    ) -> Result<(Node, u64), Error> {
+        self.check_writable()?;
+        let owner = self.owner_of_file_in(caller, parent)?;
+        let (ino, attr, file) = self.view.create_unnamed(parent, permissions, owner, open)?;
+        self.counters.open();
+        Ok((self.node(ino, attr), self.files.insert(file)))
+    }
+
     /// Makes a file, device, fifo or socket without opening it.
     ///
     /// # Errors
@@ -92,7 +111,7 @@ impl FileSystem {
         Ok(self.node(ino, attr))
     }
 
-    /// Gives `ino` another name.
+    /// Gives `ino` another name, or its first.
     ///
     /// # Errors
     /// [`Error::ReadOnly`] or [`Error::View`].

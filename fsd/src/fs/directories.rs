@@ -237,7 +237,8 @@ mod tests {
         let upper = Upper::create(layer.path(), &base).unwrap();
         let view = View::new(Arc::new(EmptyTree), Some(upper)).unwrap();
         let owners = Owners::Squash { uid: 0, gid: 0 };
-        let options = Options { owners, read_only: false, stable: true, xattrs: Xattrs::All, far: false };
+        let xattrs = Xattrs::All;
+        let options = Options { owners, read_only: false, stable: true, xattrs, far: false, keeps_privileges: true };
         let filesystem = FileSystem::new(Arc::new(view), options, Arc::new(Counters::default()));
         let caller = Caller { uid: 0, gid: 0 };
 

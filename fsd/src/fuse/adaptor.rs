@@ -150,7 +150,7 @@ impl Adaptor {
             opcode::MKNOD | opcode::MKDIR | opcode::SYMLINK | opcode::LINK => {
                 self.make(request, &mut fields, answer)?
             }
-            opcode::CREATE => self.create(request, &mut fields, answer)?,
+            opcode::CREATE | opcode::TMPFILE => self.create(request, &mut fields, answer)?,
             opcode::UNLINK => self.filesystem.unlink(ino, fields.name()?)?,
             opcode::RMDIR => self.filesystem.remove_directory(ino, fields.name()?)?,
             opcode::RENAME | opcode::RENAME2 => self.rename(request, &mut fields)?,
@@ -303,7 +303,12 @@ impl Adaptor {
         let (flags, mode, umask) = (fields.i32()?, fields.u32()?, fields.u32()?);
         fields.skip(4)?;
         let (permissions, open) = (made_with(mode, umask), open_mode(flags));
-        let (node, handle) = self.filesystem.create(caller(request), request.ino, fields.name()?, permissions, open)?;
+        let (caller, parent) = (caller(request), request.ino);
+        let (node, handle) = match request.opcode {
+            // It comes with a name too, which is none.
+            opcode::TMPFILE => self.filesystem.create_unnamed(caller, parent, permissions, open)?,
+            _ => self.filesystem.create(caller, parent, fields.name()?, permissions, open)?,
+        };
         self.entry(&node, answer);
         answer.opened(handle, self.cache_flags());
         Ok(())

@@ -64,6 +64,7 @@ pub(super) mod opcode {
     pub(in crate::fuse) const READDIRPLUS: u32 = 44;
     pub(in crate::fuse) const RENAME2: u32 = 45;
     pub(in crate::fuse) const LSEEK: u32 = 46;
+    pub(in crate::fuse) const TMPFILE: u32 = 51;
 }
 
 /// What the kernel offers in `FUSE_INIT` and may be asked for.

@@ -283,6 +283,8 @@ fn with_upper_links(state: &State, ino: Ino, mut attr: Attr) -> Attr {
         // Our own directory in the root is not shown.
         Kind::Directory if ino == Ino::ROOT => attr.nlink.saturating_sub(1),
         Kind::Directory => attr.nlink,
+        // The name that it has in `work` is none.
+        _ if node.unnamed.is_some() => 0,
         _ if node.held => {
             let left = state.links(ino).map_or(0, Links::left);
             attr.nlink.saturating_sub(1).saturating_add(left)

@@ -3,6 +3,7 @@
 use super::copying::{ATTRIBUTES, stage_link};
 use super::lookup::{Both, MAX_NAME_BYTES};
 use super::state::{DEFAULT_ACL, Found, State, key_of};
+use super::unnamed::Unnamed;
 use super::{Ino, Layer, OpenFile, OpenMode, Owner, Permissions, View};
 use crate::copy_up;
 use crate::error::Error;
@@ -14,7 +15,8 @@ use siphon_image::tree::{Attr, Kind};
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, BorrowedFd};
 
-const SET_GID: u16 = 0o2000;
+/// The setgid bit of a mode.
+pub(super) const SET_GID: u16 = 0o2000;
 
 /// What to make.
 pub(super) struct New<'a> {
@@ -185,7 +187,7 @@ impl View {
         self.enter(layer, state, parent, name, found)
     }
 
-    /// Gives `ino` another name.
+    /// Gives `ino` another name, or its first.
     ///
     /// # Errors
     /// `EPERM` for a directory, `ENOENT` for a removed file, otherwise as [`View::create`].
@@ -202,13 +204,22 @@ impl View {
         let mut state = layer.state.write();
         self.vacant(layer, &mut state, parent, name)?;
         let object = state.object(&layer.upper, ino)?.ok_or(Errno::STALE)?;
-        if self.attr_of(layer, &state, ino)?.nlink == 0 {
+        let unnamed = state.node(ino)?.unnamed.clone();
+        if unnamed.is_none() && self.attr_of(layer, &state, ino)?.nlink == 0 {
             return Err(Errno::NOENT.into());
         }
         let directory = self.upper_directory(layer, &state, parent)?;
-        let staged = layer.upper.temporary();
-        stage_link(layer, object.as_fd(), &staged)?;
-        layer.upper.install(&staged, directory.as_fd(), name)?;
+        if let Some(Unnamed::InWork(staged)) = unnamed {
+            layer.upper.install(&staged, directory.as_fd(), name)?;
+        } else {
+            let staged = layer.upper.temporary();
+            stage_link(layer, object.as_fd(), &staged)?;
+            if let Err(error) = layer.upper.install(&staged, directory.as_fd(), name) {
+                // Else the file has a link too many.
+                let _ = layer.upper.discard(&staged);
+                return Err(error.into());
+            }
+        }
         self.enter_made(layer, &mut state, parent, name)
     }
 
@@ -296,7 +307,7 @@ impl View {
     }
 }
 
-fn stage_new(layer: &Layer, parent: BorrowedFd<'_>, new: &New<'_>, staged: &OsStr) -> Result<(), Error> {
+pub(super) fn stage_new(layer: &Layer, parent: BorrowedFd<'_>, new: &New<'_>, staged: &OsStr) -> Result<(), Error> {
     let work = layer.upper.work()?;
     let acl = if layer.upper.has_acls() { host::xattr(parent, OsStr::new(DEFAULT_ACL))? } else { None };
     let mut mode = new.permissions.mode & 0o7777 & !(new.permissions.umask & 0o777);

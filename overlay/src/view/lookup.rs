@@ -1,7 +1,7 @@
 //! Names to nodes, and listings.
 
 use super::state::{Found, Key, State, key_of};
-use super::{Ino, Layer, View};
+use super::{Ino, Layer, View, unnamed};
 use crate::error::Error;
 use crate::upper::{Origin, PRIVATE_NAME, Place};
 use rustix::fs::Stat;
@@ -81,7 +81,10 @@ impl View {
         }
         let let_go = std::mem::take(&mut state.let_go);
         drop(state);
-        drop(let_go);
+        for (object, unnamed) in let_go {
+            drop(object);
+            unnamed::discard(&layer.upper, unnamed.as_ref());
+        }
     }
 
     pub(super) fn enter(

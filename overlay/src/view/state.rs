@@ -1,24 +1,30 @@
 //! The nodes that were looked up: their names, and which of them the layer has.
 
-use super::{Ino, UPPER_BIT, lower_node, number_of};
+mod directories;
+mod links;
+mod numbers;
+
+pub(super) use directories::DEFAULT_ACL;
+
+use super::Ino;
+use super::unnamed::Unnamed;
 use crate::error::Error;
 use crate::upper::{Links, Upper};
+use directories::OpenDirectories;
+use numbers::Numbers;
 use parking_lot::Mutex;
-use rustix::fs::Stat;
+use rustix::fs::{OFlags, Stat};
 use rustix::io::Errno;
 use siphon_image::directory::host;
 use siphon_image::tree::{Attr, Kind, NodeId};
 use std::collections::{HashMap, HashSet};
 use std::ffi::{OsStr, OsString};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Deepest nesting of directories: a damaged image may have a directory inside itself.
 const MAX_DEPTH: usize = 4096;
-
-/// Inode numbers of the layer are numbers of nodes below this; from here on they are counted out.
-const COUNTED: u64 = 1 << 60;
 
 /// Device and inode number on the layer's filesystem.
 pub(super) type Key = (u64, u64);
@@ -27,45 +33,22 @@ pub(super) fn key_of(stat: &Stat) -> Key {
     (stat.st_dev, stat.st_ino)
 }
 
-/// What a directory hands on to what is made in it.
-pub(super) const DEFAULT_ACL: &str = "system.posix_acl_default";
-
-/// Most directories that are kept open. When there are as many, all are closed: those in use come back at once.
-const MAX_OPEN: usize = 256;
-
 #[derive(Debug)]
 pub(super) struct State {
-    /// Directories of the layer. An open one's number is nobody else's.
-    open: Mutex<HashMap<Ino, OpenDirectory>>,
     pub(super) nodes: HashMap<Ino, Node>,
-    /// Numbers of nodes that the layer has and that are not told by their inode numbers there, for as long as it has them.
-    by_upper: HashMap<Key, Ino>,
-    /// Whose those are: nothing else gets one of them.
-    taken: HashMap<Ino, Key>,
+    numbers: Numbers,
+    open: Mutex<OpenDirectories>,
     /// What is known of the names in the image of its files, by their numbers.
     links: HashMap<Ino, Links>,
     /// Those of them that are held and have their content in the image.
     held_stubs: HashSet<Ino>,
-    /// The layer's filesystem.
-    device: u64,
-    next: u64,
     /// Counts changes of names, so that what was found without the lock is known to be still true.
     pub(super) epoch: u64,
     /// Counts directories that ceased to be merged, whose whiteouts then go.
     pub(super) closed: u64,
     /// What held removed nodes that nobody refers to any more. To close it gives their space back, for which nobody else is to
     /// wait: it is for who unlocks the state.
-    pub(super) let_go: Vec<Arc<OwnedFd>>,
-}
-
-/// A directory of the layer that is kept open.
-#[derive(Debug)]
-struct OpenDirectory {
-    /// What it was opened as.
-    key: Key,
-    object: Arc<OwnedFd>,
-    /// Whether what is made in it gets an ACL from it, if that is known.
-    hands_acl_on: Option<bool>,
+    pub(super) let_go: Vec<(Arc<OwnedFd>, Option<Unnamed>)>,
 }
 
 #[derive(Debug)]
@@ -79,8 +62,10 @@ pub(super) struct Node {
     pub(super) stub: bool,
     /// Its known names: at most one of a directory. None once it was removed.
     pub(super) names: Vec<Name>,
-    /// Holds a node of the layer that lost its last known name.
+    /// Holds a node of the layer that lost its last known name, or has got none yet.
     pub(super) orphan: Option<Arc<OwnedFd>>,
+    /// Where a file is that has got none yet.
+    pub(super) unnamed: Option<Unnamed>,
     /// Whether the layer keeps a link of the copy of a file that has more names in the image.
     pub(super) held: bool,
     pub(super) refs: u64,
@@ -131,45 +116,18 @@ impl State {
         root.refs = 1;
         root.key = Some(key_of(&stat));
         let mut state = Self {
-            open: Mutex::default(),
             nodes: HashMap::from([(Ino::ROOT, root)]),
-            by_upper: HashMap::new(),
-            taken: HashMap::new(),
+            numbers: Numbers::new(stat.st_dev),
+            open: Mutex::default(),
             links: HashMap::new(),
             held_stubs: HashSet::new(),
-            device: stat.st_dev,
-            next: UPPER_BIT + COUNTED,
             epoch: 0,
             closed: 0,
             let_go: Vec::new(),
         };
-        state.own(key_of(&stat), Ino::ROOT);
-        for (node, mut links) in upper.links()? {
-            let ino = number_of(node);
-            if let Ok(held) = upper.held(node) {
-                state.own(key_of(&host::stat(held.as_fd())?), ino);
-                let (directory, name) = upper.held_at(node)?;
-                if upper.origin(directory, &name)?.content.is_some() {
-                    state.held_stubs.insert(ino);
-                }
-            } else {
-                links.held = false;
-            }
-            state.links.insert(ino, links);
-        }
+        state.numbers.own(key_of(&stat), Ino::ROOT);
+        state.read_links(upper)?;
         Ok(state)
-    }
-
-    /// Has `ino` stand for the node `key` of the layer from here on.
-    fn own(&mut self, key: Key, ino: Ino) {
-        self.by_upper.insert(key, ino);
-        self.taken.insert(ino, key);
-    }
-
-    fn disown(&mut self, key: Key) {
-        if let Some(ino) = self.by_upper.remove(&key) {
-            self.taken.remove(&ino);
-        }
     }
 
     pub(super) fn node(&self, ino: Ino) -> Result<&Node, Error> {
@@ -210,57 +168,16 @@ impl State {
         Ok(found)
     }
 
-    /// The layer's directory `ino`, which the layer has. It is kept open for the next operation in it.
-    pub(super) fn directory(&self, upper: &Upper, ino: Ino) -> Result<Arc<OwnedFd>, Error> {
-        let key = self.node(ino)?.key;
-        if let (Some(open), Some(key)) = (self.open.lock().get(&ino), key)
-            && open.key == key
-        {
-            return Ok(open.object.clone());
-        }
-        let opened = Arc::new(upper.directory(&self.path(ino)?)?);
-        if let Some(key) = key {
-            let mut open = self.open.lock();
-            if open.len() >= MAX_OPEN {
-                open.clear();
-            }
-            open.insert(ino, OpenDirectory { key, object: opened.clone(), hands_acl_on: None });
-        }
-        Ok(opened)
-    }
-
-    /// Whether what is made in `ino`, which is open as `directory`, gets an ACL from it.
-    pub(super) fn hands_acl_on(&self, upper: &Upper, ino: Ino, directory: BorrowedFd<'_>) -> Result<bool, Error> {
-        if !upper.has_acls() {
-            return Ok(false);
-        }
-        if let Some(known) = self.open.lock().get(&ino).and_then(|open| open.hands_acl_on) {
-            return Ok(known);
-        }
-        let has = host::xattr(directory, OsStr::new(DEFAULT_ACL))?.is_some();
-        if let Some(open) = self.open.lock().get_mut(&ino) {
-            open.hands_acl_on = Some(has);
-        }
-        Ok(has)
-    }
-
     /// The number of a node of the layer: that of the image's node that it is a copy of or merged with, unless something
     /// else has that, or else what its inode number in the layer makes.
     pub(super) fn number(&mut self, key: Key, from: Option<Ino>, is_merged: bool) -> Ino {
-        if let Some(known) = self.by_upper.get(&key) {
-            return *known;
+        if let Some(known) = self.numbers.known(key) {
+            return known;
         }
-        let own = match from {
-            // After a crash the image's own may still show elsewhere.
-            Some(ino) if !self.taken.contains_key(&ino) && (is_merged || !self.shows(ino)) => ino,
-            _ if key.0 == self.device && key.1 < COUNTED => return Ino(UPPER_BIT + key.1),
-            _ => {
-                self.next += 1;
-                Ino(self.next)
-            }
-        };
-        self.own(key, own);
-        own
+        // After a crash the image's own may still show elsewhere.
+        let is_free = |ino: &Ino| self.numbers.key_of(*ino).is_none() && (is_merged || !self.shows(*ino));
+        let from = from.filter(is_free);
+        self.numbers.give(key, from)
     }
 
     /// Whether `ino` is a node of the image that the layer does not have, at a name that is known.
@@ -300,9 +217,21 @@ impl State {
             return Err(Errno::STALE.into());
         }
         node.names.push(Name { parent, name: name.to_owned(), up });
-        node.orphan = if up { None } else { node.orphan.take() };
+        if up {
+            (node.orphan, node.unnamed) = (None, None);
+        }
         self.node_mut(parent)?.children += 1;
         Ok(())
+    }
+
+    /// Remembers the new file `object`, which has no name, and counts a reference.
+    pub(super) fn remember_unnamed(&mut self, ino: Ino, stat: &Stat, object: OwnedFd, unnamed: Unnamed) {
+        let node = self.nodes.entry(ino).or_insert_with(|| Node::new(Kind::File, None));
+        node.up = true;
+        node.key = Some(key_of(stat));
+        node.orphan = Some(object.into());
+        node.unnamed = Some(unnamed);
+        node.refs += 1;
     }
 
     /// A node that is remembered from now on.
@@ -313,14 +242,14 @@ impl State {
             node.held = true;
             node.up = true;
             node.stub = self.held_stubs.contains(&ino);
-            node.key = self.taken.get(&ino).copied();
+            node.key = self.numbers.key_of(ino);
         }
         Ok(node)
     }
 
     /// Notes that the layer now has `ino` at its known name `name` in `parent`.
     pub(super) fn mark_up(&mut self, ino: Ino, parent: Ino, name: &OsStr, stat: &Stat) -> Result<(), Error> {
-        self.own(key_of(stat), ino);
+        self.numbers.own(key_of(stat), ino);
         let node = self.node_mut(ino)?;
         node.up = true;
         node.key = Some(key_of(stat));
@@ -346,15 +275,10 @@ impl State {
 
     /// Notes that `ino` gets an xattr, a directory perhaps an ACL that it hands on.
     pub(super) fn may_have_xattrs(&mut self, ino: Ino) {
-        self.open.lock().remove(&ino);
+        self.open.lock().close(ino);
         if let Some(node) = self.nodes.get_mut(&ino) {
             node.is_bare = false;
         }
-    }
-
-    /// The files that are held and have their content in the image.
-    pub(super) fn held_stubs(&self) -> Vec<Ino> {
-        self.held_stubs.iter().copied().collect()
     }
 
     /// Forgets one name of `ino`.
@@ -376,8 +300,8 @@ impl State {
 
     /// Forgets the number of a node whose last link is gone, unless it is still in use.
     pub(super) fn drop_key(&mut self, key: Key) {
-        if self.by_upper.get(&key).is_some_and(|ino| !self.nodes.contains_key(ino)) {
-            self.disown(key);
+        if self.numbers.known(key).is_some_and(|ino| !self.nodes.contains_key(&ino)) {
+            self.numbers.disown(key);
         }
     }
 
@@ -394,53 +318,17 @@ impl State {
                     self.links.remove(&ino);
                 }
                 let unlinked = node.orphan.as_ref().and_then(|fd| host::stat(fd.as_fd()).ok());
-                if let (Some(key), true) = (node.key, unlinked.is_none_or(|stat| stat.st_nlink == 0)) {
-                    self.disown(key);
+                let is_gone = node.unnamed.is_some() || unlinked.is_none_or(|stat| stat.st_nlink == 0);
+                if let (Some(key), true) = (node.key, is_gone) {
+                    self.numbers.disown(key);
                 }
             }
             for name in node.names {
                 self.drop_child(name.parent);
                 pending.push(name.parent);
             }
-            self.let_go.extend(node.orphan);
+            self.let_go.extend(node.orphan.map(|orphan| (orphan, node.unnamed)));
         }
-    }
-
-    /// Counts a name in the image that no longer stands for its file `ino`, which has `total` there.
-    pub(super) fn name_gone(&mut self, upper: &Upper, ino: Ino, total: u32) -> Result<(), Error> {
-        let links = self.links.entry(ino).or_insert(Links { total, gone: 0, held: false });
-        links.gone = links.gone.saturating_add(1);
-        let links = *links;
-        if links.total > 1 {
-            upper.count_gone(lower_node(ino), &links)?;
-            if links.left() == 0 && !links.held {
-                upper.forget_links(lower_node(ino), &links)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// What is known of the names of `ino` in the image.
-    pub(super) fn links(&self, ino: Ino) -> Option<&Links> {
-        self.links.get(&ino)
-    }
-
-    /// How many of `total` names in the image still stand for its file `ino`.
-    pub(super) fn names_left(&self, ino: Ino, total: u32) -> u32 {
-        total.saturating_sub(self.links.get(&ino).map_or(0, |links| links.gone))
-    }
-
-    /// Keeps a link of the copy `staged` of `ino`, which has more names in the image.
-    pub(super) fn hold(&mut self, upper: &Upper, ino: Ino, total: u32, staged: &OsStr) -> Result<(), Error> {
-        let links = self.links.entry(ino).or_insert(Links { total, gone: 0, held: false });
-        upper.hold(lower_node(ino), links, staged)?;
-        links.held = true;
-        let node = self.node_mut(ino)?;
-        node.held = true;
-        if node.stub {
-            self.held_stubs.insert(ino);
-        }
-        Ok(())
     }
 
     /// Makes sure that a node can be reached once the layer's `name` of it in `parent` is gone.
@@ -448,28 +336,24 @@ impl State {
         let Some(node) = self.nodes.get(&ino) else { return Ok(()) };
         let others = node.names.iter().any(|known| known.up && (known.parent != parent || known.name != name));
         if node.up && !others && !node.held && node.orphan.is_none() {
-            let orphan = self.object(upper, ino)?;
+            let orphan = self.pinned(upper, ino)?;
             self.node_mut(ino)?.orphan = orphan;
         }
         Ok(())
     }
 
-    /// Lets go of the link that holds a copied-up file once no name in the image stands for it.
-    pub(super) fn release_hold(&mut self, upper: &Upper, ino: Ino) -> Result<(), Error> {
-        let Some(node) = self.nodes.get(&ino) else { return Ok(()) };
-        let Some(links) = self.links.get(&ino).copied().filter(|links| node.held && links.left() == 0) else {
-            return Ok(());
-        };
-        if node.orphan.is_none() && !node.names.iter().any(|known| known.up) {
-            let orphan = self.object(upper, ino)?;
-            self.node_mut(ino)?.orphan = orphan;
+    /// What keeps `ino` once it has no name in the layer. A file that is open is opened for that: filesystems in user space that
+    /// go by names, such as bindfs and sshfs, keep a removed file for none but who has it open.
+    fn pinned(&self, upper: &Upper, ino: Ino) -> Result<Option<Arc<OwnedFd>>, Error> {
+        let Some(spot) = self.spot(upper, ino)? else { return Ok(None) };
+        let node = self.node(ino)?;
+        if node.kind == Kind::File && node.is_open() {
+            // It may be one that this process may not read.
+            if let Ok(opened) = spot.open(OFlags::RDONLY) {
+                return Ok(Some(Arc::new(opened)));
+            }
         }
-        self.node_mut(ino)?.held = false;
-        self.held_stubs.remove(&ino);
-        if let Some(links) = self.links.get_mut(&ino) {
-            links.held = false;
-        }
-        Ok(upper.forget_links(lower_node(ino), &links)?)
+        spot.object().map(Some)
     }
 
     /// Notes that a node was renamed.
@@ -496,6 +380,7 @@ impl Node {
             stub: false,
             names: Vec::new(),
             orphan: None,
+            unnamed: None,
             held: false,
             refs: 0,
             children: 0,
@@ -510,8 +395,11 @@ impl Node {
         self.key == Some(key) && self.kind == kind && self.lower.is_none() && !self.stub
     }
 
+    fn is_open(&self) -> bool {
+        self.copied.as_ref().is_some_and(|copied| Arc::strong_count(copied) > 1)
+    }
+
     fn is_unused(&self) -> bool {
-        let open = self.copied.as_ref().is_some_and(|copied| Arc::strong_count(copied) > 1);
-        self.refs == 0 && self.children == 0 && !self.held && !open
+        self.refs == 0 && self.children == 0 && !self.held && !self.is_open()
     }
 }

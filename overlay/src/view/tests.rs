@@ -98,6 +98,60 @@ fn an_unlinked_file_stays_usable_while_it_is_referred_to() {
 }
 
 #[test]
+fn a_file_without_a_name_gets_one_once_and_is_gone_without() {
+    let t = test(|lower| std::fs::create_dir_all(lower.join("d/e")).unwrap());
+    let [d, e] = ["d", "d/e"].map(|path| find(&t.view, path).unwrap());
+    let permissions = Permissions { mode: 0o666, umask: 0o027 };
+    let create = || t.view.create_unnamed(e, permissions, None, WRITE).unwrap();
+
+    let (kept, attr, file) = create();
+    t.view.write(&file, 0, b"bytes").unwrap();
+    t.view.rename(d, OsStr::new("e"), Ino::ROOT, OsStr::new("moved"), RenameMode::Replace).unwrap();
+
+    assert_eq!((attr.kind, attr.mode, attr.nlink, attr.size), (Kind::File, 0o640, 0, 0));
+    assert!(t.view.entries(e).unwrap().is_empty());
+    let (named, attr) = t.view.link(kept, e, OsStr::new("f")).unwrap();
+    assert_eq!((named, attr.nlink, attr.size), (kept, 1, 5));
+    assert_eq!(find(&t.view, "moved/f"), Ok(kept));
+    t.view.unlink(e, OsStr::new("f")).unwrap();
+    assert_eq!(content(&t.view, &file), b"bytes");
+    let again = t.view.link(kept, e, OsStr::new("f")).unwrap_err();
+    assert_eq!(again.errno(), Errno::NOENT.raw_os_error());
+    t.view.remove_directory(Ino::ROOT, OsStr::new("moved")).unwrap();
+    let removed = t.view.create_unnamed(e, permissions, None, WRITE).unwrap_err();
+    assert_eq!(removed.errno(), Errno::NOENT.raw_os_error());
+    let no_directory = t.view.create_unnamed(kept, permissions, None, WRITE).unwrap_err();
+    assert_eq!(no_directory.errno(), Errno::NOTDIR.raw_os_error());
+    let nodes = || t.view.layer.as_ref().unwrap().state.read().nodes.len();
+    let before = nodes();
+    let (lost, _, file) = t.view.create_unnamed(d, permissions, None, WRITE).unwrap();
+    drop(file);
+    t.view.forget(lost, 1);
+    assert_eq!(nodes(), before);
+    assert_eq!(std::fs::read_dir(t.upper.join(".siphon/work")).unwrap().count(), 0);
+}
+
+#[test]
+fn a_file_without_a_name_belongs_to_the_group_that_its_directory_hands_on() {
+    if rustix::process::geteuid().as_raw() != 0 {
+        println!("skipped: only root gives files away");
+        return;
+    }
+    let t = test(|lower| {
+        std::fs::create_dir(lower.join("d")).unwrap();
+        std::os::unix::fs::chown(lower.join("d"), None, Some(7)).unwrap();
+        std::fs::set_permissions(lower.join("d"), PermissionsExt::from_mode(0o2777)).unwrap();
+    });
+    let d = find(&t.view, "d").unwrap();
+
+    for (owner, expected) in [(None, (0, 7)), (Some((5, 7)), (5, 7)), (Some((5, 6)), (5, 7))] {
+        let (_, attr, _) = t.view.create_unnamed(d, Permissions::exactly(0o4755), owner, WRITE).unwrap();
+
+        assert_eq!(((attr.uid, attr.gid), attr.mode), (expected, 0o4755), "{owner:?}");
+    }
+}
+
+#[test]
 fn the_private_directory_is_neither_shown_nor_made() {
     let t = test(|lower| std::fs::create_dir(lower.join(PRIVATE_NAME)).unwrap());
     let name = OsStr::new(PRIVATE_NAME);
@@ -592,7 +646,11 @@ fn a_default_acl_is_inherited_and_overrules_the_umask() {
     let (inner, _) = t.view.make_directory(d, OsStr::new("e"), permissions, None).unwrap();
     let (plain, _) = t.view.make_node(Ino::ROOT, OsStr::new("f"), Kind::File, permissions, 0, None).unwrap();
 
-    assert_eq!(attr.mode, 0o660);
+    let (unnamed, unnamed_attr, _) = t.view.create_unnamed(d, permissions, None, WRITE).unwrap();
+
+    assert_eq!((attr.mode, unnamed_attr.mode), (0o660, 0o660));
+    let acl_of = |ino| t.view.xattr(ino, OsStr::new("system.posix_acl_access")).unwrap();
+    assert_eq!(acl_of(unnamed), acl_of(file));
     assert!(t.view.xattr(file, OsStr::new("system.posix_acl_access")).unwrap().is_some());
     assert_eq!(t.view.xattr(inner, OsStr::new("system.posix_acl_default")).unwrap(), Some(acl));
     assert_eq!(t.view.attr(plain).unwrap().mode, 0o600);

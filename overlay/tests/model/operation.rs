@@ -36,6 +36,8 @@ pub(crate) enum Operation {
     StatOpen(u64),
     AllocateOpen(u64, u32, u64, u64),
     ResizeOpen(u64, u64),
+    CreateUnnamed(Path, u32),
+    LinkOpen(u64, Path),
     CloseOpen(u64),
     List(Path),
     Reopen,
@@ -60,7 +62,7 @@ impl Operation {
     pub(crate) fn any(random: &mut Random) -> Self {
         use Operation::*;
         let path = any_path(random);
-        match random.below(36) {
+        match random.below(38) {
             0 | 1 => Create(path, random.pick(&[0o644, 0o600, 0o640])),
             2..=4 => MakeDirectory(path, random.pick(&[0o755, 0o700, 0o2775, 0o1777])),
             5 => Symlink(path),
@@ -91,6 +93,8 @@ impl Operation {
                 AllocateOpen(random.next(), mode, random.below(9000), 1 + random.below(9000))
             }
             34 => ResizeOpen(random.next(), random.below(10_000)),
+            35 => CreateUnnamed(path, random.pick(&[0o644, 0o600, 0o2711])),
+            36 => LinkOpen(random.next(), path),
             _ => List(path),
         }
     }

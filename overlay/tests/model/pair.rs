@@ -29,6 +29,8 @@ pub(crate) struct Pair {
     plain: OwnedFd,
     view: Option<View>,
     open: Vec<Open>,
+    /// How many files were made aside.
+    asides: u64,
     /// Our numbers of nodes by those of the plain directory.
     numbers: HashMap<u64, u64>,
     kinds: HashMap<u64, Kind>,
@@ -40,6 +42,16 @@ struct Open {
     ours: OpenFile,
     plain: File,
     ino: Ino,
+    /// Where the plain file is if it has no name in the tree, and the filesystem makes no file without.
+    aside: Option<PathBuf>,
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        if let Some(aside) = &self.aside {
+            std::fs::remove_file(aside).unwrap();
+        }
+    }
 }
 
 type Outcome = Result<Vec<u8>, i32>;
@@ -60,6 +72,7 @@ impl Pair {
             plain,
             view: None,
             open: Vec::new(),
+            asides: 0,
             numbers: HashMap::new(),
             kinds: HashMap::new(),
             numbers_tell: fs::statfs(root).unwrap().f_type == TMPFS_MAGIC,
@@ -153,11 +166,19 @@ impl Pair {
     pub(crate) fn apply(&mut self, operation: &Operation) -> Result<(), String> {
         let (ours, plain) = match operation {
             Operation::Open(path, how) => return self.open(path, *how),
+            Operation::CreateUnnamed(path, mode) => return self.create_unnamed(path, *mode),
+            Operation::LinkOpen(which, path) => {
+                let Some(index) = self.index(*which) else { return Ok(()) };
+                let ours = self
+                    .in_parent(path, |parent, name| self.made(self.view().link(self.open[index].ino, parent, name)));
+                (outcome(ours), self.link_plainly(index, path).map(|()| Vec::new()).map_err(Errno::raw_os_error))
+            }
             Operation::CloseOpen(which) => {
                 if let Some(index) = self.index(*which) {
                     let closed = self.open.swap_remove(index);
-                    drop(closed.ours);
-                    self.view().forget(closed.ino, 1);
+                    let ino = closed.ino;
+                    drop(closed);
+                    self.view().forget(ino, 1);
                 }
                 return Ok(());
             }
@@ -187,6 +208,7 @@ impl Pair {
             Operation::Open(..) | Operation::CloseOpen(_) | Operation::List(_) | Operation::Reopen => return Ok(()),
             Operation::WriteOpen(..) | Operation::ReadOpen(_) | Operation::StatOpen(_) => return Ok(()),
             Operation::AllocateOpen(..) | Operation::ResizeOpen(..) => return Ok(()),
+            Operation::CreateUnnamed(..) | Operation::LinkOpen(..) => return Ok(()),
             _ => {}
         }
         let plain = std::mem::replace(&mut self.plain, merged.try_clone().unwrap());
@@ -239,7 +261,8 @@ impl Pair {
             Operation::StatOpen(_) => {
                 let ours = self.view().attr(open.ino).map(|attr| format!("{} {}", attr.size, attr.nlink).into_bytes());
                 let stat = fs::fstat(&open.plain).unwrap();
-                (ours.map_err(|error| error.errno()), Ok(format!("{} {}", stat.st_size, stat.st_nlink).into_bytes()))
+                let links = stat.st_nlink - u64::from(open.aside.is_some());
+                (ours.map_err(|error| error.errno()), Ok(format!("{} {links}", stat.st_size).into_bytes()))
             }
             _ => {
                 let (mut ours, mut plain) = (vec![0; 40_000], vec![0; 40_000]);
@@ -279,10 +302,55 @@ impl Pair {
             Ok((ino, file?))
         });
         match (ours, plain) {
-            (Ok((ino, ours)), Ok(plain)) => self.open.push(Open { ours, plain: plain.into(), ino }),
+            (Ok((ino, ours)), Ok(plain)) => self.open.push(Open { ours, plain: plain.into(), ino, aside: None }),
             (Err(ours), Err(plain)) if ours.errno() == plain.raw_os_error() => {}
             (ours, plain) => return Err(format!("open {path:?}\nhere:  {ours:?}\nplain: {plain:?}")),
         }
+        Ok(())
+    }
+
+    fn create_unnamed(&mut self, path: &Names, mode: u32) -> Result<(), String> {
+        let plain = self.object(path).and_then(|directory| {
+            if FileType::from_raw_mode(fs::fstat(&directory)?.st_mode) != FileType::Directory {
+                return Err(Errno::NOTDIR);
+            }
+            let mode = fs::Mode::from_raw_mode(mode);
+            match fs::openat(&directory, ".", OFlags::TMPFILE | OFlags::RDWR, mode) {
+                Err(Errno::OPNOTSUPP) => {
+                    self.asides += 1;
+                    let aside = self.root.join(format!("aside-{}", self.asides));
+                    let file = fs::open(&aside, OFlags::CREATE | OFlags::EXCL | OFlags::RDWR, mode)?;
+                    Ok((file, Some(aside)))
+                }
+                file => Ok((file?, None)),
+            }
+        });
+        let mode = Permissions::exactly(u16::try_from(mode).unwrap());
+        let open = OpenMode { write: true, ..OpenMode::default() };
+        let ours = self.at(path, |directory| self.view().create_unnamed(directory, mode, None, open));
+        match (ours, plain) {
+            (Ok((ino, _, ours)), Ok((plain, aside))) => {
+                self.open.push(Open { ours, plain: plain.into(), ino, aside });
+            }
+            (Err(ours), Err(plain)) if ours.errno() == plain.raw_os_error() => {}
+            (ours, plain) => return Err(format!("create unnamed {path:?}\nhere:  {ours:?}\nplain: {plain:?}")),
+        }
+        Ok(())
+    }
+
+    /// Gives an open file of the plain directory another name, or its first.
+    fn link_plainly(&mut self, index: usize, new: &Names) -> Result<(), Errno> {
+        let (parent, name) = (self.parent(new)?, *new.last().unwrap());
+        let open = &mut self.open[index];
+        let Some(aside) = open.aside.as_ref() else {
+            let path = host::path_of(open.plain.as_fd());
+            return fs::linkat(fs::CWD, path, &parent, name, AtFlags::SYMLINK_FOLLOW);
+        };
+        match fs::statat(&parent, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Err(Errno::NOENT) => fs::renameat(fs::CWD, aside, &parent, name)?,
+            found => return found.and(Err(Errno::EXIST)),
+        }
+        open.aside = None;
         Ok(())
     }
 

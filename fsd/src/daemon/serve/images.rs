@@ -114,7 +114,14 @@ impl Images {
             .map_err(|source| DaemonError::State { path: place.clone(), source })?;
         let view = View::new(data.image.tree.clone(), None)
             .map_err(|source| DaemonError::Layer { path: place.clone(), source })?;
-        let options = Options { owners: self.owners, read_only: true, stable: true, xattrs: Xattrs::All, far: false };
+        let options = Options {
+            owners: self.owners,
+            read_only: true,
+            stable: true,
+            xattrs: Xattrs::All,
+            far: false,
+            keeps_privileges: true,
+        };
         let filesystem = Arc::new(FileSystem::new(Arc::new(view), options, Arc::new(Counters::default())));
         let fuse_mount = FuseMount { source: &name.0, target: &place, read_only: true, setuid: false, devices: false };
         // As the namespace has them in which the daemon is.

@@ -105,7 +105,8 @@ pub(super) fn set_up(state: StateDirectory) -> Result<Server, DaemonError> {
             return Err(DaemonError::Engine { reason });
         }
         Err(reason) => {
-            let options = Options { owners, read_only, stable: layered.is_stable, xattrs: Xattrs::All, far };
+            let (stable, xattrs, keeps_privileges) = (layered.is_stable, Xattrs::All, keeps_privileges(&spec));
+            let options = Options { owners, read_only, stable, xattrs, far, keeps_privileges };
             let filesystem = Arc::new(FileSystem::new(layered.view.clone(), options, Arc::default()));
             let device = mount(&spec, &fuse_mount)?;
             let kept = (layered.memory, mounts);
@@ -207,6 +208,16 @@ fn owners(spec: &Spec, uid: u32, gid: u32) -> io::Result<Owners> {
             let (users, groups) = namespaces::ids_from_zero()?;
             Ok(Owners::AsStored { users, groups })
         }
+    }
+}
+
+/// Whether this process may be one that leaves setuid bits on what it writes to. The kernel asks the user namespace of the machine
+/// for that (`CAP_FSETID`), so that root of one that was entered does not.
+fn keeps_privileges(spec: &Spec) -> bool {
+    match spec.ids {
+        Ids::Host => true,
+        Ids::Caller => false,
+        Ids::Root(_) => !matches!(spec.placement, Placement::InNamespace),
     }
 }
 
