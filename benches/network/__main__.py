@@ -39,12 +39,14 @@ WORKS = {
     "layers": "the layers of the image in the registry, all at once, by curl and gzip -dc",
     "unindexed": "siphon exec of that image: true, nothing known of it, no index in the registry",
     "indexed": "the program of that image, nothing cached, with an index and a trace in the registry",
+    "chunked": "the program of the image as eStargz, nothing known of it",
     "estargz": "the program of the image as eStargz, nothing cached, with a trace of an earlier run",
     "peer": "apptainer exec of the remote image (APPTAINER names the command)",
+    "converted": "apptainer exec of the image in the registry",
 }
 MIB = 1 << 20
 STORM = 32
-LAYERED = ("layers", "unindexed", "indexed", "estargz")
+LAYERED = ("layers", "unindexed", "indexed", "chunked", "estargz", "converted")
 REGISTRY = """version: 0.1
 log: {{level: error, accesslog: {{disabled: true}}}}
 storage: {{filesystem: {{rootdirectory: {storage}}}}}
@@ -258,21 +260,31 @@ class Bench:
         self.fresh()
         return self.timed(self.of_layers(self.args.layered, *self.program))
 
-    def estargz(self):
+    def chunked(self):
         self.use_registry()
         if not self.args.estargz:
             raise Failure("ESTARGZ, the name of the image as eStargz in the registry, is not given")
         self.fresh()
-        machine.run(self.of_layers(self.args.estargz, *self.program))
+        return self.timed(self.of_layers(self.args.estargz, *self.program))
+
+    def estargz(self):
+        self.chunked()
         self.fresh(("traces",))
         return self.timed(self.of_layers(self.args.estargz, *self.program))
 
     def peer(self):
+        return self.apptainer(self.remote)
+
+    def converted(self):
+        self.use_registry()
+        return self.apptainer("--no-https", f"docker://{self.wire.host}/{self.args.layered}")
+
+    def apptainer(self, *image):
         command = os.environ.get("APPTAINER")
         if not command:
             raise Failure("APPTAINER is not set")
         self.fresh()
-        seconds, _ = machine.timed([*shlex.split(command), "exec", "--disable-cache", self.remote, *self.program])
+        seconds, _ = machine.timed([*shlex.split(command), "exec", "--disable-cache", *image, *self.program])
         counts = self.wire.tell("stats")
         return {"seconds": seconds, "requests": counts["requests"], "MiB": counts["bytes"] / MIB}
 
@@ -294,8 +306,9 @@ def arguments():
     parser.add_argument("--json", type=Path, help="a file for the raw figures")
     parser.add_argument("--log", type=Path, help="a file for the requests of the last work: time, offset, bytes")
     args = parser.parse_args()
-    given = {"peer": os.environ.get("APPTAINER"), "estargz": args.registry and args.estargz}
-    given |= {name: args.registry for name in LAYERED if name != "estargz"}
+    given = {name: args.registry for name in LAYERED}
+    given |= {name: args.registry and args.estargz for name in ("chunked", "estargz")}
+    given |= {"peer": os.environ.get("APPTAINER"), "converted": args.registry and os.environ.get("APPTAINER")}
     args.work = args.work or [name for name in WORKS if given.get(name, True)]
     for name in set(args.work) - set(WORKS):
         parser.error(f"there is no work {name}; there are: {' '.join(WORKS)}")

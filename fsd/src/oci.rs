@@ -13,6 +13,7 @@
 //! Bytes of layers come by way of [`crate::blob`], so that they are fetched once for all images that have the layer, and a
 //! layer that an index is made of is in the cache afterwards.
 
+mod checked;
 mod kept;
 mod layer;
 mod layout;

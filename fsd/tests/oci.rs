@@ -13,9 +13,11 @@ use siphon_image::read_at::ReadAt;
 use siphon_image::reference::Repository;
 use siphon_image::tree::Tree;
 use std::ffi::OsStr;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, SystemTime};
 use tempfile::{TempDir, tempdir};
 
 /// Three spans of an index and a bit.
@@ -320,6 +322,78 @@ fn a_layer_of_a_layout_that_is_another_one_is_not_read() {
 
         let error = read_layout(directory.path(), &cache).unwrap_err();
         assert!(error.contains("igest"), "{kind}: {error}");
+    }
+}
+
+/// A directory on a disk, as a rule: where memory is, times say less.
+fn on_disk() -> TempDir {
+    tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap()
+}
+
+/// Waits until a change of a file is sure to be seen by its times.
+fn settle() {
+    std::thread::sleep(Duration::from_millis(2100));
+}
+
+#[test]
+fn a_layer_that_is_not_compressed_is_held_against_its_digest_once() {
+    let (directory, cache) = (on_disk(), tempdir().unwrap());
+    let tar = gunzip(&layer(&content()));
+    layout(directory.path(), &tar, "application/vnd.oci.image.layer.v1.tar");
+    // An index is made anew, in a new file, whenever the layer is read whole.
+    let index = || {
+        let index = std::fs::read_dir(cache.path().join("oci/indexes")).unwrap().next().unwrap().unwrap();
+        std::fs::metadata(index.path()).unwrap().ino()
+    };
+    let read = || {
+        assert!(read_layout(directory.path(), &cache).unwrap() == content());
+        index()
+    };
+
+    let too_new = [read(), read()];
+    settle();
+    let settled = [read(), read(), read()];
+    let path = directory.path().join("blobs/sha256").join(&digest(&tar)["sha256:".len()..]);
+    std::fs::File::open(&path).unwrap().set_modified(SystemTime::now()).unwrap();
+    let touched = read();
+
+    assert_ne!(too_new[0], too_new[1], "a change could have the same time");
+    assert_ne!(too_new[1], settled[0]);
+    assert_eq!(settled, [settled[0]; 3]);
+    assert_ne!(touched, settled[0]);
+}
+
+#[test]
+fn a_layer_that_is_not_compressed_and_changed_is_not_read_whatever_its_times_say() {
+    let ways: [fn(&Path); 3] = [
+        change,
+        |path| {
+            let modified = std::fs::metadata(path).unwrap().modified().unwrap();
+            change(path);
+            std::fs::File::open(path).unwrap().set_modified(modified).unwrap();
+        },
+        |path| {
+            let (modified, other) = (std::fs::metadata(path).unwrap().modified().unwrap(), path.with_extension("new"));
+            std::fs::copy(path, &other).unwrap();
+            change(&other);
+            std::fs::File::open(&other).unwrap().set_modified(modified).unwrap();
+            std::fs::rename(&other, path).unwrap();
+        },
+    ];
+    let images: Vec<_> = ways.iter().map(|way| (on_disk(), tempdir().unwrap(), way)).collect();
+    let tar = gunzip(&layer(&content()));
+    for (directory, ..) in &images {
+        layout(directory.path(), &tar, "application/vnd.oci.image.layer.v1.tar");
+    }
+    settle();
+    for (number, (directory, cache, way)) in images.iter().enumerate() {
+        assert!(read_layout(directory.path(), cache).unwrap() == content(), "{number}");
+        assert!(std::fs::read_dir(cache.path().join("oci/checked")).unwrap().count() == 1, "{number}");
+
+        way(&directory.path().join("blobs/sha256").join(&digest(&tar)["sha256:".len()..]));
+
+        let error = read_layout(directory.path(), cache).unwrap_err();
+        assert!(error.contains("igest"), "{number}: {error}");
     }
 }
 

@@ -4,6 +4,7 @@
 //! CACHE_DIR/oci/names/NAME       what a name led to: digest and media type; NAME is a digest of it
 //! CACHE_DIR/oci/blobs/HEX        manifests and configurations, by their digests
 //! CACHE_DIR/oci/indexes/HEX.KIND indexes that were made of layers, by the layers' digests
+//! CACHE_DIR/oci/checked/NAME     files of layouts that have their digests; NAME is a digest of digest and place
 //! CACHE_DIR/oci/pins/NAME        images that stay: what they are, and which of the above they need
 //! ```
 //!
@@ -11,6 +12,7 @@
 //! and the network. What was used longest ago goes when there is too much, but for what a
 //! pinned image needs.
 
+use super::checked::Stamp;
 use super::layer::KINDS;
 use super::pinned::PinnedImage;
 use super::place::Found;
@@ -30,14 +32,15 @@ const DIRECTORY: &str = "oci";
 const NAMES: &str = "names";
 const BLOBS: &str = "blobs";
 const INDEXES: &str = "indexes";
+const CHECKED: &str = "checked";
 const PINS: &str = "pins";
 
 /// All indexes together: a hundredth of the layers that they are of, and all of a zstd layer.
 const MAX_INDEX_BYTES: u64 = 8 << 30;
 /// All manifests and configurations.
 const MAX_BLOB_BYTES: u64 = 64 << 20;
-/// All records of names.
-const MAX_NAME_BYTES: u64 = 4 << 20;
+/// All records of names, and all of files that were checked.
+const MAX_RECORD_BYTES: u64 = 4 << 20;
 /// The longest file that is read as a whole, which registries accept as a manifest.
 const MAX_READ_BYTES: u64 = 4 << 20;
 
@@ -51,6 +54,13 @@ pub(super) struct Kept {
 struct NameRecord {
     digest: String,
     media_type: String,
+}
+
+/// A file that was held against its digest.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct CheckRecord {
+    digest: String,
+    stamp: Stamp,
 }
 
 impl Kept {
@@ -70,7 +80,7 @@ impl Kept {
     pub(super) fn keep_name(&self, name: &str, found: &Found) {
         let record = NameRecord { digest: found.digest.clone(), media_type: found.media_type.clone() };
         let record = serde_json::to_vec(&record).expect("two strings are JSON");
-        self.keep(NAMES, &hex_digest(name.as_bytes()), &record, MAX_NAME_BYTES);
+        self.keep(NAMES, &hex_digest(name.as_bytes()), &record, MAX_RECORD_BYTES);
         self.keep_blob(&found.digest, &found.bytes);
     }
 
@@ -93,6 +103,20 @@ impl Kept {
         {
             self.keep(BLOBS, hex, bytes, MAX_BLOB_BYTES);
         }
+    }
+
+    /// Whether the file that is what `stamp` says was held against `digest`, and is the same still.
+    pub(super) fn is_checked(&self, digest: &str, stamp: &Stamp) -> bool {
+        let record = read_short(&self.path.join(CHECKED).join(check_name(digest, stamp)));
+        let record: Option<CheckRecord> = record.and_then(|record| serde_json::from_slice(&record).ok());
+        record.is_some_and(|record| record.digest == digest && record.stamp == *stamp)
+    }
+
+    /// Remembers that a file was held against its digest.
+    pub(super) fn keep_checked(&self, digest: &str, stamp: &Stamp) {
+        let record = CheckRecord { digest: digest.to_owned(), stamp: *stamp };
+        let record = serde_json::to_vec(&record).expect("numbers and a string are JSON");
+        self.keep(CHECKED, &check_name(digest, stamp), &record, MAX_RECORD_BYTES);
     }
 
     /// The index of the kind `kind` of a layer; `None` for one that can have none, or if none was made.
@@ -204,7 +228,7 @@ impl Kept {
     /// Nothing depends on what is kept, so that what cannot be is a line of the log.
     fn keep(&self, kind: &str, name: &str, bytes: &[u8], max_bytes: u64) {
         let written = self.make(kind).and_then(|directory| {
-            if !directory.join(name).exists() || kind == NAMES {
+            if !directory.join(name).exists() || [NAMES, CHECKED].contains(&kind) {
                 write_whole(&directory.join(name), bytes)?;
                 self.sweep(kind, max_bytes);
             }
@@ -230,7 +254,7 @@ impl Kept {
 pub fn remove_kept(cache_dir: &Path, age: Duration, dry_run: bool) -> io::Result<u64> {
     let mut freed = 0;
     let stays = Kept::below(cache_dir).stays();
-    for directory in [NAMES, BLOBS, INDEXES] {
+    for directory in [NAMES, BLOBS, INDEXES, CHECKED] {
         for (used, bytes, path) in found(&cache_dir.join(DIRECTORY).join(directory)) {
             // A clock that was set back makes a file new.
             if SystemTime::now().duration_since(used).unwrap_or_default() < age || stays.contains(&path) {
@@ -265,6 +289,12 @@ fn read_pin(path: &Path) -> Option<PinnedImage> {
 fn read_short(path: &Path) -> Option<Vec<u8>> {
     let is_short = fs::metadata(path).ok()?.len() <= MAX_READ_BYTES + 1;
     if is_short { fs::read(path).ok() } else { None }
+}
+
+/// One record for each file, which takes the place of what was known of it.
+fn check_name(digest: &str, stamp: &Stamp) -> String {
+    let (device, number) = stamp.place;
+    hex_digest(format!("{digest} {device}:{number}").as_bytes())
 }
 
 fn hex_digest(bytes: &[u8]) -> String {

@@ -2,8 +2,9 @@
 //!
 //! Indexes are kept by the layers' digests, so that one that was made of a layer in a registry is good for the same layer
 //! here. What is read is held against digests as there, but for archives that are not compressed, whose parts have none: all
-//! of such a layer is held against its digest whenever it is opened.
+//! of such a layer is held against its digest when it is opened, unless it is the very file that was before ([`Stamp`]).
 
+use super::checked::Stamp;
 use super::kept::Kept;
 use super::layer::{self, Form, Indexed};
 use super::{Error, LayerError, LayeredImage, MADE_AT_ONCE, at_once, made, merged};
@@ -71,7 +72,19 @@ fn file(layout: &Layout, layer: &Descriptor) -> io::Result<Arc<dyn ReadAt>> {
 }
 
 fn index_of(kept: &Kept, layer: &Descriptor, bytes: &Arc<dyn ReadAt>) -> Result<Indexed, LayerError> {
-    // Nothing else would tell that this file is not the one that the index was made of.
-    let known = layer::open(kept, layer, bytes.clone())?.filter(|known| !matches!(known.form, Form::Tar));
-    known.map_or_else(|| made::make(kept, layer, bytes.clone()), Ok)
+    let digest = layer.digest().as_ref();
+    let is_checked = || Stamp::of(bytes.as_ref()).is_some_and(|stamp| kept.is_checked(digest, &stamp));
+    if let Some(known) = layer::open(kept, layer, bytes.clone())? {
+        // Of an archive as it is nothing else tells that this file is the one that the index was made of.
+        if !matches!(known.form, Form::Tar) || is_checked() {
+            return Ok(known);
+        }
+    }
+    let says_tar = layer.media_type().to_string().ends_with(".tar");
+    let stamp = if says_tar { Stamp::settled(bytes.as_ref()) } else { None };
+    let made = made::make(kept, layer, bytes.clone())?;
+    if let Some(stamp) = stamp.filter(|_| matches!(made.form, Form::Tar) && Stamp::of(bytes.as_ref()) == stamp) {
+        kept.keep_checked(digest, &stamp);
+    }
+    Ok(made)
 }
