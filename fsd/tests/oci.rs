@@ -330,6 +330,12 @@ fn on_disk() -> TempDir {
     tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap()
 }
 
+/// Whether times tell all changes of what lies at `path`: on ext, XFS and Btrfs they do.
+fn tells_changes(path: &Path) -> bool {
+    let kind = nix::sys::statfs::statfs(path).unwrap().filesystem_type().0;
+    [0xef53, 0x5846_5342, 0x9123_683e].contains(&kind)
+}
+
 /// Waits until a change of a file is sure to be seen by its times.
 fn settle() {
     std::thread::sleep(Duration::from_millis(2100));
@@ -353,13 +359,17 @@ fn a_layer_that_is_not_compressed_is_held_against_its_digest_once() {
     let too_new = [read(), read()];
     settle();
     let settled = [read(), read(), read()];
-    let path = directory.path().join("blobs/sha256").join(&digest(&tar)["sha256:".len()..]);
+    let path = directory.path().join("blobs/sha256").join(&sha256(&tar)["sha256:".len()..]);
     std::fs::File::open(&path).unwrap().set_modified(SystemTime::now()).unwrap();
     let touched = read();
 
     assert_ne!(too_new[0], too_new[1], "a change could have the same time");
     assert_ne!(too_new[1], settled[0]);
-    assert_eq!(settled, [settled[0]; 3]);
+    if tells_changes(directory.path()) {
+        assert_eq!(settled, [settled[0]; 3]);
+    } else {
+        assert_ne!(settled[0], settled[1], "it is read whole each time");
+    }
     assert_ne!(touched, settled[0]);
 }
 
@@ -388,9 +398,10 @@ fn a_layer_that_is_not_compressed_and_changed_is_not_read_whatever_its_times_say
     settle();
     for (number, (directory, cache, way)) in images.iter().enumerate() {
         assert!(read_layout(directory.path(), cache).unwrap() == content(), "{number}");
-        assert!(std::fs::read_dir(cache.path().join("oci/checked")).unwrap().count() == 1, "{number}");
+        let noted = std::fs::read_dir(cache.path().join("oci/checked")).map_or(0, Iterator::count);
+        assert_eq!(noted, usize::from(tells_changes(directory.path())), "{number}");
 
-        way(&directory.path().join("blobs/sha256").join(&digest(&tar)["sha256:".len()..]));
+        way(&directory.path().join("blobs/sha256").join(&sha256(&tar)["sha256:".len()..]));
 
         let error = read_layout(directory.path(), cache).unwrap_err();
         assert!(error.contains("igest"), "{number}: {error}");
