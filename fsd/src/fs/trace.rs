@@ -118,9 +118,10 @@ impl Trace {
         trace
     }
 
-    /// The trace for the next use, with what this one added; `None` if that is nothing.
+    /// The trace for the next use, with what this one added; `None` if that is nothing, or so much that it was no program that
+    /// was loaded but content that was read at random, which is not read so again.
     pub(super) fn stored(&self) -> Option<Vec<u8>> {
-        if self.added.is_empty() {
+        if self.added.is_empty() || self.added.len() == MAX_PIECES {
             return None;
         }
         let mut added: Vec<_> = self.added.iter().collect();
@@ -367,13 +368,25 @@ mod tests {
 
     #[test]
     fn a_trace_has_a_bound() {
-        let mut trace = Trace::default();
-        let pieces = MAX_PIECES as u64 + 10;
-
+        let (mut trace, pieces) = (Trace::default(), MAX_PIECES as u64 - 1);
         (0..pieces).for_each(|step| trace.add(Ino(step), 0..KIB, false));
+        let stored = trace.stored().unwrap();
 
-        assert_eq!(trace.stored().unwrap().len(), MAX_STORED_BYTES);
+        let mut longer = Trace::of(&stored);
+        (pieces..pieces + 10).for_each(|step| longer.add(Ino(step), 0..KIB, false));
+
+        assert_eq!(stored.len(), MAX_STORED_BYTES - STORED_BYTES);
+        assert_eq!(longer.stored().unwrap().len(), MAX_STORED_BYTES);
         (0..pieces).for_each(|step| trace.add(Ino(step), KIB..u64::MAX, false));
         assert!(trace.added_bytes <= MAX_BYTES);
+    }
+
+    #[test]
+    fn what_is_read_at_random_for_long_leaves_no_trace() {
+        let mut trace = Trace::of(&recorded(&jumps(10)));
+
+        (0..MAX_PIECES as u64).for_each(|step| trace.add(Ino(1000), step * 1_000_000..step * 1_000_000 + KIB, false));
+
+        assert_eq!(trace.stored(), None);
     }
 }
