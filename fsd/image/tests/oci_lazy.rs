@@ -118,6 +118,9 @@ impl Generator {
         let (parent, name) = path.rsplit_once('/').map_or(("", path.as_str()), |(parent, name)| (parent, name));
         let slash = if parent.is_empty() { "" } else { "/" };
         let whiteout = format!("{parent}{slash}.wh.{name}");
+        // No layer hides what it has itself: what that means differs from program to program.
+        let below = format!("{path}/");
+        entries.retain(|entry| entry.path != path && !entry.path.starts_with(&below));
         entries.push(self.entry(whiteout, b'0'));
         self.forget(&path);
     }
