@@ -1,7 +1,6 @@
 """What is measured. A work takes a peer from its first state to an end, and yields figures on the way."""
 
 import json
-import time
 from dataclasses import dataclass
 
 import machine

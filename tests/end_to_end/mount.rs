@@ -189,15 +189,20 @@ while at < len(told):
         print(kinds[mask], name)
 "#;
 
+/// What a Python program says that works in a mount of an image with an overlay, `mounted`, which is gone then.
+fn told_in_a_mount(environment: &TestEnvironment, program: &str) -> String {
+    make_disk(environment);
+    environment.siphon(&["mount", "--overlay", "overlay", "image", "mounted"]).stdout();
+    environment.write("program.py", program);
+    let told = environment.shell("python3 program.py").stdout();
+    environment.siphon(&["umount", "mounted"]).stdout();
+    told
+}
+
 #[test]
 fn changes_within_a_mount_are_told_to_who_watches() {
     as_user_and_as_root(|environment| {
-        make_disk(environment);
-        environment.siphon(&["mount", "--overlay", "overlay", "image", "mounted"]).stdout();
-        environment.write("watch.py", WATCH);
-
-        let told = environment.shell("python3 watch.py").stdout();
-        environment.siphon(&["umount", "mounted"]).stdout();
+        let told = told_in_a_mount(environment, WATCH);
 
         let expected =
             "created new\nmodified new\nclosed new\nmodified file\nclosed file\nfrom new\nto newer\ndeleted newer";
@@ -237,12 +242,7 @@ print(os.fstat(reader).st_nlink)
 #[test]
 fn a_file_that_is_made_without_a_name_gets_one_or_is_gone() {
     as_user_and_as_root(|environment| {
-        make_disk(environment);
-        environment.siphon(&["mount", "--overlay", "overlay", "image", "mounted"]).stdout();
-        environment.write("unnamed.py", UNNAMED);
-
-        let told = environment.shell("python3 unnamed.py").stdout();
-        environment.siphon(&["umount", "mounted"]).stdout();
+        let told = told_in_a_mount(environment, UNNAMED);
         let left =
             environment.shell("cat overlay/upper/moved/named; ls overlay/upper overlay/work/.siphon/work").stdout();
 
