@@ -45,11 +45,13 @@ fn a_command_of_apptainer_that_is_missing_is_refused_with_what_to_do() {
     }
 }
 
-/// Runs `line` where the directory `full` is a filesystem of its own that has room for nothing.
+/// Runs `line` where the directory `full` is a filesystem of its own that has room for nothing, and `/dev/shm`, where
+/// daemons then have their state, goes with the run.
 fn beside_a_full_disk(environment: &TestEnvironment, line: &str) -> Finished {
     environment.make_directory("full");
     let line = format!(
-        "unshare -rm sh -c 'mount -t tmpfs -o size=64k tmpfs full || exit 9; head -c 100k /dev/zero > full/fill 2>/dev/null
+        "unshare -rm sh -c 'mount -t tmpfs shm /dev/shm && mount -t tmpfs -o size=64k tmpfs full || exit 9
+        head -c 100k /dev/zero > full/fill 2>/dev/null
         {line}'"
     );
     environment.shell(&line).run()
