@@ -72,7 +72,7 @@ pub(super) struct Readers {
 #[derive(Debug, Clone, Copy)]
 struct Stream {
     ino: Ino,
-    /// Byte offset of the first request.
+    /// Byte offset of the first request; of the lowest of those that overtook each other before there was a window.
     start: u64,
     /// Bytes that were asked for in all.
     asked_bytes: u64,
@@ -186,7 +186,10 @@ impl Stream {
 
     /// The windows that are due now that `asked` was asked for as well.
     fn go_on(&mut self, asked: &Range<u64>) -> Option<Vec<Range<u64>>> {
-        self.start = self.start.min(asked.start);
+        if self.ready == 0 {
+            self.start = self.start.min(asked.start);
+            self.grown = self.start;
+        }
         self.next = self.next.max(asked.end);
         self.asked_bytes += asked.end - asked.start;
         self.requests += 1;
@@ -207,7 +210,8 @@ impl Stream {
             self.reach_bytes = (2 * self.reach_bytes).min(MAX_REACH_BYTES);
             self.grown = self.next;
         }
-        let window_bytes = self.reach_bytes.min(MAX_WINDOW_BYTES);
+        // Each window ends beyond the one before it, as none is shorter than what ends are multiples of.
+        let window_bytes = self.reach_bytes.clamp(MIN_WINDOW_BYTES, MAX_WINDOW_BYTES);
         let reach = self.next.saturating_add(self.reach_bytes);
         let mut windows = Vec::new();
         while self.ready < reach {
@@ -222,6 +226,8 @@ impl Stream {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::collection::vec;
+    use proptest::{prop_assert, proptest};
 
     const KIB: u64 = 1 << 10;
     const FILE: Ino = Ino(20);
@@ -358,6 +364,41 @@ mod tests {
         }
 
         assert_eq!(readers.streams.lock()[0].reach_bytes, MAX_REACH_BYTES);
+    }
+
+    #[test]
+    fn requests_from_back_to_front_are_no_stream_for_long() {
+        let readers = Readers::default();
+        let back =
+            |from: u64, count: u64| (1..=count).map(move |step| from - step * 32 * KIB..from - (step - 1) * 32 * KIB);
+
+        let windows: usize =
+            back(4096 * KIB, 64).filter_map(|asked| readers.windows_after(FILE, asked)).map(|due| due.len()).sum();
+        assert!(windows <= 1, "{windows}");
+
+        // Behind where a reader was that has left.
+        after_all(&readers, &(0..20).map(|step| step * 128 * KIB..(step + 1) * 128 * KIB).collect::<Vec<_>>());
+        readers.windows_after(FILE, 1 << 30..(1 << 30) + 4 * KIB);
+        let windows: Vec<_> = back(2560 * KIB, 64).filter_map(|asked| readers.windows_after(FILE, asked)).collect();
+        assert!(windows.is_empty(), "{windows:?}");
+    }
+
+    proptest! {
+        #[test]
+        fn windows_lie_one_after_the_other_and_not_far(requests in vec((0..512_u64, 1..32_u64), 1..60)) {
+            let readers = Readers::default();
+            let mut furthest = 0;
+            for (start, length) in requests {
+                let asked = start * 16 * KIB..(start + length) * 16 * KIB;
+                furthest = asked.end.max(furthest);
+                let windows = readers.windows_after(FILE, asked).unwrap_or_default();
+
+                prop_assert!(windows.iter().all(|window| window.start < window.end), "{windows:?}");
+                prop_assert!(windows.windows(2).all(|pair| pair[0].end < pair[1].start), "{windows:?}");
+                let bound = furthest + MAX_REACH_BYTES + MAX_WINDOW_BYTES;
+                prop_assert!(windows.last().is_none_or(|last| last.end <= bound), "{windows:?}");
+            }
+        }
     }
 
     #[test]
