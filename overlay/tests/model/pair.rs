@@ -214,14 +214,24 @@ impl Pair {
         let plain = std::mem::replace(&mut self.plain, merged.try_clone().unwrap());
         let theirs = self.plainly(operation);
         self.plain = plain;
-        if theirs == Err(Errno::XDEV) {
-            return Ok(());
+        match (&theirs, operation) {
+            (Err(Errno::XDEV), _) => return Ok(()),
+            // It may take two names of one file for two files, and finds then that they are one.
+            (Err(Errno::STALE), Operation::Rename(one, other, _)) if self.are_one_file(one, other) => return Ok(()),
+            _ => {}
         }
         let plain = self.plainly(operation);
         match theirs == plain {
             true => Ok(()),
             false => Err(format!("{operation:?}\nkernel: {theirs:?}\nplain:  {plain:?}")),
         }
+    }
+
+    /// Whether the plain directory has one file under both names.
+    fn are_one_file(&self, one: &Names, other: &Names) -> bool {
+        let number =
+            |path| self.object(path).and_then(|object| fs::fstat(object)).map(|stat| (stat.st_dev, stat.st_ino));
+        matches!((number(one), number(other)), (Ok(one), Ok(other)) if one == other)
     }
 
     fn index(&self, which: u64) -> Option<usize> {
