@@ -337,6 +337,8 @@ impl Blob {
         let around = || {
             let guessed = || self.readers.lock().missed(chunk);
             let around = if self.foreseen.load(Ordering::Relaxed) { Around::default() } else { guessed() };
+            // Who needs as much as that anyway gets it without neighbours.
+            let around = if needed > around.before + around.after { Around::default() } else { around };
             let end = chunk.saturating_add(needed.max(1 + around.after).min(MAX_RUN));
             chunk.saturating_sub(around.before)..end
         };
@@ -457,12 +459,13 @@ impl ReadAt for Blob {
         }
     }
 
-    fn may_read(&self, ranges: &[Range<u64>]) {
+    fn may_read(&self, ranges: &[Range<u64>]) -> bool {
         let within = ranges.iter().map(|range| range.start..range.end.min(self.len()));
         let within = within.filter(|range| range.start < range.end);
         if self.stores() && !self.foreseen.load(Ordering::Relaxed) {
             self.workers.fetch_ahead(within.map(|range| chunk_of(range.start)..chunk_of(range.end - 1) + 1));
         }
+        true
     }
 }
 

@@ -67,9 +67,9 @@ impl Mounted {
     /// If a worker cannot be started or the device fails.
     pub fn serve(self) -> io::Result<()> {
         let threads = self.ahead.start();
-        self.session.run()?;
+        let served = self.session.run();
         self.ahead.end(threads);
-        Ok(())
+        served
     }
 }
 

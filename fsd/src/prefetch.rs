@@ -155,8 +155,8 @@ impl ReadAt for Object {
         self.part().blob.will_read(range);
     }
 
-    fn may_read(&self, ranges: &[Range<u64>]) {
-        self.part().blob.may_read(ranges);
+    fn may_read(&self, ranges: &[Range<u64>]) -> bool {
+        self.part().blob.may_read(ranges)
     }
 
     fn discard(&self, range: Range<u64>) {

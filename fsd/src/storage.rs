@@ -94,8 +94,8 @@ impl ReadAt for Storage {
         self.inner.will_read(range);
     }
 
-    fn may_read(&self, ranges: &[Range<u64>]) {
-        self.inner.may_read(ranges);
+    fn may_read(&self, ranges: &[Range<u64>]) -> bool {
+        self.inner.may_read(ranges)
     }
 
     fn discard(&self, range: Range<u64>) {

@@ -42,8 +42,11 @@ pub trait ReadAt: Send + Sync + std::fmt::Debug {
     /// when it is read.
     fn will_read(&self, _range: Range<u64>) {}
 
-    /// Says that these ranges will likely be read soon, in this order, so that storage far away may fetch them meanwhile.
-    fn may_read(&self, _ranges: &[Range<u64>]) {}
+    /// Says that these ranges will likely be read soon, in this order, so that storage far away may fetch them meanwhile. Returns
+    /// whether it is far away.
+    fn may_read(&self, _ranges: &[Range<u64>]) -> bool {
+        false
+    }
 
     /// Says that what was read of `range` is not what it should be: storage that has it from elsewhere fetches it again for
     /// who reads it next.
@@ -192,10 +195,10 @@ impl ReadAt for Window {
         self.inner.will_read(within(range.start)..within(range.end));
     }
 
-    fn may_read(&self, ranges: &[Range<u64>]) {
+    fn may_read(&self, ranges: &[Range<u64>]) -> bool {
         let within = |offset: u64| self.start_bytes + offset.min(self.len_bytes);
         let ranges: Vec<_> = ranges.iter().map(|range| within(range.start)..within(range.end)).collect();
-        self.inner.may_read(&ranges);
+        self.inner.may_read(&ranges)
     }
 
     fn file_at(&self, offset: u64) -> Option<(&File, u64)> {

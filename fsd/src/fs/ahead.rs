@@ -145,11 +145,12 @@ impl Readers {
     /// What is left of `range`, which was to be made ready earlier: its reader may have come as far meanwhile.
     pub(super) fn left_of(&self, ino: Ino, range: Range<u64>) -> Range<u64> {
         if range.start == 0 {
-            let passed = self.walks.lock().iter().any(|walk| (ino..=walk.ready).contains(&walk.asked));
+            let passed = self.walks.lock().iter().any(|walk| walk.has_passed(ino));
             return if passed { 0..0 } else { range };
         }
         let streams = self.streams.lock();
-        let stream = streams.iter().find(|stream| stream.ino == ino && stream.ready >= range.end);
+        let ends = range.end..=range.end.saturating_add(MAX_REACH_BYTES + MAX_WINDOW_BYTES);
+        let stream = streams.iter().find(|stream| stream.ino == ino && ends.contains(&stream.ready));
         match stream {
             Some(stream) if stream.next > range.start => (stream.next + MIN_WINDOW_BYTES).min(range.end)..range.end,
             _ => range,
@@ -160,6 +161,14 @@ impl Readers {
 fn remember<T>(readers: &mut Vec<T>, reader: T) {
     readers.truncate(MAX_READERS - 1);
     readers.insert(0, reader);
+}
+
+impl Walk {
+    /// Whether it was to come to `ino`, and did.
+    fn has_passed(&self, ino: Ino) -> bool {
+        let near = self.asked.0.saturating_sub(2 * MAX_FILES as u64)..=self.asked.0;
+        near.contains(&ino.0) && self.asked <= self.ready
+    }
 }
 
 impl Stream {
@@ -180,8 +189,9 @@ impl Stream {
             let all = self.start.min(asked.start)..self.next.max(asked.end);
             return all.end - all.start <= 2 * (self.asked_bytes + (asked.end - asked.start));
         }
+        let begins_again = asked.start == 0 && self.next > MAX_WINDOW_BYTES;
         let near = self.next.saturating_sub(MAX_LAG_BYTES)..=self.ready.saturating_add(MAX_SKIP_BYTES);
-        near.contains(&asked.start)
+        near.contains(&asked.start) && !begins_again
     }
 
     /// The windows that are due now that `asked` was asked for as well.
@@ -350,6 +360,28 @@ mod tests {
         assert!(readers.left_of(FILE, window).is_empty());
         assert!(readers.left_of(Ino(33), 0..100).is_empty());
         assert_eq!(readers.left_of(Ino(34), 0..100), 0..100);
+    }
+
+    #[test]
+    fn what_is_to_be_made_ready_is_left_where_other_readers_are_further_on() {
+        let readers = Readers::default();
+        readers.expect(Ino(30), Ino(40), Ino(49), 10);
+        readers.expect(Ino(500), Ino(500), Ino(509), 0);
+        let steps = |from: u64| (0..4).map(move |step| from + step * 128 * KIB..from + (step + 1) * 128 * KIB);
+        let window = after_all(&readers, &steps(100 << 20).collect::<Vec<_>>()).remove(0);
+        after_all(&readers, &steps(1 << 30).collect::<Vec<_>>());
+
+        assert_eq!(readers.left_of(Ino(33), 0..100), 0..100);
+        assert_eq!(readers.left_of(FILE, window.clone()), window);
+    }
+
+    #[test]
+    fn who_begins_a_file_again_is_a_new_reader() {
+        let readers = Readers::default();
+        let steps: Vec<_> = (0..24).map(|step| step * 128 * KIB..(step + 1) * 128 * KIB).collect();
+        after_all(&readers, &steps);
+
+        assert!(!after_all(&readers, &steps[..4]).is_empty());
     }
 
     #[test]

@@ -63,7 +63,7 @@ pub(super) struct Turns {
     needed: AtomicU32,
     /// When the last request was answered, in nanoseconds since `began`.
     answered: AtomicU64,
-    /// Counts what the keen worker begins and ends: odd while it is at a request.
+    /// What the worker that is keen, or was last, has begun and ended: see [`Keen::step`].
     steps: AtomicU64,
     is_over: AtomicBool,
     resting: Mutex<Resting>,
@@ -94,6 +94,9 @@ pub(super) enum Next {
 #[derive(Debug)]
 pub(super) struct Keen {
     number: usize,
+    /// Counts what it begins and ends: odd while it is at a request. It goes on from where another one was, who may still be at
+    /// the one that he ceased to be keen for.
+    step: u64,
     served: u32,
     pressing: u32,
     /// Whether it has looked in vain since the last request.
@@ -166,7 +169,9 @@ impl Turns {
         self.close.store(0, Ordering::Relaxed);
         drop(self.resting.lock());
         self.became_keen.notify_one();
-        Some(Keen { number, served: 0, pressing: 0, has_looked: true, last: now, looked: now })
+        let step = (self.steps.load(Ordering::Acquire) + 2) & !1;
+        self.steps.fetch_max(step, Ordering::AcqRel);
+        Some(Keen { number, step, served: 0, pressing: 0, has_looked: true, last: now, looked: now })
     }
 
     /// Notes that the keen worker found a request. If it may take long, it ceases to be keen.
@@ -176,7 +181,7 @@ impl Turns {
             keen.pressing = if keen.has_looked { 0 } else { keen.pressing + 1 };
         }
         keen.has_looked = false;
-        self.steps.fetch_add(1, Ordering::AcqRel);
+        self.step(keen);
         if may_take_long {
             self.end(keen);
         }
@@ -184,7 +189,7 @@ impl Turns {
 
     /// Notes that it has answered the request.
     pub(super) fn finished(&self, keen: &mut Keen, now: Duration) -> Next {
-        self.steps.fetch_add(1, Ordering::AcqRel);
+        self.step(keen);
         if self.keen.load(Ordering::Acquire) != keen.number {
             return Next::Wait;
         }
@@ -240,6 +245,11 @@ impl Turns {
         drop(self.resting.lock());
         self.called.notify_all();
         self.became_keen.notify_all();
+    }
+
+    fn step(&self, keen: &mut Keen) {
+        keen.step += 1;
+        self.steps.fetch_max(keen.step, Ordering::AcqRel);
     }
 
     /// Ceases to be keen, so that another one waits in the kernel.
@@ -351,6 +361,22 @@ mod tests {
         });
 
         assert_eq!(turns.finished(&mut keen, now), Next::Wait);
+    }
+
+    #[test]
+    fn one_that_is_stuck_is_replaced_while_an_earlier_one_is_still_at_work() {
+        let (turns, mut first, mut now) = with_a_keen_one();
+        turns.found(&mut first, true, true);
+        let mut second = answer(&turns, &mut now, 2, 2 * FEWEST, STEP).unwrap();
+        thread::scope(|scope| {
+            scope.spawn(|| turns.look_after());
+            turns.found(&mut second, false, true);
+            turns.wait();
+            turns.end_all();
+        });
+
+        assert_eq!(turns.finished(&mut second, now), Next::Wait);
+        assert_eq!(turns.finished(&mut first, now), Next::Wait);
     }
 
     #[test]

@@ -265,8 +265,10 @@ impl Tree for Squashfs {
 
     fn fetch_ahead(&self, ranges: &[(NodeId, Range<u64>)]) {
         let extents = blocks::extents(self.missing(ranges));
-        self.storage.bytes().may_read(&extents);
-        self.storage.will_read(&extents);
+        // What is fetched is handed out as it comes, and not once a long span is there.
+        if !self.storage.bytes().may_read(&extents) {
+            self.storage.will_read(&extents);
+        }
     }
 
     fn origin(&self, node: NodeId) -> Option<(&dyn Tree, NodeId)> {

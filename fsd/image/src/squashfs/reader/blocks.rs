@@ -289,7 +289,8 @@ impl Blocks {
         indexes.map(|_| walk.next()).collect()
     }
 
-    /// What holds `range`, which is within `file`, and is neither in the cache nor a hole.
+    /// What holds `range`, which is within `file`, and is neither in the cache nor a hole, nor longer than blocks are: that is
+    /// damaged, as who reads it is told.
     pub(super) fn missing(
         &self,
         metadata: &Metadata,
@@ -308,7 +309,8 @@ impl Blocks {
             let block = Stored { start: entry.u64()?, size: entry.u32()? };
             missing.push(Missing { block, part: Part::Fragment, room: 1 << self.block_log });
         }
-        missing.retain(|missing| !missing.block.is_hole() && !self.cache.contains(missing.block));
+        let is_block = |block: Stored| !block.is_hole() && u64::from(block.stored_bytes()) <= self.block_bytes();
+        missing.retain(|missing| is_block(missing.block) && !self.cache.contains(missing.block));
         Ok(missing)
     }
 

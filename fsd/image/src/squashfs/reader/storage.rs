@@ -24,7 +24,8 @@ use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 
 /// The longest span: storage gives its full speed to reads of this size.
-const MAX_SPAN_BYTES: u64 = 1 << 20;
+const MAX_SPAN: usize = 1 << 20;
+const MAX_SPAN_BYTES: u64 = MAX_SPAN as u64;
 
 /// Places that are remembered, and at most as many spans in memory.
 const MAX_PLACES: usize = 12;
@@ -84,8 +85,7 @@ struct Span {
 
 impl Storage {
     pub(super) fn new(bytes: Arc<dyn ReadAt>) -> Self {
-        let frame_bytes = usize::try_from(MAX_SPAN_BYTES).expect("1 MiB fits any usize");
-        Self { bytes, frames: Frames::new(frame_bytes, MAX_FREE_FRAMES), places: Mutex::default() }
+        Self { bytes, frames: Frames::new(MAX_SPAN, MAX_FREE_FRAMES), places: Mutex::default() }
     }
 
     pub(super) fn bytes(&self) -> &dyn ReadAt {
@@ -145,18 +145,18 @@ impl Storage {
         })
     }
 
-    /// Has each of these ranges, which are about to be read from front to back, read in spans of full length.
+    /// Has each of these ranges, which are about to be read from front to back, read in spans of full length. Of what does not
+    /// lie in memory at once, that is the first.
     pub(super) fn will_read(&self, ranges: &[Range<u64>]) {
+        let cut = |range: &Range<u64>| {
+            let end = range.end.min(self.len());
+            (range.start..end).step_by(MAX_SPAN).map(move |start| start..end.min(start + MAX_SPAN_BYTES))
+        };
         let mut places = self.places.lock();
-        for range in ranges {
-            let (mut start, end) = (range.start, range.end.min(self.len()));
-            while start < end {
-                let span = start..end.min(start.saturating_add(MAX_SPAN_BYTES));
-                start = span.end;
-                if !places.iter().any(|place| place.span.is_some() && place.overlaps(&span)) {
-                    let content = Some(Arc::new(Span::new(span.clone(), true)));
-                    places.insert(0, Place { start: span.start, end: span.end, span: content });
-                }
+        for span in ranges.iter().flat_map(cut).take(MAX_PLACES) {
+            if !places.iter().any(|place| place.span.is_some() && place.overlaps(&span)) {
+                let content = Some(Arc::new(Span::new(span.clone(), true)));
+                places.insert(0, Place { start: span.start, end: span.end, span: content });
             }
         }
         places.truncate(MAX_PLACES);
@@ -365,6 +365,7 @@ mod tests {
         storage.will_read(std::slice::from_ref(&(0..64 << 20)));
 
         assert_eq!(storage.places.lock().len(), MAX_PLACES);
+        assert!(storage.places.lock().iter().any(|place| place.start == 0), "the first is read first");
     }
 
     #[test]
