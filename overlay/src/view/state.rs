@@ -273,8 +273,9 @@ impl State {
         }
     }
 
-    /// Notes that `ino` gets an xattr, a directory perhaps an ACL that it hands on.
-    pub(super) fn may_have_xattrs(&mut self, ino: Ino) {
+    /// Forgets what is known of the xattrs of `ino`, which change before the state is unlocked: a directory may get or lose an ACL
+    /// that it hands on.
+    pub(super) fn xattrs_change(&mut self, ino: Ino) {
         self.open.lock().close(ino);
         if let Some(node) = self.nodes.get_mut(&ino) {
             node.is_bare = false;

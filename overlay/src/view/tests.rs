@@ -624,22 +624,33 @@ fn a_directory_of_an_image_that_answers_late_is_renamed_while_others_make_files(
     assert!(find(&view, "d").is_err());
 }
 
-#[test]
-fn a_default_acl_is_inherited_and_overrules_the_umask() {
-    // user::rwx, user:2:rwx, group::r-x, mask::rwx, other::---, as `setfacl -d` writes it.
+const DEFAULT_ACL: &str = "system.posix_acl_default";
+
+/// user::rwx, user:2:rwx, group::r-x, mask::rwx, other::---, as `setfacl -d` writes it.
+fn acl() -> Vec<u8> {
     let entry = |tag: u16, rights: u16, id: u32| {
         [tag.to_le_bytes(), rights.to_le_bytes()].concat().into_iter().chain(id.to_le_bytes()).collect::<Vec<u8>>()
     };
     let none = u32::MAX;
     let entries = [entry(1, 7, none), entry(2, 7, 2), entry(4, 5, none), entry(0x10, 7, none), entry(0x20, 0, none)];
-    let acl = [2u32.to_le_bytes().to_vec(), entries.concat()].concat();
+    [2u32.to_le_bytes().to_vec(), entries.concat()].concat()
+}
+
+/// A layer over a directory `d` of the image, which hands an ACL on. `None`, with the reason printed, where there are none.
+fn test_of_acls() -> Option<(Test, Ino)> {
     let t = test(|lower| std::fs::create_dir(lower.join("d")).unwrap());
     if !t.view.has_acls() {
         println!("skipped: there are no ACLs here");
-        return;
+        return None;
     }
     let d = find(&t.view, "d").unwrap();
-    t.view.set_xattr(d, OsStr::new("system.posix_acl_default"), &acl, 0).unwrap();
+    t.view.set_xattr(d, OsStr::new(DEFAULT_ACL), &acl(), 0).unwrap();
+    Some((t, d))
+}
+
+#[test]
+fn a_default_acl_is_inherited_and_overrules_the_umask() {
+    let Some((t, d)) = test_of_acls() else { return };
 
     let permissions = Permissions { mode: 0o666, umask: 0o077 };
     let (file, attr) = t.view.make_node(d, OsStr::new("f"), Kind::File, permissions, 0, None).unwrap();
@@ -652,9 +663,25 @@ fn a_default_acl_is_inherited_and_overrules_the_umask() {
     let acl_of = |ino| t.view.xattr(ino, OsStr::new("system.posix_acl_access")).unwrap();
     assert_eq!(acl_of(unnamed), acl_of(file));
     assert!(t.view.xattr(file, OsStr::new("system.posix_acl_access")).unwrap().is_some());
-    assert_eq!(t.view.xattr(inner, OsStr::new("system.posix_acl_default")).unwrap(), Some(acl));
+    assert_eq!(t.view.xattr(inner, OsStr::new(DEFAULT_ACL)).unwrap(), Some(acl()));
     assert_eq!(t.view.attr(plain).unwrap().mode, 0o600);
     assert_eq!(std::fs::read_dir(t.upper.join(".siphon/work")).unwrap().count(), 0);
+}
+
+#[test]
+fn the_umask_counts_again_once_a_default_acl_is_taken_away() {
+    let Some((t, d)) = test_of_acls() else { return };
+    let permissions = Permissions { mode: 0o666, umask: 0o077 };
+    let made = |name| {
+        let (_, named) = t.view.make_node(d, OsStr::new(name), Kind::File, permissions, 0, None).unwrap();
+        let (_, unnamed, _) = t.view.create_unnamed(d, permissions, None, WRITE).unwrap();
+        (named.mode, unnamed.mode)
+    };
+    assert_eq!(made("before"), (0o660, 0o660));
+
+    t.view.remove_xattr(d, OsStr::new(DEFAULT_ACL)).unwrap();
+
+    assert_eq!(made("after"), (0o600, 0o600));
 }
 
 #[test]
