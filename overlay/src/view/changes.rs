@@ -283,6 +283,9 @@ impl View {
         {
             state.name_gone(&layer.upper, ino, attr.nlink)?;
         }
+        if found.kind == Kind::Directory {
+            state.directory_gone(ino);
+        }
         state.drop_name(ino, at.0, at.1);
         state.release_hold(&layer.upper, ino)?;
         state.collect(ino);

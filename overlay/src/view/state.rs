@@ -174,10 +174,13 @@ impl State {
         if let Some(known) = self.numbers.known(key) {
             return known;
         }
+        let nodes = &self.nodes;
+        let is_taken = |ino: Ino| ino != Ino::ROOT && nodes.get(&ino).is_some_and(Node::is_removed_directory);
         // After a crash the image's own may still show elsewhere.
-        let is_free = |ino: &Ino| self.numbers.key_of(*ino).is_none() && (is_merged || !self.shows(*ino));
+        let is_free =
+            |ino: &Ino| self.numbers.key_of(*ino).is_none() && !is_taken(*ino) && (is_merged || !self.shows(*ino));
         let from = from.filter(is_free);
-        self.numbers.give(key, from)
+        self.numbers.give(key, from, is_taken)
     }
 
     /// Whether `ino` is a node of the image that the layer does not have, at a name that is known.
@@ -279,6 +282,15 @@ impl State {
         self.open.lock().close(ino);
         if let Some(node) = self.nodes.get_mut(&ino) {
             node.is_bare = false;
+        }
+    }
+
+    /// Notes that the directory `ino` was removed. Where the layer's filesystem keeps nothing of it for who has it open, such as
+    /// NFS and bindfs, the next node may get its number there at once.
+    pub(super) fn directory_gone(&mut self, ino: Ino) {
+        self.open.lock().close(ino);
+        if let Some(key) = self.nodes.get_mut(&ino).and_then(|node| node.key.take()) {
+            self.numbers.disown(key);
         }
     }
 
@@ -394,6 +406,11 @@ impl Node {
     /// Whether this is the layer's node `key` of this kind, and nothing of the image is in it.
     pub(super) fn is_own(&self, key: Key, kind: Kind) -> bool {
         self.key == Some(key) && self.kind == kind && self.lower.is_none() && !self.stub
+    }
+
+    /// Whether this is a directory without a name, as none but the root is that was not removed.
+    fn is_removed_directory(&self) -> bool {
+        self.kind == Kind::Directory && self.names.is_empty()
     }
 
     fn is_open(&self) -> bool {

@@ -152,6 +152,49 @@ fn a_file_without_a_name_belongs_to_the_group_that_its_directory_hands_on() {
 }
 
 #[test]
+fn a_removed_directory_is_kept_open_for_who_refers_to_it_alone() {
+    let t = test(|_| {});
+    let permissions = Permissions::exactly(0o755);
+    let made = |name| {
+        let (directory, _) = t.view.make_directory(Ino::ROOT, OsStr::new(name), permissions, None).unwrap();
+        let (file, _) = t.view.make_node(directory, OsStr::new("f"), Kind::File, permissions, 0, None).unwrap();
+        t.view.unlink(directory, OsStr::new("f")).unwrap();
+        t.view.forget(file, 1);
+        directory
+    };
+    let kept_open = || {
+        let open = std::fs::read_dir("/proc/self/fd").unwrap();
+        let paths = open.filter_map(|entry| std::fs::read_link(entry.unwrap().path()).ok());
+        paths.filter(|path| path.starts_with(&t.upper) && path.to_string_lossy().ends_with(" (deleted)")).count()
+    };
+    let (removed, replaced, _) = (made("removed"), made("replaced"), made("other"));
+
+    t.view.remove_directory(Ino::ROOT, OsStr::new("removed")).unwrap();
+    t.view.rename(Ino::ROOT, OsStr::new("other"), Ino::ROOT, OsStr::new("replaced"), RenameMode::Replace).unwrap();
+    let before = kept_open();
+    t.view.forget(removed, 1);
+    t.view.forget(replaced, 1);
+
+    assert_eq!((before, kept_open()), (2, 0));
+}
+
+#[test]
+fn what_the_layer_numbers_as_it_did_a_removed_directory_is_another_node() {
+    let t = test(|_| {});
+    let (removed, _) = t.view.make_directory(Ino::ROOT, OsStr::new("d"), Permissions::exactly(0o755), None).unwrap();
+    let key = state::key_of(&fs::stat(t.upper.join("d")).unwrap());
+    let number = || t.view.layer.as_ref().unwrap().state.write().number(key, None, false);
+    assert_eq!(number(), removed);
+
+    t.view.remove_directory(Ino::ROOT, OsStr::new("d")).unwrap();
+    let other = number();
+    t.view.forget(removed, 1);
+
+    assert_ne!(other, removed);
+    assert_eq!(number(), other);
+}
+
+#[test]
 fn the_private_directory_is_neither_shown_nor_made() {
     let t = test(|lower| std::fs::create_dir(lower.join(PRIVATE_NAME)).unwrap());
     let name = OsStr::new(PRIVATE_NAME);
