@@ -166,6 +166,24 @@ fn a_file_that_was_opened_before_its_copy_up_outlasts_its_name_where_names_are_a
     drop((reader, view, mounted));
 }
 
+#[test]
+fn a_file_of_the_image_that_was_opened_and_removed_is_changed_where_names_are_all_that_is_known() {
+    let (behind, place) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let Some((mounted, view)) = view_on_bindfs(behind.path(), place.path()) else { return };
+    let name = OsStr::new("f");
+    let (ino, _) = view.lookup(Ino::ROOT, name).unwrap();
+    let reader = view.open(ino, OpenMode::default()).unwrap();
+    view.unlink(Ino::ROOT, name).unwrap();
+
+    view.set_attr(ino, &SetAttr { mode: Some(0o600), ..SetAttr::default() }).unwrap();
+    let attr = view.set_attr(ino, &SetAttr { size: Some(4), ..SetAttr::default() }).unwrap();
+
+    let mut content = [0; 16];
+    let read = view.read(&reader, 0, &mut content).unwrap();
+    assert_eq!((attr.mode, attr.size, &content[..read]), (0o600, 4, &b"cont"[..]));
+    drop((reader, view, mounted));
+}
+
 /// What is behind bindfs gives the number of a removed directory to the next one, also while somebody is in it.
 #[test]
 fn a_new_directory_is_no_removed_one_where_names_are_all_that_is_known() {

@@ -13,7 +13,7 @@ use crate::upper::{Links, Upper};
 use directories::OpenDirectories;
 use numbers::Numbers;
 use parking_lot::Mutex;
-use rustix::fs::{OFlags, Stat};
+use rustix::fs::Stat;
 use rustix::io::Errno;
 use siphon_image::directory::host;
 use siphon_image::tree::{Attr, Kind, NodeId};
@@ -355,18 +355,10 @@ impl State {
         Ok(())
     }
 
-    /// What keeps `ino` once it has no name in the layer. A file that is open is opened for that: filesystems in user space that
-    /// go by names, such as bindfs and sshfs, keep a removed file for none but who has it open.
+    /// What keeps `ino` once it has no name in the layer.
     fn pinned(&self, upper: &Upper, ino: Ino) -> Result<Option<Arc<OwnedFd>>, Error> {
         let Some(spot) = self.spot(upper, ino)? else { return Ok(None) };
-        let node = self.node(ino)?;
-        if node.kind == Kind::File && node.is_open() {
-            // It may be one that this process may not read.
-            if let Ok(opened) = spot.open(OFlags::RDONLY) {
-                return Ok(Some(Arc::new(opened)));
-            }
-        }
-        spot.object().map(Some)
+        spot.pinned(self.node(ino)?).map(Some)
     }
 
     /// Notes that a node was renamed.
@@ -413,7 +405,7 @@ impl Node {
         self.kind == Kind::Directory && self.names.is_empty()
     }
 
-    fn is_open(&self) -> bool {
+    pub(super) fn is_open(&self) -> bool {
         self.copied.as_ref().is_some_and(|copied| Arc::strong_count(copied) > 1)
     }
 
