@@ -344,11 +344,19 @@ fn stage_inheriting(layer: &Layer, new: &New<'_>, acl: &[u8], staged: &OsStr) ->
     let work = layer.upper.work()?;
     let around = layer.upper.temporary();
     fs::mkdirat(work, &around, Mode::from_raw_mode(0o700))?;
-    let directory = host::open_directory(work, &around)?;
-    fs::setxattr(host::path_of(directory.as_fd()), DEFAULT_ACL, acl, XattrFlags::empty())?;
-    copy_up::make(directory.as_fd(), staged, new.kind, new.permissions.mode, new.rdev)?;
-    let mode = host::attr_of(&host::stat(host::open_object(directory.as_fd(), staged)?.as_fd())?).mode;
-    fs::renameat(&directory, staged, work, staged)?;
-    fs::unlinkat(work, &around, AtFlags::REMOVEDIR)?;
-    Ok(mode)
+    let make = || -> Result<u16, Error> {
+        let directory = host::open_directory(work, &around)?;
+        fs::setxattr(host::path_of(directory.as_fd()), DEFAULT_ACL, acl, XattrFlags::empty())?;
+        copy_up::make(directory.as_fd(), staged, new.kind, new.permissions.mode, new.rdev)?;
+        let mode = host::attr_of(&host::stat(host::open_object(directory.as_fd(), staged)?.as_fd())?).mode;
+        fs::renameat(&directory, staged, work, staged)?;
+        fs::unlinkat(work, &around, AtFlags::REMOVEDIR)?;
+        Ok(mode)
+    };
+    let made = make();
+    if made.is_err() {
+        // The first failure is the one to report.
+        let _ = layer.upper.discard(&around);
+    }
+    made
 }

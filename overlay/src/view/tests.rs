@@ -728,6 +728,16 @@ fn the_umask_counts_again_once_a_default_acl_is_taken_away() {
 }
 
 #[test]
+fn what_cannot_be_made_where_an_acl_is_handed_on_leaves_nothing() {
+    let Some((t, d)) = test_of_acls() else { return };
+
+    let made = t.view.make_node(d, OsStr::new("w"), Kind::CharDevice, Permissions::exactly(0o600), 0, None);
+
+    assert_eq!(made.unwrap_err().errno(), Errno::PERM.raw_os_error());
+    assert_eq!(std::fs::read_dir(t.upper.join(".siphon/work")).unwrap().count(), 0);
+}
+
+#[test]
 fn a_stub_is_known_without_the_notes_of_its_layer() {
     let t = test(|lower| std::fs::write(lower.join("f"), b"content").unwrap());
     let f = find(&t.view, "f").unwrap();
