@@ -16,7 +16,7 @@ use std::ffi::OsStr;
 use std::os::fd::{AsFd, BorrowedFd};
 
 /// The setgid bit of a mode.
-pub(super) const SET_GID: u16 = 0o2000;
+const SET_GID: u16 = 0o2000;
 
 /// What to make.
 pub(super) struct New<'a> {
@@ -319,21 +319,30 @@ pub(super) fn stage_new(layer: &Layer, parent: BorrowedFd<'_>, new: &New<'_>, st
         (_, Some(acl)) => mode = stage_inheriting(layer, new, &acl, staged)?,
         (kind, None) => copy_up::make(work, staged, kind, 0o700, new.rdev)?,
     }
-    let object = host::open_object(work, staged)?;
+    settle(host::open_object(work, staged)?.as_fd(), parent, new, mode)
+}
+
+/// Gives `object`, which was made as `new` for the directory `parent`, its owner, its group and this mode.
+pub(super) fn settle(
+    object: BorrowedFd<'_>,
+    parent: BorrowedFd<'_>,
+    new: &New<'_>,
+    mut mode: u16,
+) -> Result<(), Error> {
     if let Some((uid, gid)) = new.owner {
-        fs::chownat(&object, "", Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)), AtFlags::EMPTY_PATH)?;
+        fs::chownat(object, "", Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)), AtFlags::EMPTY_PATH)?;
     }
     // What is made in a directory with the set-group-id bit belongs to its group, and a directory there passes it on.
     let parent = host::attr_of(&host::stat(parent)?);
     if parent.mode & SET_GID != 0 {
-        let own = host::stat(object.as_fd())?;
-        copy_up::change_owner(object.as_fd(), own.st_uid, parent.gid)?;
+        let own = host::stat(object)?;
+        copy_up::change_owner(object, own.st_uid, parent.gid)?;
         if new.kind == Kind::Directory {
             mode |= SET_GID;
         }
     }
     if new.kind != Kind::Symlink {
-        fs::chmod(host::path_of(object.as_fd()), Mode::from_raw_mode(mode.into()))?;
+        fs::chmod(host::path_of(object), Mode::from_raw_mode(mode.into()))?;
     }
     Ok(())
 }

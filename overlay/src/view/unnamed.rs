@@ -4,12 +4,12 @@
 //! and is gone with the process that serves the view, however that ends. Elsewhere the file is one in `work` until it gets a
 //! name or nobody refers to it; what a killed process left of it is cleared when the layer is next locked.
 
-use super::changes::{New, SET_GID, stage_new};
+use super::changes::{New, settle, stage_new};
 use super::state::key_of;
 use super::{Ino, Layer, OpenFile, OpenMode, Owner, Permissions, View};
 use crate::error::Error;
 use crate::upper::Upper;
-use rustix::fs::{self, AtFlags, Gid, Mode, OFlags, Uid};
+use rustix::fs::{self, Mode, OFlags};
 use siphon_image::directory::host;
 use siphon_image::tree::{Attr, Kind};
 use std::ffi::{OsStr, OsString};
@@ -87,15 +87,7 @@ fn make(directory: BorrowedFd<'_>, new: &New<'_>, hands_acl_on: bool) -> Result<
     let object = fs::openat(directory, ".", flags, Mode::from_raw_mode(mode.into()))?;
     // The ACL has its say in it; this process's own umask has none.
     let mode = if hands_acl_on { host::attr_of(&host::stat(object.as_fd())?).mode } else { mode };
-    if let Some((uid, gid)) = new.owner {
-        let parent = host::attr_of(&host::stat(directory)?);
-        // The filesystem has seen to the group already where the directory hands it on.
-        let gid = if parent.mode & SET_GID != 0 { parent.gid } else { gid };
-        fs::chownat(&object, "", Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)), AtFlags::EMPTY_PATH)?;
-    }
-    if host::attr_of(&host::stat(object.as_fd())?).mode != mode {
-        fs::fchmod(&object, Mode::from_raw_mode(mode.into()))?;
-    }
+    settle(object.as_fd(), directory, new, mode)?;
     Ok(object)
 }
 
