@@ -228,13 +228,14 @@ impl State {
     }
 
     /// Remembers the new file `object`, which has no name, and counts a reference.
-    pub(super) fn remember_unnamed(&mut self, ino: Ino, stat: &Stat, object: OwnedFd, unnamed: Unnamed) {
+    pub(super) fn remember_unnamed(&mut self, ino: Ino, stat: &Stat, object: OwnedFd, unnamed: Unnamed) -> &mut Node {
         let node = self.nodes.entry(ino).or_insert_with(|| Node::new(Kind::File, None));
         node.up = true;
         node.key = Some(key_of(stat));
         node.orphan = Some(object.into());
         node.unnamed = Some(unnamed);
         node.refs += 1;
+        node
     }
 
     /// A node that is remembered from now on.

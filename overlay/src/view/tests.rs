@@ -2,6 +2,7 @@ use super::*;
 use crate::upper::{Base, PRIVATE_NAME};
 use rustix::fs;
 use rustix::io::Errno;
+use rustix::thread;
 use siphon_image::directory::Directory;
 use siphon_image::tree::Kind;
 use std::ffi::OsStr;
@@ -128,6 +129,57 @@ fn a_file_without_a_name_gets_one_once_and_is_gone_without() {
     drop(file);
     t.view.forget(lost, 1);
     assert_eq!(nodes(), before);
+    assert_eq!(std::fs::read_dir(t.upper.join(".siphon/work")).unwrap().count(), 0);
+}
+
+/// Has this thread go on without the rights over files of others and their modes that root has.
+fn give_up_capabilities() {
+    let held = thread::capabilities(None).unwrap();
+    let none = thread::CapabilitySet::empty();
+    thread::set_capabilities(None, thread::CapabilitySets { effective: none, ..held }).unwrap();
+}
+
+/// Made as `open(2)` has it: the mode counts for those who open it later.
+#[test]
+fn a_new_file_is_open_whatever_its_mode_is_and_whoever_serves_it() {
+    let t = test(|lower| {
+        std::fs::create_dir(lower.join("acl")).unwrap();
+        std::fs::write(lower.join("removed"), b"lower").unwrap();
+    });
+    let acl_directory = find(&t.view, "acl").unwrap();
+    if t.view.has_acls() {
+        t.view.set_xattr(acl_directory, OsStr::new(DEFAULT_ACL), &acl(), 0).unwrap();
+    }
+    t.view.unlink(Ino::ROOT, OsStr::new("removed")).unwrap();
+    give_up_capabilities();
+
+    for (parent, name, mode) in [
+        (Ino::ROOT, "plain", 0o444),
+        (Ino::ROOT, "removed", 0o444),
+        (Ino::ROOT, "special", 0o4000),
+        (acl_directory, "f", 0),
+    ] {
+        let permissions = Permissions::exactly(mode);
+        let (_, attr, file) = t.view.create(parent, OsStr::new(name), permissions, None, WRITE).unwrap();
+        t.view.write(&file, 0, b"bytes").unwrap();
+
+        assert_eq!((attr.mode, content(&t.view, &file)), (mode, b"bytes".to_vec()), "{name}");
+    }
+    let unreadable = Permissions::exactly(0o200);
+    for name in ["read", "removed"] {
+        let _ = t.view.unlink(Ino::ROOT, OsStr::new(name));
+        let (_, _, file) = t.view.create(Ino::ROOT, OsStr::new(name), unreadable, None, OpenMode::default()).unwrap();
+
+        assert_eq!(content(&t.view, &file), b"", "{name}");
+    }
+    let append = OpenMode { append: true, ..WRITE };
+    let (ino, attr, file) = t.view.create_unnamed(Ino::ROOT, Permissions::exactly(0o400), None, append).unwrap();
+    t.view.write(&file, 0, b"by").unwrap();
+    t.view.write(&file, 0, b"tes").unwrap();
+    let (_, linked) = t.view.link(ino, Ino::ROOT, OsStr::new("named")).unwrap();
+
+    assert_eq!((attr.mode, attr.nlink, content(&t.view, &file)), (0o400, 0, b"bytes".to_vec()));
+    assert_eq!((linked.mode, linked.nlink, linked.size), (0o400, 1, 5));
     assert_eq!(std::fs::read_dir(t.upper.join(".siphon/work")).unwrap().count(), 0);
 }
 
