@@ -24,8 +24,9 @@ use pair::Pair;
 use random::Random;
 use rustix::fs::RenameFlags;
 use siphon_image::directory::Directory;
+use siphon_image::tree::Kind;
 use siphon_overlay::upper::Upper;
-use siphon_overlay::view::{Ino, OpenMode, SetAttr, View};
+use siphon_overlay::view::{Ino, OpenMode, Permissions, SetAttr, View};
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -134,17 +135,23 @@ fn a_view_behaves_like_a_directory_on_a_filesystem_that_refuses_xattrs_and_swaps
     drop(mounted);
 }
 
-/// bindfs knows files by their names, and keeps a removed one only for who has it open.
-#[test]
-fn a_file_that_was_opened_before_its_copy_up_outlasts_its_name_where_names_are_all_that_is_known() {
-    let (behind, place) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    let Some(mounted) = mount_bindfs(behind.path(), place.path()) else { return };
+/// A view of a directory with the file `f` and of a layer, which are on bindfs.
+fn view_on_bindfs(behind: &Path, place: &Path) -> Option<(Mounted, View)> {
+    let mounted = mount_bindfs(behind, place)?;
     for directory in ["lower", "layer"] {
         std::fs::create_dir(mounted.0.join(directory)).unwrap();
     }
     std::fs::write(mounted.0.join("lower/f"), "content").unwrap();
     let lower = Directory::open(&mounted.0.join("lower")).unwrap();
     let view = View::new(Arc::new(lower), Some(Upper::open(&mounted.0.join("layer")).unwrap())).unwrap();
+    Some((mounted, view))
+}
+
+/// bindfs knows files by their names, and keeps a removed one only for who has it open.
+#[test]
+fn a_file_that_was_opened_before_its_copy_up_outlasts_its_name_where_names_are_all_that_is_known() {
+    let (behind, place) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let Some((mounted, view)) = view_on_bindfs(behind.path(), place.path()) else { return };
     let name = OsStr::new("f");
     let (ino, _) = view.lookup(Ino::ROOT, name).unwrap();
     let reader = view.open(ino, OpenMode::default()).unwrap();
@@ -157,6 +164,49 @@ fn a_file_that_was_opened_before_its_copy_up_outlasts_its_name_where_names_are_a
     let read = view.read(&reader, 0, &mut content).unwrap();
     assert_eq!((attr.mode, attr.size, &content[..read]), (0o600, 7, &b"content"[..]));
     drop((reader, view, mounted));
+}
+
+#[test]
+fn a_file_of_the_image_that_was_opened_and_removed_is_changed_where_names_are_all_that_is_known() {
+    let (behind, place) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let Some((mounted, view)) = view_on_bindfs(behind.path(), place.path()) else { return };
+    let name = OsStr::new("f");
+    let (ino, _) = view.lookup(Ino::ROOT, name).unwrap();
+    let reader = view.open(ino, OpenMode::default()).unwrap();
+    view.unlink(Ino::ROOT, name).unwrap();
+
+    view.set_attr(ino, &SetAttr { mode: Some(0o600), ..SetAttr::default() }).unwrap();
+    let attr = view.set_attr(ino, &SetAttr { size: Some(4), ..SetAttr::default() }).unwrap();
+
+    let mut content = [0; 16];
+    let read = view.read(&reader, 0, &mut content).unwrap();
+    assert_eq!((attr.mode, attr.size, &content[..read]), (0o600, 4, &b"cont"[..]));
+    drop((reader, view, mounted));
+}
+
+/// What is behind bindfs gives the number of a removed directory to the next one, also while somebody is in it.
+#[test]
+fn a_new_directory_is_no_removed_one_where_names_are_all_that_is_known() {
+    let (behind, place) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let Some((mounted, view)) = view_on_bindfs(behind.path(), place.path()) else { return };
+    let permissions = Permissions::exactly(0o755);
+    let mut left_in_use = Vec::new();
+
+    for round in 0..16 {
+        let (name, inner) = (round.to_string(), OsStr::new("inner"));
+        let (directory, _) = view.make_directory(Ino::ROOT, OsStr::new(&name), permissions, None).unwrap();
+        let (file, _) = view.make_node(directory, inner, Kind::File, permissions, 0, None).unwrap();
+        view.unlink(directory, inner).unwrap();
+        view.forget(file, 1);
+        view.remove_directory(Ino::ROOT, OsStr::new(&name)).unwrap();
+
+        assert!(!left_in_use.contains(&directory), "round {round}");
+        match round % 2 {
+            0 => view.forget(directory, 1),
+            _ => left_in_use.push(directory),
+        }
+    }
+    drop((view, mounted));
 }
 
 fn run_all(scratch: &Path, count: u64) {

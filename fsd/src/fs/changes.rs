@@ -8,6 +8,8 @@ use std::ffi::OsStr;
 
 /// The setgid bit of a mode.
 const SETGID: u16 = 0o2000;
+/// That its group may run it.
+const GROUP_RUNS: u16 = 0o010;
 /// The extended attribute that the kernel hands an ACL over in.
 const ACCESS_ACL: &str = "system.posix_acl_access";
 
@@ -243,6 +245,30 @@ impl FileSystem {
         Ok((owner, inherited))
     }
 
+    /// What `permissions` come to for a file that `caller` makes in `parent`: a program of a directory's group does not act for that
+    /// group if its maker is none of it. To be asked where the kernel does not see to that itself. Which further groups the caller is
+    /// in is not told here: they count as others.
+    ///
+    /// # Errors
+    /// [`Error::View`].
+    pub fn without_foreign_setgid(
+        &self,
+        caller: Caller,
+        parent: Ino,
+        permissions: Permissions,
+    ) -> Result<Permissions, Error> {
+        let acts = permissions.mode & SETGID != 0 && permissions.mode & GROUP_RUNS != 0;
+        if !acts || caller.uid == 0 {
+            return Ok(permissions);
+        }
+        match self.owner_in(caller, parent)? {
+            (Some((_, gid)), _) if gid != caller.gid => {
+                Ok(Permissions { mode: permissions.mode & !SETGID, ..permissions })
+            }
+            _ => Ok(permissions),
+        }
+    }
+
     /// As [`FileSystem::owner_in`], for what is no directory.
     fn owner_of_file_in(&self, caller: Caller, parent: Ino) -> Result<Owner, Error> {
         match self.options.owners {
@@ -258,5 +284,46 @@ impl FileSystem {
             return Err(Error::NotPermitted);
         }
         Ok(SetAttr { uid: None, gid: None, ..*change })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Options, Xattrs};
+    use super::*;
+    use crate::metrics::Counters;
+    use siphon_image::tree::EmptyTree;
+    use siphon_overlay::upper::{Base, Upper};
+    use siphon_overlay::view::View;
+    use std::sync::Arc;
+
+    #[test]
+    fn a_program_made_in_a_directory_of_a_foreign_group_does_not_act_for_it() {
+        let layer = tempfile::tempdir().unwrap();
+        let base = Base { version: Base::VERSION, image: "/image".into(), identity: String::new() };
+        let upper = Upper::create(layer.path(), &base).unwrap();
+        let view = View::new(Arc::new(EmptyTree), Some(upper)).unwrap();
+        let owners = Owners::AsStored { users: u32::MAX, groups: u32::MAX };
+        let xattrs = Xattrs::All;
+        let options = Options { owners, read_only: false, stable: true, xattrs, far: false, keeps_privileges: true };
+        let filesystem = FileSystem::new(Arc::new(view), options, Arc::new(Counters::default()));
+        let change = |mode| SetAttr { mode: Some(mode), ..SetAttr::default() };
+        let own = filesystem.set_attr(Ino::ROOT, &change(0o2777)).unwrap().attr.gid;
+        let made = |uid, gid, mode| {
+            let permissions = Permissions::exactly(mode);
+            filesystem.without_foreign_setgid(Caller { uid, gid }, Ino::ROOT, permissions).unwrap().mode
+        };
+
+        for (uid, gid, mode, expected) in [
+            (5, own + 1, 0o2755, 0o0755),
+            (5, own, 0o2755, 0o2755),
+            (0, own + 1, 0o2755, 0o2755),
+            // That of a file which is to be locked.
+            (5, own + 1, 0o2745, 0o2745),
+        ] {
+            assert_eq!(made(uid, gid, mode), expected, "{uid} {gid} {mode:o}");
+        }
+        filesystem.set_attr(Ino::ROOT, &change(0o777)).unwrap();
+        assert_eq!(made(5, own + 1, 0o2755), 0o2755, "it is of the group of its maker");
     }
 }

@@ -6,7 +6,7 @@ use super::wire::{self, Answer, ENTRY_BYTES, Fields, Malformed, Request, dirent_
 use crate::errno::{chain, errno, is_failure};
 use crate::fs::{Caller, Error, FileSystem, Listed, Node, XattrReply};
 use nix::libc;
-use siphon_overlay::view::{Ino, SetAttr};
+use siphon_overlay::view::{Ino, Permissions, SetAttr};
 use std::ffi::OsStr;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::ops::Range;
@@ -39,6 +39,10 @@ const CAPABILITIES: u64 = init::ASYNC_READ
 /// Where there are ACLs: one of a directory overrules the umask, which the kernel then leaves to us.
 const ACLS: u64 = init::POSIX_ACL | init::DONT_MASK;
 
+/// The minor version of Linux 6.1. From 6.0 on, which has that of 5.17, the kernel takes the setgid bit of a program whose maker is none
+/// of its group before it asks (CVE-2018-13405 for filesystems of the disk), and knows all groups of the maker.
+const STRIPPING_MINOR: u32 = 37;
+
 /// Who answers the requests of one mount.
 #[derive(Debug)]
 pub(super) struct Adaptor {
@@ -47,6 +51,8 @@ pub(super) struct Adaptor {
     /// Whether the kernel opens on its own once it was told, with `ENOSYS`, that it need not ask.
     opens_files: bool,
     opens_directories: bool,
+    /// Whether the kernel takes the setgid bit of a program whose maker is none of its group.
+    strips_setgid: bool,
     /// Told with every node, another one for each mount: an overlayfs that does look by number, of a Linux before 6.9, then
     /// takes nothing for what another mount had.
     generation: u64,
@@ -87,11 +93,13 @@ impl Adaptor {
         let random = RandomState::new().build_hasher().finish();
         // The kernel keeps 32 bits of it, and the root of every mount has 0.
         let generation = random & u64::from(u32::MAX) | 1;
-        Self { filesystem, ahead, opens_files: false, opens_directories: false, generation }
+        let (opens_files, opens_directories, strips_setgid) = (false, false, false);
+        Self { filesystem, ahead, opens_files, opens_directories, strips_setgid, generation }
     }
 
-    /// Settles how requests will come, by what the kernel offers.
-    pub(super) fn agree(&mut self, offered: u64, max_readahead: u32) -> Agreement {
+    /// Settles how requests will come, by the kernel's minor version and what it offers.
+    pub(super) fn agree(&mut self, minor: u32, offered: u64, max_readahead: u32) -> Agreement {
+        self.strips_setgid = minor >= STRIPPING_MINOR;
         let nothing_to_open = self.filesystem.opens_nothing();
         self.opens_files = nothing_to_open && offered & init::NO_OPEN_SUPPORT != 0;
         self.opens_directories = nothing_to_open && offered & init::NO_OPENDIR_SUPPORT != 0;
@@ -280,7 +288,7 @@ impl Adaptor {
                 let (mode, rdev, umask) = (fields.u32()?, fields.u32()?, fields.u32()?);
                 fields.skip(4)?;
                 let kind = node_kind(mode).ok_or(Error::Invalid)?;
-                filesystem.make_node(caller, parent, fields.name()?, kind, made_with(mode, umask), rdev)
+                filesystem.make_node(caller, parent, fields.name()?, kind, self.made_with(request, mode, umask)?, rdev)
             }
             opcode::MKDIR => {
                 let (mode, umask) = (fields.u32()?, fields.u32()?);
@@ -302,7 +310,7 @@ impl Adaptor {
     fn create(&self, request: &Request<'_>, fields: &mut Fields<'_>, answer: &mut Answer) -> Result<(), Refusal> {
         let (flags, mode, umask) = (fields.i32()?, fields.u32()?, fields.u32()?);
         fields.skip(4)?;
-        let (permissions, open) = (made_with(mode, umask), open_mode(flags));
+        let (permissions, open) = (self.made_with(request, mode, umask)?, open_mode(flags));
         let (caller, parent) = (caller(request), request.ino);
         let (node, handle) = match request.opcode {
             // It comes with a name too, which is none.
@@ -312,6 +320,15 @@ impl Adaptor {
         self.entry(&node, answer);
         answer.opened(handle, self.cache_flags());
         Ok(())
+    }
+
+    /// The permissions of what is made and is no directory.
+    fn made_with(&self, request: &Request<'_>, mode: u32, umask: u32) -> Result<Permissions, Refusal> {
+        let permissions = made_with(mode, umask);
+        if self.strips_setgid {
+            return Ok(permissions);
+        }
+        Ok(self.filesystem.without_foreign_setgid(caller(request), request.ino, permissions)?)
     }
 
     fn rename(&self, request: &Request<'_>, fields: &mut Fields<'_>) -> Result<(), Refusal> {

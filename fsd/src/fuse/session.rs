@@ -281,7 +281,7 @@ fn agree(adaptor: &mut Adaptor, request: &Request<'_>, answer: &mut Answer) -> i
     let (max_readahead, low) = (number()?, number()?);
     let is_extended = u64::from(low) & init::INIT_EXT != 0;
     let high = if is_extended { number()? } else { 0 };
-    let agreement = adaptor.agree(u64::from(high) << 32 | u64::from(low), max_readahead);
+    let agreement = adaptor.agree(minor, u64::from(high) << 32 | u64::from(low), max_readahead);
     let flags = if is_extended { agreement.flags | init::INIT_EXT } else { agreement.flags };
     answer.u32(agreement.max_readahead);
     // The lower half and the upper one, which the kernel looks at if INIT_EXT is in the lower.

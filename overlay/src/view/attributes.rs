@@ -200,11 +200,9 @@ impl View {
         self.layer()?;
         self.check_may_have(ino, name)?;
         let object = self.writable(ino, ATTRIBUTES)?;
-        let layer = self.layer()?;
-        layer.state.write().may_have_xattrs(ino);
-        fs::setxattr(host::path_of(object.as_fd()), escaped(name), value, flags)?;
-        layer.state.write().may_have_xattrs(ino);
-        Ok(())
+        let mut state = self.layer()?.state.write();
+        state.xattrs_change(ino);
+        Ok(fs::setxattr(host::path_of(object.as_fd()), escaped(name), value, flags)?)
     }
 
     /// Only files and directories have `user.` xattrs; nothing else is copied up to be told so.
@@ -225,6 +223,8 @@ impl View {
             return Err(Errno::NODATA.into());
         }
         let object = self.writable(ino, ATTRIBUTES)?;
+        let mut state = self.layer()?.state.write();
+        state.xattrs_change(ino);
         Ok(fs::removexattr(host::path_of(object.as_fd()), escaped(name))?)
     }
 

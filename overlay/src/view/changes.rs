@@ -4,7 +4,7 @@ use super::copying::{ATTRIBUTES, stage_link};
 use super::lookup::{Both, MAX_NAME_BYTES};
 use super::state::{DEFAULT_ACL, Found, State, key_of};
 use super::unnamed::Unnamed;
-use super::{Ino, Layer, OpenFile, OpenMode, Owner, Permissions, View};
+use super::{Ino, Layer, OpenFile, OpenMode, Owner, Permissions, View, making};
 use crate::copy_up;
 use crate::error::Error;
 use crate::upper::PRIVATE_NAME;
@@ -13,10 +13,11 @@ use rustix::io::Errno;
 use siphon_image::directory::host;
 use siphon_image::tree::{Attr, Kind};
 use std::ffi::OsStr;
+use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd};
 
 /// The setgid bit of a mode.
-pub(super) const SET_GID: u16 = 0o2000;
+const SET_GID: u16 = 0o2000;
 
 /// What to make.
 pub(super) struct New<'a> {
@@ -42,16 +43,7 @@ impl View {
     ) -> Result<(Ino, Attr, OpenFile), Error> {
         let new = New { kind: Kind::File, permissions, rdev: 0, target: OsStr::new(""), owner };
         let (ino, attr, opened) = self.make_or_open(parent, name, &new, Some(open))?;
-        if let Some(file) = opened {
-            return Ok((ino, attr, file));
-        }
-        match self.open_new(ino, open) {
-            Ok(file) => Ok((ino, attr, file)),
-            Err(error) => {
-                self.forget(ino, 1);
-                Err(error)
-            }
-        }
+        Ok((ino, attr, opened.expect("a file that is to be opened is")))
     }
 
     /// Makes a file, device, named pipe or socket.
@@ -118,16 +110,19 @@ impl View {
         let both = self.vacant(layer, &mut state, parent, name)?;
         let directory = self.upper_directory(layer, &state, parent)?;
         let staged = layer.upper.temporary();
-        let done = stage_new(layer, directory.as_fd(), new, &staged)
-            .and_then(|()| self.hide_lower(layer, &both, name, new.kind, &staged))
-            .and_then(|()| Ok(layer.upper.install(&staged, directory.as_fd(), name)?));
+        let done = stage_new(layer, directory.as_fd(), new, &staged, open).and_then(|file| {
+            self.hide_lower(layer, &both, name, new.kind, &staged)?;
+            layer.upper.install(&staged, directory.as_fd(), name)?;
+            Ok(file)
+        });
         if done.is_err() {
             // The first failure is the one to report.
             let _ = layer.upper.discard(&staged);
         }
-        done?;
+        let file = done?;
         let (ino, attr) = self.enter_made(layer, &mut state, parent, name)?;
-        Ok((ino, attr, None))
+        let node = state.node_mut(ino)?;
+        Ok((ino, attr, file.zip(open).map(|(file, open)| OpenFile::made(ino, node, file, open))))
     }
 
     /// Has the image's tables in memory that the change of a name is about to need, so that an image that answers late
@@ -283,6 +278,9 @@ impl View {
         {
             state.name_gone(&layer.upper, ino, attr.nlink)?;
         }
+        if found.kind == Kind::Directory {
+            state.directory_gone(ino);
+        }
         state.drop_name(ino, at.0, at.1);
         state.release_hold(&layer.upper, ino)?;
         state.collect(ino);
@@ -307,45 +305,78 @@ impl View {
     }
 }
 
-pub(super) fn stage_new(layer: &Layer, parent: BorrowedFd<'_>, new: &New<'_>, staged: &OsStr) -> Result<(), Error> {
+/// Makes `new`, which belongs in the directory `parent`, as `staged` in `work`, and opens a file. That comes before its mode, which may
+/// be one with which this process may not open it.
+pub(super) fn stage_new(
+    layer: &Layer,
+    parent: BorrowedFd<'_>,
+    new: &New<'_>,
+    staged: &OsStr,
+    open: Option<OpenMode>,
+) -> Result<Option<File>, Error> {
     let work = layer.upper.work()?;
     let acl = if layer.upper.has_acls() { host::xattr(parent, OsStr::new(DEFAULT_ACL))? } else { None };
-    let mut mode = new.permissions.mode & 0o7777 & !(new.permissions.umask & 0o777);
-    match (new.kind, acl) {
-        (Kind::Symlink, _) => fs::symlinkat(new.target, work, staged)?,
-        (_, Some(acl)) => mode = stage_inheriting(layer, new, &acl, staged)?,
-        (kind, None) => copy_up::make(work, staged, kind, 0o700, new.rdev)?,
-    }
-    let object = host::open_object(work, staged)?;
+    let (file, mode) = match acl {
+        Some(acl) if new.kind != Kind::Symlink => stage_inheriting(layer, new, &acl, staged, open)?,
+        _ => {
+            let mode = new.permissions.mode & 0o7777 & !(new.permissions.umask & 0o777);
+            (making::make(work, staged, new, 0o700, open)?, mode)
+        }
+    };
+    settle(host::open_object(work, staged)?.as_fd(), parent, new, mode)?;
+    Ok(file)
+}
+
+/// Gives `object`, which was made as `new` for the directory `parent`, its owner, its group and this mode.
+pub(super) fn settle(
+    object: BorrowedFd<'_>,
+    parent: BorrowedFd<'_>,
+    new: &New<'_>,
+    mut mode: u16,
+) -> Result<(), Error> {
     if let Some((uid, gid)) = new.owner {
-        fs::chownat(&object, "", Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)), AtFlags::EMPTY_PATH)?;
+        fs::chownat(object, "", Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)), AtFlags::EMPTY_PATH)?;
     }
     // What is made in a directory with the set-group-id bit belongs to its group, and a directory there passes it on.
     let parent = host::attr_of(&host::stat(parent)?);
     if parent.mode & SET_GID != 0 {
-        let own = host::stat(object.as_fd())?;
-        copy_up::change_owner(object.as_fd(), own.st_uid, parent.gid)?;
+        let own = host::stat(object)?;
+        copy_up::change_owner(object, own.st_uid, parent.gid)?;
         if new.kind == Kind::Directory {
             mode |= SET_GID;
         }
     }
     if new.kind != Kind::Symlink {
-        fs::chmod(host::path_of(object.as_fd()), Mode::from_raw_mode(mode.into()))?;
+        fs::chmod(host::path_of(object), Mode::from_raw_mode(mode.into()))?;
     }
     Ok(())
 }
 
-/// Makes a node that inherits the default ACL `acl` of its directory, and returns its mode. The filesystem itself works
-/// out what that comes to, in a directory that is there for this alone.
-fn stage_inheriting(layer: &Layer, new: &New<'_>, acl: &[u8], staged: &OsStr) -> Result<u16, Error> {
+/// Makes a node that inherits the default ACL `acl` of its directory, opens a file, and returns its mode too. The filesystem itself
+/// works out what that comes to, in a directory that is there for this alone.
+fn stage_inheriting(
+    layer: &Layer,
+    new: &New<'_>,
+    acl: &[u8],
+    staged: &OsStr,
+    open: Option<OpenMode>,
+) -> Result<(Option<File>, u16), Error> {
     let work = layer.upper.work()?;
     let around = layer.upper.temporary();
     fs::mkdirat(work, &around, Mode::from_raw_mode(0o700))?;
-    let directory = host::open_directory(work, &around)?;
-    fs::setxattr(host::path_of(directory.as_fd()), DEFAULT_ACL, acl, XattrFlags::empty())?;
-    copy_up::make(directory.as_fd(), staged, new.kind, new.permissions.mode, new.rdev)?;
-    let mode = host::attr_of(&host::stat(host::open_object(directory.as_fd(), staged)?.as_fd())?).mode;
-    fs::renameat(&directory, staged, work, staged)?;
-    fs::unlinkat(work, &around, AtFlags::REMOVEDIR)?;
-    Ok(mode)
+    let make = || -> Result<(Option<File>, u16), Error> {
+        let directory = host::open_directory(work, &around)?;
+        fs::setxattr(host::path_of(directory.as_fd()), DEFAULT_ACL, acl, XattrFlags::empty())?;
+        let file = making::make(directory.as_fd(), staged, new, new.permissions.mode, open)?;
+        let mode = host::attr_of(&host::stat(host::open_object(directory.as_fd(), staged)?.as_fd())?).mode;
+        fs::renameat(&directory, staged, work, staged)?;
+        fs::unlinkat(work, &around, AtFlags::REMOVEDIR)?;
+        Ok((file, mode))
+    };
+    let made = make();
+    if made.is_err() {
+        // The first failure is the one to report.
+        let _ = layer.upper.discard(&around);
+    }
+    made
 }

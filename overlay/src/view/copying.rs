@@ -1,5 +1,6 @@
 //! Brings nodes of the image into the layer.
 
+use super::spot::Spot;
 use super::state::{Found, Node, State};
 use super::{COPYING, Ino, Layer, View, lower_node};
 use crate::copy_up::{self, Content, Staged};
@@ -149,7 +150,8 @@ impl View {
         let Some(name) = name else {
             let object = host::open_object(work, &staged.name)?;
             let stat = host::stat(object.as_fd())?;
-            state.node_mut(ino)?.orphan = Some(object.into());
+            let node = state.node_mut(ino)?;
+            node.orphan = Some(Spot::Held(object.into()).pinned(node)?);
             fs::unlinkat(work, &staged.name, AtFlags::empty())?;
             return state.mark_up(ino, Ino::ROOT, OsStr::new(""), &stat);
         };

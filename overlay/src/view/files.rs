@@ -2,6 +2,7 @@
 
 use super::copying::{Need, WHOLE};
 use super::spot::Spot;
+use super::state::Node;
 use super::{Ino, Layer, OpenFile, OpenMode, View};
 use crate::error::Error;
 use rustix::fs::{self, FallocateFlags, OFlags, SeekFrom};
@@ -31,7 +32,7 @@ impl View {
         } else {
             self.repair(ino)?;
         }
-        self.open_new(ino, mode)
+        self.open_ready(ino, mode)
     }
 
     fn check_file(&self, ino: Ino) -> Result<(), Error> {
@@ -43,7 +44,7 @@ impl View {
     }
 
     /// Opens a file that needs no copying.
-    pub(super) fn open_new(&self, ino: Ino, mode: OpenMode) -> Result<OpenFile, Error> {
+    fn open_ready(&self, ino: Ino, mode: OpenMode) -> Result<OpenFile, Error> {
         let writable = mode.write || mode.truncate;
         let mut file =
             OpenFile { ino, writable, lower: None, copied: None, upper: OnceLock::new(), in_place: OnceLock::new() };
@@ -221,6 +222,20 @@ impl View {
             SEEK_DATA => Ok(fs::seek(upper, SeekFrom::Data(offset))?),
             SEEK_HOLE => Ok(fs::seek(upper, SeekFrom::Hole(offset))?),
             _ => Err(Errno::INVAL.into()),
+        }
+    }
+}
+
+impl OpenFile {
+    /// The new file `ino`, which is `node` and was opened as `upper` when it was made.
+    pub(super) fn made(ino: Ino, node: &mut Node, upper: File, mode: OpenMode) -> Self {
+        Self {
+            ino,
+            writable: mode.write || mode.truncate,
+            lower: None,
+            copied: Some(node.copied.get_or_insert_with(|| AtomicBool::new(true).into()).clone()),
+            upper: OnceLock::from(upper),
+            in_place: OnceLock::new(),
         }
     }
 }

@@ -16,8 +16,6 @@ use siphon_image::tree::{Attr, Kind};
 use std::ffi::OsStr;
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::OnceLock;
-use std::sync::atomic::AtomicBool;
 
 /// The setuid, setgid and sticky bits.
 const SPECIAL_BITS: u16 = 0o7000;
@@ -60,18 +58,7 @@ impl View {
         let (ino, attr) = self.enter(layer, state, parent, name, Some(found))?;
         let node = state.node_mut(ino)?;
         node.is_bare = new.kind == Kind::File;
-        let opened = file.zip(open).map(|(file, open)| {
-            let copied = node.copied.get_or_insert_with(|| AtomicBool::new(true).into()).clone();
-            OpenFile {
-                ino,
-                writable: open.write || open.truncate,
-                lower: None,
-                copied: Some(copied),
-                upper: OnceLock::from(file),
-                in_place: OnceLock::new(),
-            }
-        });
-        Ok(Some((ino, attr, opened)))
+        Ok(Some((ino, attr, file.zip(open).map(|(file, open)| OpenFile::made(ino, node, file, open)))))
     }
 
     /// Whether all of a new node comes of one system call.
@@ -93,8 +80,8 @@ impl View {
     }
 }
 
-/// Makes the node, and opens it if it is a file.
-fn make(
+/// Makes the node, and opens it if it is a file that is to be opened.
+pub(super) fn make(
     directory: BorrowedFd<'_>,
     name: &OsStr,
     new: &New<'_>,

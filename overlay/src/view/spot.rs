@@ -1,7 +1,7 @@
 //! Where the layer has a node. What a name is enough for needs no descriptor of the node itself, which takes two more
 //! system calls.
 
-use super::state::{Found, State, key_of};
+use super::state::{Found, Node, State, key_of};
 use super::{Ino, UPPER_BIT, lower_node};
 use crate::error::Error;
 use crate::upper::Upper;
@@ -77,6 +77,18 @@ impl Spot {
             Self::Named(directory, name) => Ok(Arc::new(host::open_object(directory.as_fd(), &name)?)),
             Self::Held(object) => Ok(object),
         }
+    }
+
+    /// What keeps `node`, which is here, once it has no name in the layer. A file that is open is opened for that: filesystems in
+    /// user space that go by names, such as bindfs and sshfs, keep a removed file for none but who has it open.
+    pub(super) fn pinned(self, node: &Node) -> Result<Arc<OwnedFd>, Error> {
+        if node.kind == Kind::File && node.is_open() {
+            // It may be one that this process may not read.
+            if let Ok(opened) = self.open(OFlags::RDONLY) {
+                return Ok(Arc::new(opened));
+            }
+        }
+        self.object()
     }
 
     /// Opens a regular file.

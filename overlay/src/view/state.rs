@@ -13,7 +13,7 @@ use crate::upper::{Links, Upper};
 use directories::OpenDirectories;
 use numbers::Numbers;
 use parking_lot::Mutex;
-use rustix::fs::{OFlags, Stat};
+use rustix::fs::Stat;
 use rustix::io::Errno;
 use siphon_image::directory::host;
 use siphon_image::tree::{Attr, Kind, NodeId};
@@ -174,10 +174,13 @@ impl State {
         if let Some(known) = self.numbers.known(key) {
             return known;
         }
+        let nodes = &self.nodes;
+        let is_taken = |ino: Ino| ino != Ino::ROOT && nodes.get(&ino).is_some_and(Node::is_removed_directory);
         // After a crash the image's own may still show elsewhere.
-        let is_free = |ino: &Ino| self.numbers.key_of(*ino).is_none() && (is_merged || !self.shows(*ino));
+        let is_free =
+            |ino: &Ino| self.numbers.key_of(*ino).is_none() && !is_taken(*ino) && (is_merged || !self.shows(*ino));
         let from = from.filter(is_free);
-        self.numbers.give(key, from)
+        self.numbers.give(key, from, is_taken)
     }
 
     /// Whether `ino` is a node of the image that the layer does not have, at a name that is known.
@@ -225,13 +228,14 @@ impl State {
     }
 
     /// Remembers the new file `object`, which has no name, and counts a reference.
-    pub(super) fn remember_unnamed(&mut self, ino: Ino, stat: &Stat, object: OwnedFd, unnamed: Unnamed) {
+    pub(super) fn remember_unnamed(&mut self, ino: Ino, stat: &Stat, object: OwnedFd, unnamed: Unnamed) -> &mut Node {
         let node = self.nodes.entry(ino).or_insert_with(|| Node::new(Kind::File, None));
         node.up = true;
         node.key = Some(key_of(stat));
         node.orphan = Some(object.into());
         node.unnamed = Some(unnamed);
         node.refs += 1;
+        node
     }
 
     /// A node that is remembered from now on.
@@ -273,11 +277,21 @@ impl State {
         }
     }
 
-    /// Notes that `ino` gets an xattr, a directory perhaps an ACL that it hands on.
-    pub(super) fn may_have_xattrs(&mut self, ino: Ino) {
+    /// Forgets what is known of the xattrs of `ino`, which change before the state is unlocked: a directory may get or lose an ACL
+    /// that it hands on.
+    pub(super) fn xattrs_change(&mut self, ino: Ino) {
         self.open.lock().close(ino);
         if let Some(node) = self.nodes.get_mut(&ino) {
             node.is_bare = false;
+        }
+    }
+
+    /// Notes that the directory `ino` was removed. Where the layer's filesystem keeps nothing of it for who has it open, such as
+    /// NFS and bindfs, the next node may get its number there at once.
+    pub(super) fn directory_gone(&mut self, ino: Ino) {
+        self.open.lock().close(ino);
+        if let Some(key) = self.nodes.get_mut(&ino).and_then(|node| node.key.take()) {
+            self.numbers.disown(key);
         }
     }
 
@@ -342,18 +356,10 @@ impl State {
         Ok(())
     }
 
-    /// What keeps `ino` once it has no name in the layer. A file that is open is opened for that: filesystems in user space that
-    /// go by names, such as bindfs and sshfs, keep a removed file for none but who has it open.
+    /// What keeps `ino` once it has no name in the layer.
     fn pinned(&self, upper: &Upper, ino: Ino) -> Result<Option<Arc<OwnedFd>>, Error> {
         let Some(spot) = self.spot(upper, ino)? else { return Ok(None) };
-        let node = self.node(ino)?;
-        if node.kind == Kind::File && node.is_open() {
-            // It may be one that this process may not read.
-            if let Ok(opened) = spot.open(OFlags::RDONLY) {
-                return Ok(Some(Arc::new(opened)));
-            }
-        }
-        spot.object().map(Some)
+        spot.pinned(self.node(ino)?).map(Some)
     }
 
     /// Notes that a node was renamed.
@@ -395,7 +401,12 @@ impl Node {
         self.key == Some(key) && self.kind == kind && self.lower.is_none() && !self.stub
     }
 
-    fn is_open(&self) -> bool {
+    /// Whether this is a directory without a name, as none but the root is that was not removed.
+    fn is_removed_directory(&self) -> bool {
+        self.kind == Kind::Directory && self.names.is_empty()
+    }
+
+    pub(super) fn is_open(&self) -> bool {
         self.copied.as_ref().is_some_and(|copied| Arc::strong_count(copied) > 1)
     }
 

@@ -2,6 +2,7 @@ use super::*;
 use crate::upper::{Base, PRIVATE_NAME};
 use rustix::fs;
 use rustix::io::Errno;
+use rustix::thread;
 use siphon_image::directory::Directory;
 use siphon_image::tree::Kind;
 use std::ffi::OsStr;
@@ -131,6 +132,57 @@ fn a_file_without_a_name_gets_one_once_and_is_gone_without() {
     assert_eq!(std::fs::read_dir(t.upper.join(".siphon/work")).unwrap().count(), 0);
 }
 
+/// Has this thread go on without the rights over files of others and their modes that root has.
+fn give_up_capabilities() {
+    let held = thread::capabilities(None).unwrap();
+    let none = thread::CapabilitySet::empty();
+    thread::set_capabilities(None, thread::CapabilitySets { effective: none, ..held }).unwrap();
+}
+
+/// Made as `open(2)` has it: the mode counts for those who open it later.
+#[test]
+fn a_new_file_is_open_whatever_its_mode_is_and_whoever_serves_it() {
+    let t = test(|lower| {
+        std::fs::create_dir(lower.join("acl")).unwrap();
+        std::fs::write(lower.join("removed"), b"lower").unwrap();
+    });
+    let acl_directory = find(&t.view, "acl").unwrap();
+    if t.view.has_acls() {
+        t.view.set_xattr(acl_directory, OsStr::new(DEFAULT_ACL), &acl(), 0).unwrap();
+    }
+    t.view.unlink(Ino::ROOT, OsStr::new("removed")).unwrap();
+    give_up_capabilities();
+
+    for (parent, name, mode) in [
+        (Ino::ROOT, "plain", 0o444),
+        (Ino::ROOT, "removed", 0o444),
+        (Ino::ROOT, "special", 0o4000),
+        (acl_directory, "f", 0),
+    ] {
+        let permissions = Permissions::exactly(mode);
+        let (_, attr, file) = t.view.create(parent, OsStr::new(name), permissions, None, WRITE).unwrap();
+        t.view.write(&file, 0, b"bytes").unwrap();
+
+        assert_eq!((attr.mode, content(&t.view, &file)), (mode, b"bytes".to_vec()), "{name}");
+    }
+    let unreadable = Permissions::exactly(0o200);
+    for name in ["read", "removed"] {
+        let _ = t.view.unlink(Ino::ROOT, OsStr::new(name));
+        let (_, _, file) = t.view.create(Ino::ROOT, OsStr::new(name), unreadable, None, OpenMode::default()).unwrap();
+
+        assert_eq!(content(&t.view, &file), b"", "{name}");
+    }
+    let append = OpenMode { append: true, ..WRITE };
+    let (ino, attr, file) = t.view.create_unnamed(Ino::ROOT, Permissions::exactly(0o400), None, append).unwrap();
+    t.view.write(&file, 0, b"by").unwrap();
+    t.view.write(&file, 0, b"tes").unwrap();
+    let (_, linked) = t.view.link(ino, Ino::ROOT, OsStr::new("named")).unwrap();
+
+    assert_eq!((attr.mode, attr.nlink, content(&t.view, &file)), (0o400, 0, b"bytes".to_vec()));
+    assert_eq!((linked.mode, linked.nlink, linked.size), (0o400, 1, 5));
+    assert_eq!(std::fs::read_dir(t.upper.join(".siphon/work")).unwrap().count(), 0);
+}
+
 #[test]
 fn a_file_without_a_name_belongs_to_the_group_that_its_directory_hands_on() {
     if rustix::process::geteuid().as_raw() != 0 {
@@ -149,6 +201,49 @@ fn a_file_without_a_name_belongs_to_the_group_that_its_directory_hands_on() {
 
         assert_eq!(((attr.uid, attr.gid), attr.mode), (expected, 0o4755), "{owner:?}");
     }
+}
+
+#[test]
+fn a_removed_directory_is_kept_open_for_who_refers_to_it_alone() {
+    let t = test(|_| {});
+    let permissions = Permissions::exactly(0o755);
+    let made = |name| {
+        let (directory, _) = t.view.make_directory(Ino::ROOT, OsStr::new(name), permissions, None).unwrap();
+        let (file, _) = t.view.make_node(directory, OsStr::new("f"), Kind::File, permissions, 0, None).unwrap();
+        t.view.unlink(directory, OsStr::new("f")).unwrap();
+        t.view.forget(file, 1);
+        directory
+    };
+    let kept_open = || {
+        let open = std::fs::read_dir("/proc/self/fd").unwrap();
+        let paths = open.filter_map(|entry| std::fs::read_link(entry.unwrap().path()).ok());
+        paths.filter(|path| path.starts_with(&t.upper) && path.to_string_lossy().ends_with(" (deleted)")).count()
+    };
+    let (removed, replaced, _) = (made("removed"), made("replaced"), made("other"));
+
+    t.view.remove_directory(Ino::ROOT, OsStr::new("removed")).unwrap();
+    t.view.rename(Ino::ROOT, OsStr::new("other"), Ino::ROOT, OsStr::new("replaced"), RenameMode::Replace).unwrap();
+    let before = kept_open();
+    t.view.forget(removed, 1);
+    t.view.forget(replaced, 1);
+
+    assert_eq!((before, kept_open()), (2, 0));
+}
+
+#[test]
+fn what_the_layer_numbers_as_it_did_a_removed_directory_is_another_node() {
+    let t = test(|_| {});
+    let (removed, _) = t.view.make_directory(Ino::ROOT, OsStr::new("d"), Permissions::exactly(0o755), None).unwrap();
+    let key = state::key_of(&fs::stat(t.upper.join("d")).unwrap());
+    let number = || t.view.layer.as_ref().unwrap().state.write().number(key, None, false);
+    assert_eq!(number(), removed);
+
+    t.view.remove_directory(Ino::ROOT, OsStr::new("d")).unwrap();
+    let other = number();
+    t.view.forget(removed, 1);
+
+    assert_ne!(other, removed);
+    assert_eq!(number(), other);
 }
 
 #[test]
@@ -624,22 +719,33 @@ fn a_directory_of_an_image_that_answers_late_is_renamed_while_others_make_files(
     assert!(find(&view, "d").is_err());
 }
 
-#[test]
-fn a_default_acl_is_inherited_and_overrules_the_umask() {
-    // user::rwx, user:2:rwx, group::r-x, mask::rwx, other::---, as `setfacl -d` writes it.
+const DEFAULT_ACL: &str = "system.posix_acl_default";
+
+/// user::rwx, user:2:rwx, group::r-x, mask::rwx, other::---, as `setfacl -d` writes it.
+fn acl() -> Vec<u8> {
     let entry = |tag: u16, rights: u16, id: u32| {
         [tag.to_le_bytes(), rights.to_le_bytes()].concat().into_iter().chain(id.to_le_bytes()).collect::<Vec<u8>>()
     };
     let none = u32::MAX;
     let entries = [entry(1, 7, none), entry(2, 7, 2), entry(4, 5, none), entry(0x10, 7, none), entry(0x20, 0, none)];
-    let acl = [2u32.to_le_bytes().to_vec(), entries.concat()].concat();
+    [2u32.to_le_bytes().to_vec(), entries.concat()].concat()
+}
+
+/// A layer over a directory `d` of the image, which hands an ACL on. `None`, with the reason printed, where there are none.
+fn test_of_acls() -> Option<(Test, Ino)> {
     let t = test(|lower| std::fs::create_dir(lower.join("d")).unwrap());
     if !t.view.has_acls() {
         println!("skipped: there are no ACLs here");
-        return;
+        return None;
     }
     let d = find(&t.view, "d").unwrap();
-    t.view.set_xattr(d, OsStr::new("system.posix_acl_default"), &acl, 0).unwrap();
+    t.view.set_xattr(d, OsStr::new(DEFAULT_ACL), &acl(), 0).unwrap();
+    Some((t, d))
+}
+
+#[test]
+fn a_default_acl_is_inherited_and_overrules_the_umask() {
+    let Some((t, d)) = test_of_acls() else { return };
 
     let permissions = Permissions { mode: 0o666, umask: 0o077 };
     let (file, attr) = t.view.make_node(d, OsStr::new("f"), Kind::File, permissions, 0, None).unwrap();
@@ -652,8 +758,34 @@ fn a_default_acl_is_inherited_and_overrules_the_umask() {
     let acl_of = |ino| t.view.xattr(ino, OsStr::new("system.posix_acl_access")).unwrap();
     assert_eq!(acl_of(unnamed), acl_of(file));
     assert!(t.view.xattr(file, OsStr::new("system.posix_acl_access")).unwrap().is_some());
-    assert_eq!(t.view.xattr(inner, OsStr::new("system.posix_acl_default")).unwrap(), Some(acl));
+    assert_eq!(t.view.xattr(inner, OsStr::new(DEFAULT_ACL)).unwrap(), Some(acl()));
     assert_eq!(t.view.attr(plain).unwrap().mode, 0o600);
+    assert_eq!(std::fs::read_dir(t.upper.join(".siphon/work")).unwrap().count(), 0);
+}
+
+#[test]
+fn the_umask_counts_again_once_a_default_acl_is_taken_away() {
+    let Some((t, d)) = test_of_acls() else { return };
+    let permissions = Permissions { mode: 0o666, umask: 0o077 };
+    let made = |name| {
+        let (_, named) = t.view.make_node(d, OsStr::new(name), Kind::File, permissions, 0, None).unwrap();
+        let (_, unnamed, _) = t.view.create_unnamed(d, permissions, None, WRITE).unwrap();
+        (named.mode, unnamed.mode)
+    };
+    assert_eq!(made("before"), (0o660, 0o660));
+
+    t.view.remove_xattr(d, OsStr::new(DEFAULT_ACL)).unwrap();
+
+    assert_eq!(made("after"), (0o600, 0o600));
+}
+
+#[test]
+fn what_cannot_be_made_where_an_acl_is_handed_on_leaves_nothing() {
+    let Some((t, d)) = test_of_acls() else { return };
+
+    let made = t.view.make_node(d, OsStr::new("w"), Kind::CharDevice, Permissions::exactly(0o600), 0, None);
+
+    assert_eq!(made.unwrap_err().errno(), Errno::PERM.raw_os_error());
     assert_eq!(std::fs::read_dir(t.upper.join(".siphon/work")).unwrap().count(), 0);
 }
 

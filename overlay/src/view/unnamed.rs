@@ -4,15 +4,16 @@
 //! and is gone with the process that serves the view, however that ends. Elsewhere the file is one in `work` until it gets a
 //! name or nobody refers to it; what a killed process left of it is cleared when the layer is next locked.
 
-use super::changes::{New, SET_GID, stage_new};
+use super::changes::{New, settle, stage_new};
 use super::state::key_of;
 use super::{Ino, Layer, OpenFile, OpenMode, Owner, Permissions, View};
 use crate::error::Error;
 use crate::upper::Upper;
-use rustix::fs::{self, AtFlags, Gid, Mode, OFlags, Uid};
+use rustix::fs::{self, Mode, OFlags};
 use siphon_image::directory::host;
 use siphon_image::tree::{Attr, Kind};
 use std::ffi::{OsStr, OsString};
+use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 /// What the layer has of a file that was made without a name and has got none yet.
@@ -38,17 +39,6 @@ impl View {
         open: OpenMode,
     ) -> Result<(Ino, Attr, OpenFile), Error> {
         let new = New { kind: Kind::File, permissions, rdev: 0, target: OsStr::new(""), owner };
-        let (ino, attr) = self.make_unnamed(parent, &new)?;
-        match self.open_new(ino, open) {
-            Ok(file) => Ok((ino, attr, file)),
-            Err(error) => {
-                self.forget(ino, 1);
-                Err(error)
-            }
-        }
-    }
-
-    fn make_unnamed(&self, parent: Ino, new: &New<'_>) -> Result<(Ino, Attr), Error> {
         let layer = self.layer()?;
         let mut state = layer.state.write();
         state.node(parent)?;
@@ -57,56 +47,51 @@ impl View {
         self.raise(layer, &mut state, parent)?;
         let directory = self.upper_directory(layer, &state, parent)?;
         let hands_acl_on = state.hands_acl_on(&layer.upper, parent, directory.as_fd())?;
-        let (object, unnamed) = match make(directory.as_fd(), new, hands_acl_on) {
-            Ok(object) => (object, Unnamed::Nowhere),
+        let (made, unnamed) = match make(directory.as_fd(), &new, hands_acl_on, open) {
+            Ok(file) => (Ok(file), Unnamed::Nowhere),
             // Whatever a filesystem answers that makes no such files.
             Err(_) => {
                 let staged = layer.upper.temporary();
-                let made = make_in_work(layer, directory.as_fd(), new, &staged);
-                if made.is_err() {
-                    // The first failure is the one to report.
-                    let _ = layer.upper.discard(&staged);
-                }
-                (made?, Unnamed::InWork(staged))
+                let made = stage_new(layer, directory.as_fd(), &new, &staged, Some(open));
+                (made.map(|file| file.expect("a file that is to be opened is")), Unnamed::InWork(staged))
             }
         };
-        let stat = host::stat(object.as_fd())?;
-        let ino = state.number(key_of(&stat), None, false);
-        state.remember_unnamed(ino, &stat, object, unnamed);
-        state.node_mut(ino)?.is_bare = !hands_acl_on;
-        Ok((ino, self.attr_of(layer, &state, ino)?))
+        let entered = made.and_then(|file| {
+            let object = OwnedFd::from(file.try_clone()?);
+            let stat = host::stat(object.as_fd())?;
+            let ino = state.number(key_of(&stat), None, false);
+            let node = state.remember_unnamed(ino, &stat, object, unnamed.clone());
+            node.is_bare = !hands_acl_on;
+            // The name that it has in `work` is none.
+            let attr = Attr { nlink: 0, ..host::attr_of(&stat) };
+            Ok((ino, attr, OpenFile::made(ino, node, file, open)))
+        });
+        if entered.is_err() {
+            discard(&layer.upper, Some(&unnamed));
+        }
+        entered
     }
 }
 
-/// Makes the file without a name anywhere.
-fn make(directory: BorrowedFd<'_>, new: &New<'_>, hands_acl_on: bool) -> Result<OwnedFd, Error> {
+/// Makes the file without a name anywhere, and opens it.
+fn make(directory: BorrowedFd<'_>, new: &New<'_>, hands_acl_on: bool, open: OpenMode) -> Result<File, Error> {
     let Permissions { mode, umask } = new.permissions;
     let umask = if hands_acl_on { 0 } else { umask & 0o777 };
     let mode = mode & 0o7777 & !umask;
-    let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
-    let object = fs::openat(directory, ".", flags, Mode::from_raw_mode(mode.into()))?;
+    let append = if open.append { OFlags::APPEND } else { OFlags::empty() };
+    let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC | append;
+    let file = fs::openat(directory, ".", flags, Mode::from_raw_mode(mode.into()))?;
     // The ACL has its say in it; this process's own umask has none.
-    let mode = if hands_acl_on { host::attr_of(&host::stat(object.as_fd())?).mode } else { mode };
-    if let Some((uid, gid)) = new.owner {
-        let parent = host::attr_of(&host::stat(directory)?);
-        // The filesystem has seen to the group already where the directory hands it on.
-        let gid = if parent.mode & SET_GID != 0 { parent.gid } else { gid };
-        fs::chownat(&object, "", Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)), AtFlags::EMPTY_PATH)?;
-    }
-    if host::attr_of(&host::stat(object.as_fd())?).mode != mode {
-        fs::fchmod(&object, Mode::from_raw_mode(mode.into()))?;
-    }
-    Ok(object)
-}
-
-fn make_in_work(layer: &Layer, parent: BorrowedFd<'_>, new: &New<'_>, staged: &OsStr) -> Result<OwnedFd, Error> {
-    stage_new(layer, parent, new, staged)?;
-    Ok(host::open_object(layer.upper.work()?, staged)?)
+    let mode = if hands_acl_on { host::attr_of(&host::stat(file.as_fd())?).mode } else { mode };
+    settle(file.as_fd(), directory, new, mode)?;
+    Ok(file.into())
 }
 
 impl Drop for Layer {
     fn drop(&mut self) {
-        for node in self.state.get_mut().nodes.values() {
+        for node in self.state.get_mut().nodes.values_mut() {
+            // Some filesystems keep a file under another name for who has it open.
+            node.orphan = None;
             discard(&self.upper, node.unnamed.as_ref());
         }
     }

@@ -229,8 +229,7 @@ impl Pair {
 
     /// Whether the plain directory has one file under both names.
     fn are_one_file(&self, one: &Names, other: &Names) -> bool {
-        let number =
-            |path| self.object(path).and_then(|object| fs::fstat(object)).map(|stat| (stat.st_dev, stat.st_ino));
+        let number = |path| self.object(path).and_then(fs::fstat).map(|stat| (stat.st_dev, stat.st_ino));
         matches!((number(one), number(other)), (Ok(one), Ok(other)) if one == other)
     }
 

@@ -48,11 +48,14 @@ impl Numbers {
         self.taken.get(&ino).copied()
     }
 
-    /// The number of `key`, which none is remembered for: `from` if it is that of another node, and else its own.
-    pub(super) fn give(&mut self, key: Key, from: Option<Ino>) -> Ino {
+    /// The number of `key`, which none is remembered for: `from` if it is that of another node, and else its own, unless something
+    /// that is gone from the layer still has that.
+    pub(super) fn give(&mut self, key: Key, from: Option<Ino>, is_taken: impl Fn(Ino) -> bool) -> Ino {
         let own = match from {
             Some(ino) => ino,
-            None if key.0 == self.device && key.1 < COUNTED => return Ino(UPPER_BIT + key.1),
+            None if key.0 == self.device && key.1 < COUNTED && !is_taken(Ino(UPPER_BIT + key.1)) => {
+                return Ino(UPPER_BIT + key.1);
+            }
             None => {
                 self.next += 1;
                 Ino(self.next)
