@@ -402,9 +402,9 @@ fn root_lists_and_stops_the_instances_of_a_user() {
     let unknown = root.siphon(&["instance", "list", "--user", "no-such-user"]).run();
     root.siphon(&["instance", "stop", "--user", user, &name]).stdout();
 
-    // Logs outlive an instance, and these lie in the user's own home.
+    // Logs outlive an instance, and these lie in the user's own home, perhaps beside those of others.
     let clean = format!(
-        "cd ~{user} && cd .local/state/siphon/instances/*/ && rm logs/{name}.err logs/{name}.out && rmdir logs && rm lock && \
+        "cd ~{user} && cd .local/state/siphon/instances/*/ && rm logs/{name}.err logs/{name}.out && if rmdir logs; then rm lock; fi && \
          cd ~{user} && rmdir -p --ignore-fail-on-non-empty .local/state/siphon/instances/*"
     );
     environment.shell(&clean).stdout();
