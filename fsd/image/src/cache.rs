@@ -10,7 +10,7 @@
 
 use lru::LruCache;
 use parking_lot::{Condvar, Mutex};
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasher, Hash, RandomState};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -20,6 +20,10 @@ const MAX_SHARDS: u64 = 16;
 
 /// Values that a shard should hold at least; fewer, larger shards are better than many that each hold one value.
 const MIN_VALUES_PER_SHARD: u64 = 8;
+
+/// Values of a shard that nobody is expected to want again, and that are there still: a few blocks, which several readers of the
+/// same place, of which one reads ahead, come to one after the other.
+const MAX_RETIRED: usize = 3;
 
 /// A map from `K` to shared values, bounded by the sum of their weights.
 pub(crate) struct Cache<K, V, E> {
@@ -45,6 +49,8 @@ pub(crate) struct Lookups {
 struct Shard<K, V, E> {
     kept: LruCache<K, Kept<V>>,
     kept_bytes: u64,
+    /// Keys of what is not wanted again, as far as is known, in that order.
+    retired: VecDeque<K>,
     flights: HashMap<K, Arc<Flight<V, E>>>,
 }
 
@@ -88,7 +94,14 @@ impl<K: Hash + Eq + Copy, V, E: Clone> Cache<K, V, E> {
     pub(crate) fn new(max_bytes: u64, max_value_bytes: u64) -> Self {
         let room = max_bytes / max_value_bytes.saturating_mul(MIN_VALUES_PER_SHARD).max(1);
         let shards = room.clamp(1, MAX_SHARDS);
-        let shard = |_| Mutex::new(Shard { kept: LruCache::unbounded(), kept_bytes: 0, flights: HashMap::new() });
+        let shard = |_| {
+            Mutex::new(Shard {
+                kept: LruCache::unbounded(),
+                kept_bytes: 0,
+                retired: VecDeque::new(),
+                flights: HashMap::new(),
+            })
+        };
         Self {
             shards: (0..shards).map(shard).collect(),
             hasher: RandomState::new(),
@@ -145,12 +158,10 @@ impl<K: Hash + Eq + Copy, V, E: Clone> Cache<K, V, E> {
         shard.kept.contains(&key) || shard.flights.contains_key(&key)
     }
 
-    /// Forgets the value for `key`, which nobody is expected to want again.
-    pub(crate) fn remove(&self, key: K) {
-        let mut shard = self.shard(key).lock();
-        if let Some(kept) = shard.kept.pop(&key) {
-            shard.kept_bytes -= kept.weight_bytes;
-        }
+    /// Says that nobody is expected to want the value for `key` again. It makes room soon, but not at once: who comes late may
+    /// want it still.
+    pub(crate) fn retire(&self, key: K) {
+        self.shard(key).lock().retire(key);
     }
 
     /// How often something was looked up, by what came of it.
@@ -232,6 +243,20 @@ impl<K: Hash + Eq + Copy, V, E> Shard<K, V, E> {
             self.kept_bytes = self.kept_bytes.saturating_sub(oldest.weight_bytes);
         }
     }
+
+    /// It goes once so many others came after it.
+    fn retire(&mut self, key: K) {
+        if self.retired.contains(&key) {
+            return;
+        }
+        self.retired.push_back(key);
+        if self.retired.len() <= MAX_RETIRED {
+            return;
+        }
+        if let Some(kept) = self.retired.pop_front().and_then(|oldest| self.kept.pop(&oldest)) {
+            self.kept_bytes -= kept.weight_bytes;
+        }
+    }
 }
 
 impl<K, V, E> std::fmt::Debug for Cache<K, V, E> {
@@ -304,5 +329,22 @@ mod tests {
 
         assert!(cache.get_or_make(0, || Err("it is kept".to_owned())).is_ok());
         assert!(cache.get_or_make(1, || Err("it is gone".to_owned())).is_err());
+    }
+
+    #[test]
+    fn what_nobody_will_want_again_makes_room_after_a_few_others() {
+        let cache = Numbers::new(1000, 1000);
+        let keys = 0..=MAX_RETIRED as u64;
+        for key in keys.clone() {
+            cache.get_or_make(key, || Ok((key, 1))).unwrap();
+        }
+
+        for key in keys.clone() {
+            assert!(cache.contains(0), "{key}");
+            cache.retire(key);
+            cache.retire(key);
+        }
+
+        assert_eq!(keys.map(|key| cache.contains(key)).collect::<Vec<_>>(), [false, true, true, true]);
     }
 }

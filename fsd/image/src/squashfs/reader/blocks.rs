@@ -438,7 +438,7 @@ impl Blocks {
         buf.copy_from_slice(&decoded.content[from..from + buf.len()]);
         let served_before = decoded.served_bytes.fetch_add(buf.len() as u64, Ordering::Relaxed);
         if served_before + buf.len() as u64 >= decoded.content.len() as u64 {
-            self.cache.remove(block);
+            self.cache.retire(block);
         }
     }
 
