@@ -154,8 +154,13 @@ impl<K: Hash + Eq + Copy, V, E: Clone> Cache<K, V, E> {
 
     /// Whether the value is there or is just being made.
     pub(crate) fn contains(&self, key: K) -> bool {
+        self.shard(key).lock().contains(&key)
+    }
+
+    /// As [`Cache::contains`], but for values that were retired.
+    pub(crate) fn is_wanted(&self, key: K) -> bool {
         let shard = self.shard(key).lock();
-        shard.kept.contains(&key) || shard.flights.contains_key(&key)
+        shard.contains(&key) && !shard.retired.contains(&key)
     }
 
     /// Says that nobody is expected to want the value for `key` again. It makes room soon, but not at once: who comes late may
@@ -232,8 +237,14 @@ impl<K: Hash + Eq + Copy, V, E: Clone> Drop for Turn<'_, K, V, E> {
 }
 
 impl<K: Hash + Eq + Copy, V, E> Shard<K, V, E> {
+    fn contains(&self, key: &K) -> bool {
+        self.kept.contains(key) || self.flights.contains_key(key)
+    }
+
     /// The newest value stays even if it alone is above the bound: someone is about to use it.
     fn keep(&mut self, key: K, value: Arc<V>, weight_bytes: u64, max_bytes: u64) {
+        // It may have been retired, and have made room since.
+        self.retired.retain(|retired| *retired != key);
         if let Some(old) = self.kept.put(key, Kept { value, weight_bytes }) {
             self.kept_bytes -= old.weight_bytes;
         }
@@ -345,6 +356,16 @@ mod tests {
             cache.retire(key);
         }
 
-        assert_eq!(keys.map(|key| cache.contains(key)).collect::<Vec<_>>(), [false, true, true, true]);
+        assert_eq!(keys.clone().map(|key| cache.contains(key)).collect::<Vec<_>>(), [false, true, true, true]);
+        assert!(keys.clone().all(|key| !cache.is_wanted(key)));
+
+        // What was made again is as new.
+        cache.get_or_make(0, || Ok((0, 1))).unwrap();
+        assert!(cache.is_wanted(0));
+        for key in 4..8 {
+            cache.get_or_make(key, || Ok((key, 1))).unwrap();
+            cache.retire(key);
+        }
+        assert!(cache.is_wanted(0));
     }
 }

@@ -283,7 +283,7 @@ fn what_was_prepared_is_not_decoded_again() {
 }
 
 #[test]
-fn what_was_decoded_around_a_few_bytes_is_known() {
+fn what_was_decoded_around_a_few_bytes_is_known_until_all_was_read() {
     let dir = tempfile::tempdir().unwrap();
     let (source, image) = (dir.path().join("source"), dir.path().join("image"));
     std::fs::create_dir(&source).unwrap();
@@ -300,6 +300,9 @@ fn what_was_decoded_around_a_few_bytes_is_known() {
     assert_eq!(tree.decoded_around(node, 131_071), None);
     read(299_999, 1);
     assert_eq!(tree.decoded_around(node, 270_000), Some(262_144..300_000), "the last block is shorter");
+
+    read(131_072, 131_072);
+    assert_eq!(tree.decoded_around(node, 200_000), None, "the reader has all of it");
     assert_eq!(tree.decoded_around(tree.root(), 0), None);
 }
 

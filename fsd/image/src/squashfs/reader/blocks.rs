@@ -314,7 +314,7 @@ impl Blocks {
         Ok(missing)
     }
 
-    /// The bytes of `file` that the block of the one at `offset` holds, if it is in the cache.
+    /// The bytes of `file` that the block of the one at `offset` holds, if it is in the cache and not all of it was handed out.
     pub(super) fn decoded_around(
         &self,
         metadata: &Metadata,
@@ -325,7 +325,7 @@ impl Blocks {
         let start = offset & !(self.block_bytes() - 1);
         let end = start.saturating_add(self.block_bytes()).min(file.size);
         let blocks = self.blocks_in(metadata, inodes, file, start..end)?;
-        let is_decoded = |block: &Stored| !block.is_hole() && self.cache.contains(*block);
+        let is_decoded = |block: &Stored| !block.is_hole() && self.cache.is_wanted(*block);
         Ok(blocks.first().filter(|block| is_decoded(block)).map(|_| start..end))
     }
 
