@@ -206,8 +206,8 @@ impl Stream {
         self.next = self.next.max(asked.end);
         self.asked_bytes += asked.end - asked.start;
         self.requests += 1;
+        let reached_bytes = self.next - self.start;
         if !self.is_known() {
-            let reached_bytes = self.next - self.start;
             // Between windows of earlier not all is asked for.
             let is_whole = self.ready > 0 || self.asked_bytes >= reached_bytes / 4 * 3;
             if self.requests < MIN_REQUESTS || reached_bytes < MIN_STREAM_BYTES || !is_whole {
@@ -220,8 +220,7 @@ impl Stream {
         }
         self.ready = self.ready.max(self.next);
         if self.next - self.grown >= MIN_GROWTH_BYTES {
-            let read_bytes = self.next - self.start;
-            self.reach_bytes = (2 * self.reach_bytes).min(read_bytes).clamp(2 * FIRST_REACH_BYTES, MAX_REACH_BYTES);
+            self.reach_bytes = (2 * self.reach_bytes).min(reached_bytes).clamp(MIN_WINDOW_BYTES, MAX_REACH_BYTES);
             self.grown = self.next;
         }
         // Each window ends beyond the one before it, as none is shorter than what ends are multiples of.
@@ -281,9 +280,9 @@ mod tests {
         }
 
         assert!(windows.iter().all(|window| window.end % MIN_WINDOW_BYTES == 0), "{windows:?}");
-        // Two gaps where the first was reached before there was another window.
-        let is_gap = |bytes: u64| bytes == GAP_BYTES || bytes == 2 * GAP_BYTES;
-        assert!(windows.windows(2).all(|pair| is_gap(pair[1].start - pair[0].end)), "{windows:?}");
+        // The first gap was reached before there was another window.
+        assert_eq!(windows[1].start, windows[0].end + 2 * GAP_BYTES, "{windows:?}");
+        assert!(windows[1..].windows(2).all(|pair| pair[1].start == pair[0].end + GAP_BYTES), "{windows:?}");
         let lengths: Vec<u64> = windows.iter().map(|window| window.end - window.start).collect();
         let longest = *lengths.last().unwrap();
         assert!(lengths.is_sorted() && longest >= MAX_WINDOW_BYTES - MIN_WINDOW_BYTES, "{windows:?}");
@@ -317,6 +316,19 @@ mod tests {
         readers.windows_after(FILE, 1 << 30..(1 << 30) + 4 * KIB);
 
         assert_eq!(readers.windows_after(FILE, far..far + GAP_BYTES), None);
+    }
+
+    #[test]
+    fn what_is_read_far_behind_who_jumped_about_does_not_count_for_it() {
+        let readers = Readers::default();
+        after_all(&readers, &(0..20).map(|step| step * 128 * KIB..(step + 1) * 128 * KIB).collect::<Vec<_>>());
+        let next = 2560 * KIB;
+
+        for start in [1 << 30, next - 1024 * KIB, next - 2048 * KIB] {
+            assert_eq!(readers.windows_after(FILE, start..start + 4 * KIB), None);
+        }
+
+        assert_eq!(readers.windows_after(FILE, next..next + 128 * KIB), None);
     }
 
     #[test]
@@ -426,7 +438,7 @@ mod tests {
     }
 
     #[test]
-    fn no_window_reaches_further_than_what_was_read_is_long() {
+    fn no_window_begins_further_ahead_than_was_read() {
         let readers = Readers::default();
         let start = 1 << 30;
 
@@ -434,9 +446,8 @@ mod tests {
             let asked = start + step * 64 * KIB..start + (step + 1) * 64 * KIB;
             let read_bytes = asked.end - start;
             for window in readers.windows_after(FILE, asked.clone()).unwrap_or_default() {
-                let beyond_bytes = window.end - asked.end;
-                // What lies ahead may be shorter than the window that is due.
-                assert!(beyond_bytes <= 2 * read_bytes + GAP_BYTES, "{window:?} after {read_bytes} bytes");
+                let ahead_bytes = window.start - asked.end;
+                assert!(ahead_bytes < read_bytes + GAP_BYTES, "{window:?} after {read_bytes} bytes");
             }
         }
     }
