@@ -484,6 +484,19 @@ fn fit(value: Vec<u8>, capacity: usize) -> Result<XattrReply, Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use siphon_image::tree::EmptyTree;
+    use siphon_overlay::upper::{Base, Upper};
+
+    /// A new layer over nothing, which goes with the first value.
+    pub(super) fn over_nothing(owners: Owners) -> (tempfile::TempDir, FileSystem) {
+        let layer = tempfile::tempdir().unwrap();
+        let base = Base { version: Base::VERSION, image: "/image".into(), identity: String::new() };
+        let upper = Upper::create(layer.path(), &base).unwrap();
+        let view = View::new(Arc::new(EmptyTree), Some(upper)).unwrap();
+        let xattrs = Xattrs::All;
+        let options = Options { owners, read_only: false, stable: true, xattrs, far: false, keeps_privileges: true };
+        (layer, FileSystem::new(Arc::new(view), options, Arc::new(Counters::default())))
+    }
 
     #[test]
     fn an_overlayfs_is_shown_only_the_attributes_that_it_can_copy() {

@@ -289,24 +289,12 @@ impl FileSystem {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Options, Xattrs};
+    use super::super::tests::over_nothing;
     use super::*;
-    use crate::metrics::Counters;
-    use siphon_image::tree::EmptyTree;
-    use siphon_overlay::upper::{Base, Upper};
-    use siphon_overlay::view::View;
-    use std::sync::Arc;
 
     #[test]
     fn a_program_made_in_a_directory_of_a_foreign_group_does_not_act_for_it() {
-        let layer = tempfile::tempdir().unwrap();
-        let base = Base { version: Base::VERSION, image: "/image".into(), identity: String::new() };
-        let upper = Upper::create(layer.path(), &base).unwrap();
-        let view = View::new(Arc::new(EmptyTree), Some(upper)).unwrap();
-        let owners = Owners::AsStored { users: u32::MAX, groups: u32::MAX };
-        let xattrs = Xattrs::All;
-        let options = Options { owners, read_only: false, stable: true, xattrs, far: false, keeps_privileges: true };
-        let filesystem = FileSystem::new(Arc::new(view), options, Arc::new(Counters::default()));
+        let (_layer, filesystem) = over_nothing(Owners::AsStored { users: u32::MAX, groups: u32::MAX });
         let change = |mode| SetAttr { mode: Some(mode), ..SetAttr::default() };
         let own = filesystem.set_attr(Ino::ROOT, &change(0o2777)).unwrap().attr.gid;
         let made = |uid, gid, mode| {

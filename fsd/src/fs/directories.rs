@@ -213,12 +213,10 @@ impl Snapshot {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Caller, Options, Owners, Xattrs};
+    use super::super::tests::over_nothing;
+    use super::super::{Caller, Owners};
     use super::*;
-    use crate::metrics::Counters;
-    use siphon_image::tree::EmptyTree;
-    use siphon_overlay::upper::{Base, Upper};
-    use siphon_overlay::view::{Permissions, View};
+    use siphon_overlay::view::Permissions;
 
     fn names(filesystem: &FileSystem, handle: u64) -> Vec<String> {
         let mut names = Vec::new();
@@ -232,14 +230,7 @@ mod tests {
 
     #[test]
     fn a_listing_holds_what_was_made_after_the_opening() {
-        let layer = tempfile::tempdir().unwrap();
-        let base = Base { version: Base::VERSION, image: "/image".into(), identity: String::new() };
-        let upper = Upper::create(layer.path(), &base).unwrap();
-        let view = View::new(Arc::new(EmptyTree), Some(upper)).unwrap();
-        let owners = Owners::Squash { uid: 0, gid: 0 };
-        let xattrs = Xattrs::All;
-        let options = Options { owners, read_only: false, stable: true, xattrs, far: false, keeps_privileges: true };
-        let filesystem = FileSystem::new(Arc::new(view), options, Arc::new(Counters::default()));
+        let (_layer, filesystem) = over_nothing(Owners::Squash { uid: 0, gid: 0 });
         let caller = Caller { uid: 0, gid: 0 };
 
         let handle = filesystem.open_directory(Ino::ROOT);
