@@ -109,6 +109,13 @@ pub struct OpenMode {
     pub truncate: bool,
 }
 
+impl OpenMode {
+    /// `O_APPEND`, if that is how.
+    fn append_flag(self) -> rustix::fs::OFlags {
+        if self.append { rustix::fs::OFlags::APPEND } else { rustix::fs::OFlags::empty() }
+    }
+}
+
 /// How `rename` treats an existing target.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum RenameMode {

@@ -135,23 +135,32 @@ fn a_view_behaves_like_a_directory_on_a_filesystem_that_refuses_xattrs_and_swaps
     drop(mounted);
 }
 
-/// A view of a directory with the file `f` and of a layer, which are on bindfs.
-fn view_on_bindfs(behind: &Path, place: &Path) -> Option<(Mounted, View)> {
-    let mounted = mount_bindfs(behind, place)?;
-    for directory in ["lower", "layer"] {
-        std::fs::create_dir(mounted.0.join(directory)).unwrap();
+/// A view of a directory with the file `f`, whose content is `content`, and of a layer, which are on bindfs. They go in this order.
+struct OnBindfs {
+    view: View,
+    _mounted: Mounted,
+    _directories: [tempfile::TempDir; 2],
+}
+
+impl OnBindfs {
+    fn new() -> Option<Self> {
+        let directories = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+        let mounted = mount_bindfs(directories[0].path(), directories[1].path())?;
+        for directory in ["lower", "layer"] {
+            std::fs::create_dir(mounted.0.join(directory)).unwrap();
+        }
+        std::fs::write(mounted.0.join("lower/f"), "content").unwrap();
+        let lower = Directory::open(&mounted.0.join("lower")).unwrap();
+        let view = View::new(Arc::new(lower), Some(Upper::open(&mounted.0.join("layer")).unwrap())).unwrap();
+        Some(Self { view, _mounted: mounted, _directories: directories })
     }
-    std::fs::write(mounted.0.join("lower/f"), "content").unwrap();
-    let lower = Directory::open(&mounted.0.join("lower")).unwrap();
-    let view = View::new(Arc::new(lower), Some(Upper::open(&mounted.0.join("layer")).unwrap())).unwrap();
-    Some((mounted, view))
 }
 
 /// bindfs knows files by their names, and keeps a removed one only for who has it open.
 #[test]
 fn a_file_that_was_opened_before_its_copy_up_outlasts_its_name_where_names_are_all_that_is_known() {
-    let (behind, place) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    let Some((mounted, view)) = view_on_bindfs(behind.path(), place.path()) else { return };
+    let Some(on_bindfs) = OnBindfs::new() else { return };
+    let view = &on_bindfs.view;
     let name = OsStr::new("f");
     let (ino, _) = view.lookup(Ino::ROOT, name).unwrap();
     let reader = view.open(ino, OpenMode::default()).unwrap();
@@ -163,13 +172,12 @@ fn a_file_that_was_opened_before_its_copy_up_outlasts_its_name_where_names_are_a
     let mut content = [0; 16];
     let read = view.read(&reader, 0, &mut content).unwrap();
     assert_eq!((attr.mode, attr.size, &content[..read]), (0o600, 7, &b"content"[..]));
-    drop((reader, view, mounted));
 }
 
 #[test]
 fn a_file_of_the_image_that_was_opened_and_removed_is_changed_where_names_are_all_that_is_known() {
-    let (behind, place) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    let Some((mounted, view)) = view_on_bindfs(behind.path(), place.path()) else { return };
+    let Some(on_bindfs) = OnBindfs::new() else { return };
+    let view = &on_bindfs.view;
     let name = OsStr::new("f");
     let (ino, _) = view.lookup(Ino::ROOT, name).unwrap();
     let reader = view.open(ino, OpenMode::default()).unwrap();
@@ -181,14 +189,13 @@ fn a_file_of_the_image_that_was_opened_and_removed_is_changed_where_names_are_al
     let mut content = [0; 16];
     let read = view.read(&reader, 0, &mut content).unwrap();
     assert_eq!((attr.mode, attr.size, &content[..read]), (0o600, 4, &b"cont"[..]));
-    drop((reader, view, mounted));
 }
 
 /// What is behind bindfs gives the number of a removed directory to the next one, also while somebody is in it.
 #[test]
 fn a_new_directory_is_no_removed_one_where_names_are_all_that_is_known() {
-    let (behind, place) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    let Some((mounted, view)) = view_on_bindfs(behind.path(), place.path()) else { return };
+    let Some(on_bindfs) = OnBindfs::new() else { return };
+    let view = &on_bindfs.view;
     let permissions = Permissions::exactly(0o755);
     let mut left_in_use = Vec::new();
 
@@ -206,7 +213,6 @@ fn a_new_directory_is_no_removed_one_where_names_are_all_that_is_known() {
             _ => left_in_use.push(directory),
         }
     }
-    drop((view, mounted));
 }
 
 fn run_all(scratch: &Path, count: u64) {

@@ -12,7 +12,7 @@ use siphon_image::tree::Kind;
 use std::fs::File;
 use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
 
 /// `lseek(2)`'s numbers, the same on every architecture.
@@ -62,11 +62,11 @@ impl View {
             Kind::Directory => return Err(Errno::ISDIR.into()),
             _ => return Err(Errno::INVAL.into()),
         }
-        file.copied = Some(node.copied.get_or_insert_with(|| AtomicBool::new(node.up && !node.stub).into()).clone());
+        file.copied = Some(node.is_copied_flag());
         file.lower = node.lower;
         let has_content = !node.stub;
         if let (Some(spot), true) = (state.spot(&layer.upper, ino)?, has_content) {
-            let opened = open_at(&spot, writable, mode.append)?;
+            let opened = open_at(&spot, writable, mode.append_flag())?;
             if mode.truncate {
                 fs::ftruncate(&opened, 0)?;
             }
@@ -83,7 +83,8 @@ impl View {
         match (&self.layer, &file.copied) {
             (Some(layer), Some(copied)) if copied.load(Ordering::Acquire) => {
                 let state = layer.state.read();
-                let opened = open_at(&state.spot(&layer.upper, file.ino)?.ok_or(Errno::STALE)?, false, false)?;
+                let opened =
+                    open_at(&state.spot(&layer.upper, file.ino)?.ok_or(Errno::STALE)?, false, OFlags::empty())?;
                 drop(state);
                 Ok(Some(file.upper.get_or_init(|| opened)))
             }
@@ -233,7 +234,7 @@ impl OpenFile {
             ino,
             writable: mode.write || mode.truncate,
             lower: None,
-            copied: Some(node.copied.get_or_insert_with(|| AtomicBool::new(true).into()).clone()),
+            copied: Some(node.is_copied_flag()),
             upper: OnceLock::from(upper),
             in_place: OnceLock::new(),
         }
@@ -275,8 +276,7 @@ fn written(file: &OpenFile) -> Result<&File, Error> {
     file.upper.get().filter(|_| file.writable).ok_or_else(|| Errno::BADF.into())
 }
 
-fn open_at(spot: &Spot, writable: bool, append: bool) -> Result<File, Error> {
-    let append = if append { OFlags::APPEND } else { OFlags::empty() };
+fn open_at(spot: &Spot, writable: bool, append: OFlags) -> Result<File, Error> {
     if !writable {
         return Ok(spot.open(OFlags::RDONLY)?.into());
     }

@@ -92,9 +92,9 @@ pub(super) fn make(
         (Kind::Symlink, _) => fs::symlinkat(new.target, directory, name)?,
         (Kind::File, Some(open)) => {
             let access = if open.write || open.truncate { OFlags::RDWR } else { OFlags::RDONLY };
-            let append = if open.append { OFlags::APPEND } else { OFlags::empty() };
             let flags = OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NOCTTY;
-            let file = fs::openat(directory, name, flags | access | append, Mode::from_raw_mode(mode.into()))?;
+            let file =
+                fs::openat(directory, name, flags | access | open.append_flag(), Mode::from_raw_mode(mode.into()))?;
             return Ok(Some(file.into()));
         }
         (kind, _) => copy_up::make(directory, name, kind, mode, new.rdev)?,

@@ -406,6 +406,11 @@ impl Node {
         self.kind == Kind::Directory && self.names.is_empty()
     }
 
+    /// Whether the layer has its content, for who has it open: told as that changes.
+    pub(super) fn is_copied_flag(&mut self) -> Arc<AtomicBool> {
+        self.copied.get_or_insert_with(|| AtomicBool::new(self.up && !self.stub).into()).clone()
+    }
+
     pub(super) fn is_open(&self) -> bool {
         self.copied.as_ref().is_some_and(|copied| Arc::strong_count(copied) > 1)
     }

@@ -1,3 +1,4 @@
+use super::state::DEFAULT_ACL;
 use super::*;
 use crate::upper::{Base, PRIVATE_NAME};
 use rustix::fs;
@@ -718,8 +719,6 @@ fn a_directory_of_an_image_that_answers_late_is_renamed_while_others_make_files(
     assert!(find(&view, "e/deep/file").is_ok());
     assert!(find(&view, "d").is_err());
 }
-
-const DEFAULT_ACL: &str = "system.posix_acl_default";
 
 /// user::rwx, user:2:rwx, group::r-x, mask::rwx, other::---, as `setfacl -d` writes it.
 fn acl() -> Vec<u8> {

@@ -78,8 +78,7 @@ fn make(directory: BorrowedFd<'_>, new: &New<'_>, hands_acl_on: bool, open: Open
     let Permissions { mode, umask } = new.permissions;
     let umask = if hands_acl_on { 0 } else { umask & 0o777 };
     let mode = mode & 0o7777 & !umask;
-    let append = if open.append { OFlags::APPEND } else { OFlags::empty() };
-    let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC | append;
+    let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC | open.append_flag();
     let file = fs::openat(directory, ".", flags, Mode::from_raw_mode(mode.into()))?;
     // The ACL has its say in it; this process's own umask has none.
     let mode = if hands_acl_on { host::attr_of(&host::stat(file.as_fd())?).mode } else { mode };
